@@ -1,0 +1,831 @@
+"""Amodal Fusion Transformer: which of several amodal completions does each hidden pixel belong to?
+
+This file holds the network, the data set and the training loop. Train on six GPUs, as the config says:
+
+    python amodal_fusion_transformer.py --config transformer_train_config.yaml
+    torchrun --nproc_per_node 6 amodal_fusion_transformer.py --config transformer_train_config.yaml
+
+on one GPU, or on the CPU (a small run; LPIPS with AlexNet is 30 times cheaper there):
+
+    python amodal_fusion_transformer.py --data_dir DATA --gpus 1
+    python amodal_fusion_transformer.py --data_dir DATA --gpus 0 --img_size 128 --lpips_net alex --workers 1
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from tqdm import tqdm
+
+from fusion import distributed
+from fusion.checkpoints import CheckpointError, load_checkpoint, rng_state, save_checkpoint, set_rng_state
+from fusion.compositing import blend, fill_hole, push_pull
+from fusion.config import option, parse
+from fusion.figures import draw_curves, draw_scenes
+from fusion.images import SceneError
+from fusion.metrics import apply_rules, gap_closed, oracle, overlap_region, region_psnr
+from fusion.perceptual import LpipsUnavailable, load_perceptual
+from fusion.scenes import check_scenes, read_list, read_scene
+
+# ----------------------------------------------------------------------------
+# Model
+
+
+class ConvBlock(nn.Module):
+    """x + conv(gelu(conv(norm(x)))). Group norm, so that no scene depends on the rest of its batch."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.GroupNorm(8, width),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(width, width, 3, padding=1),
+        )
+
+    def forward(self, x):
+        return x + self.layers(x)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of x (…,L,C) over memory (…,S,C); `allowed` broadcasts to (…,heads,L,S)."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x, memory, allowed=None):
+        query, key, value = (
+            t.unflatten(-1, (self.heads, -1)).transpose(-3, -2)  # (…,L,C) → (…,heads,L,C/heads)
+            for t in (self.query(x), *self.key_value(memory).chunk(2, -1))
+        )
+        y = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
+        return self.out(y.transpose(-3, -2).flatten(-2))
+
+
+def mlp(width):
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+
+class EncoderLayer(nn.Module):
+    """Global self-attention over the scene (pre-norm)."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.mlp = mlp(width)
+
+    def forward(self, scene, position):  # (B,S,C), (S,C)
+        x = self.norm(scene) + position
+        scene = scene + self.attention(x, x)
+        return scene + self.mlp(scene)
+
+
+class DecoderLayer(nn.Module):
+    """Candidates look at their rivals at the same place, then query the whole scene (pre-norm)."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.norm_rivals = nn.LayerNorm(width)
+        self.rivals = Attention(width, heads)
+        self.norm_scene = nn.LayerNorm(width)
+        self.scene = Attention(width, heads)
+        self.mlp = mlp(width)
+
+    def forward(self, tokens, present, scene, position):  # (B,L,M,C), (B,M), (B,S,C), (L,C)
+        x = self.norm_rivals(tokens)
+        tokens = tokens + self.rivals(x, x, allowed=present[:, None, None, None, :])
+        x = self.norm_scene(tokens) + position[:, None]
+        tokens = tokens + self.scene(x.flatten(1, 2), scene).view_as(tokens)
+        return tokens + self.mlp(tokens)
+
+
+def position_encoding(grid, picture, channels, device):
+    """Sine-cosine encoding of a grid of tokens (after Carion et al. 2020, DETR), (rows·columns, channels).
+
+    Computed for the grid at hand, relative to the longer side of the picture: there is no largest size, and a
+    scene looks alike at every resolution.
+
+    Args:
+        grid: (rows, columns) of the tokens.
+        picture: (height, width) of the picture that they cover evenly, in any unit.
+    """
+    frequency = math.pi * 2 ** torch.linspace(0, 5, channels // 4, device=device)  # periods 2 to 1/16 of the side
+    y, x = (
+        (torch.arange(n, device=device) + 0.5) / n * side / max(picture) for n, side in zip(grid, picture)
+    )
+    y, x = y[:, None] * frequency, x[:, None] * frequency  # (rows, C/4), (columns, C/4)
+    y, x = torch.cat([y.sin(), y.cos()], 1), torch.cat([x.sin(), x.cos()], 1)
+    return torch.cat([y.repeat_interleave(grid[1], 0), x.repeat(grid[0], 1)], 1)
+
+
+class AmodalFusionTransformer(nn.Module):
+    """Partial image, mask and any number of completions → one weight map per completion.
+
+    The smooth fill of the hole competes as one more candidate that covers everything; its weight is the residual,
+    "none of these". All M = N + 1 candidates share every layer and carry no slot number, so their order cannot
+    matter. The network starts as a soft version of the strongest simple rule (who agrees best with the visible
+    photo wins) and learns where that rule is wrong.
+
+    Args:
+        width: channels of the tokens, a multiple of 8 and of `heads`.
+        encoder_layers: self-attention layers over the scene.
+        decoder_layers: layers in which candidates look at each other and at the scene.
+        heads: attention heads.
+    """
+
+    STRIDE = 16
+    SCENE_GRID = 16  # the scene is seen on at most 16×16 tokens: cost stays linear in pixels
+
+    def __init__(self, width=128, encoder_layers=2, decoder_layers=2, heads=4):
+        super().__init__()
+        c2, c4, c8 = 24, 48, 96  # channels at strides 2, 4, 8
+        # convolutional encoder; the stem is linear, so what all candidates share is convolved once
+        self.stem_scene = nn.Conv2d(8, c2, 4, stride=2, padding=1)
+        self.stem_candidate = nn.Conv2d(5, c2, 4, stride=2, padding=1, bias=False)
+        self.embed_evidence = nn.Conv2d(3, c4, 1)
+        self.down4 = nn.Sequential(nn.GELU(), nn.Conv2d(c2, c4, 3, stride=2, padding=1))
+        self.block4 = ConvBlock(c4)
+        self.down8 = nn.Sequential(nn.Conv2d(c4, c8, 3, stride=2, padding=1), ConvBlock(c8))
+        self.down16 = nn.Sequential(nn.Conv2d(c8, width, 3, stride=2, padding=1), ConvBlock(width), ConvBlock(width))
+        # Transformer encoder and decoder
+        self.fill_token = nn.Parameter(0.02 * torch.randn(width))
+        self.pool_candidates = nn.Linear(3 * width, width)
+        self.encoder = nn.ModuleList(EncoderLayer(width, heads) for _ in range(encoder_layers))
+        self.decoder = nn.ModuleList(DecoderLayer(width, heads) for _ in range(decoder_layers))
+        self.norm = nn.LayerNorm(width)
+        # upsampling decoder with skip connections
+        self.up8, self.up8_block = nn.Conv2d(width, c8, 1), ConvBlock(c8)
+        self.up4, self.up4_block = nn.Conv2d(c8, c4, 1), ConvBlock(c4)
+        self.up2, self.up2_block = nn.Conv2d(c4, c2, 1), nn.Conv2d(c2, c2, 3, padding=1)
+        # weight head: starts at zero, which leaves the visible-fit rule below
+        self.weight_head = nn.Conv2d(c2, 1, 1)
+        nn.init.zeros_(self.weight_head.weight)
+        nn.init.zeros_(self.weight_head.bias)
+        self.trust_visible = nn.Parameter(torch.tensor([-8.0, -8.0]))  # logit per root of local, of global error
+        self.fill_logit = nn.Parameter(torch.tensor(-8.0))
+
+    def forward(self, partial, mask, completions, valid=None):
+        """Weigh the completions and fuse them.
+
+        Args:
+            partial: (B,3,H,W) in [0,1], zero in the hole.
+            mask: (B,1,H,W) in {0,1}, 1 = hole.
+            completions: (B,N,4,H,W) in [0,1], RGB + straight alpha; any N ≥ 1.
+            valid: (B,N) bool, False = padded slot; None means that all are real.
+
+        Returns:
+            dict of
+            weights: (B,N,H,W) and residual (B,1,H,W), non-negative, together 1 at every pixel. A weight is
+                proportional to alpha·exp(logit), so zero where alpha is zero or the slot is padding.
+            log_weights: (B,N+1,H,W), their logarithm, −inf where a weight is zero.
+            fill: (B,3,H,W), the smooth fill that the residual stands for.
+            fused: (B,3,H,W), equal to `partial` outside the hole.
+        """
+        if valid is None:
+            valid = torch.ones(completions.shape[:2], dtype=torch.bool, device=completions.device)
+        completions = completions.masked_fill(~valid[:, :, None, None, None], 0)
+        fill = fill_hole(partial, mask)
+        fill_candidate = torch.cat([fill, torch.ones_like(mask)], 1)  # (B,4,H,W)
+        candidates = torch.cat([completions, fill_candidate[:, None]], 1)  # (B,M,4,H,W)
+        present = F.pad(valid, (0, 1), value=True)  # (B,M)
+
+        pyramid, evidence = self.encode(partial, mask, fill, candidates)
+        tokens = self.relate(pyramid.pop(), present)
+        logits = self.decide(tokens, pyramid, evidence, candidates.shape[-2:])  # (B,M,H,W)
+
+        log_weights = (logits + candidates[:, :, 3].float().log()).log_softmax(1)
+        weights = log_weights.exp()
+        weights, residual = weights[:, :-1], weights[:, -1:]
+        fused = blend(partial, mask, completions, fill, weights, residual)
+        return {"weights": weights, "residual": residual, "log_weights": log_weights, "fill": fill, "fused": fused}
+
+    def encode(self, partial, mask, fill, candidates):
+        """Candidates → features (B,M,C,h,w) at strides 2, 4, 8, 16 and their visible errors, (B,M,2,H/4,W/4)."""
+        height, width = partial.shape[-2:]
+        edge = (0, -width % self.STRIDE, 0, -height % self.STRIDE)
+        canvas = torch.where(mask > 0.5, fill, partial)
+        if any(edge):
+            canvas, mask = F.pad(canvas, edge, mode="replicate"), F.pad(mask, edge, mode="replicate")
+            candidates = torch.stack([F.pad(c, edge, mode="replicate") for c in candidates.unbind(1)], 1)
+        alpha = candidates[:, :, 3:]  # (B,M,1,H,W)
+        painted = (candidates[:, :, :3] - 0.5) * alpha
+        visible = alpha * (1 - mask)[:, None]
+        disagreement = visible * (candidates[:, :, :3] - canvas[:, None]).abs().mean(2, keepdim=True)
+        evidence = self.visible_errors(disagreement, visible)  # (B,M,3,H/4,W/4)
+
+        rivals = alpha[:, :-1].sum(1)  # (B,1,H,W), all completions together
+        consensus = painted[:, :-1].sum(1) / rivals.clamp(min=1)
+        shared = self.stem_scene(torch.cat([canvas - 0.5, mask, consensus, rivals.log1p()], 1))  # (B,C,H/2,W/2)
+        own = self.stem_candidate(torch.cat([painted, alpha, disagreement], 2).flatten(0, 1))
+        slots = candidates.shape[:2]
+        x2 = (own.unflatten(0, slots) + shared[:, None]).flatten(0, 1)  # (B·M,C,H/2,W/2)
+        x4 = self.block4(self.down4(x2) + self.embed_evidence(evidence.flatten(0, 1)))
+        x8 = self.down8(x4)
+        x16 = self.down16(x8)
+        return [x.unflatten(0, slots) for x in (x2, x4, x8, x16)], evidence
+
+    @staticmethod
+    def visible_errors(disagreement, visible):
+        """How wrong a candidate is where one can tell, and what that says about the hole nearby.
+
+        Args:
+            disagreement, visible: (B,M,1,H,W), |candidate − photo|·visible, and how visible it is, in [0,1].
+
+        Returns:
+            (B,M,3,H/4,W/4): root of the visible error, carried smoothly into the hole; root of its mean over the
+            picture; share of the picture where the candidate is visible. Both errors shrink towards a typical one
+            when little is visible.
+        """
+        typical, doubt = 0.04, 1e-3  # an error in [0,1]; the share of the picture at which half is believed
+        slots = visible.shape[:2]
+        disagreement = F.avg_pool2d(disagreement.flatten(0, 1).float(), 4)  # (B·M,1,H/4,W/4)
+        visible = F.avg_pool2d(visible.flatten(0, 1).float(), 4)
+        seen = visible.mean((2, 3), keepdim=True)
+        overall = (disagreement.mean((2, 3), keepdim=True) + doubt * typical) / (seen + doubt)
+        local = push_pull(disagreement / visible.clamp(min=1e-6), visible)
+        local = (seen * local + doubt * overall) / (seen + doubt)
+        evidence = torch.cat([local.clamp(min=1e-6).sqrt(), overall.sqrt().expand_as(local), seen.expand_as(local)], 1)
+        return evidence.unflatten(0, slots)
+
+    def relate(self, x16, present):
+        """Transformer: candidates' features (B,M,C,h,w) see the scene and each other → the same shape."""
+        _, _, channels, height, width = x16.shape
+        tokens = x16.permute(0, 3, 4, 1, 2).flatten(1, 2)  # (B,L,M,C)
+        real = present[:, None, :-1, None]
+        count = real.sum(2).clamp(min=1)
+        mean = tokens[:, :, :-1].masked_fill(~real, 0).sum(2) / count
+        # an empty slot must not win the maximum, nor may −inf reach a scene without any completion
+        most = tokens[:, :, :-1].masked_fill(~real, -1e4).amax(2).clamp(min=-1e2)
+        scene = self.pool_candidates(torch.cat([tokens[:, :, -1], mean, most], 2))  # (B,L,C)
+        picture, grid = (height, width), (min(height, self.SCENE_GRID), min(width, self.SCENE_GRID))
+        scene = F.adaptive_avg_pool2d(scene.transpose(1, 2).unflatten(2, picture), grid)
+        scene = scene.flatten(2).transpose(1, 2)  # (B,S,C), S ≤ 256
+        position = position_encoding(grid, picture, channels, scene.device)
+        for layer in self.encoder:
+            scene = layer(scene, position)
+        scene = scene + position
+
+        tokens = torch.cat([tokens[:, :, :-1], tokens[:, :, -1:] + self.fill_token], 2)
+        position = position_encoding(picture, picture, channels, scene.device)
+        for layer in self.decoder:
+            tokens = layer(tokens, present, scene, position)
+        return self.norm(tokens).unflatten(1, picture).permute(0, 3, 4, 1, 2)  # (B,M,C,h,w)
+
+    def decide(self, tokens, skips, evidence, size):
+        """Upsample to stride 2, meet the encoder's features on the way, and give a logit (B,M,H,W) per candidate."""
+        slots = tokens.shape[:2]
+        x2, x4, x8 = (skip.flatten(0, 1) for skip in skips)
+        x = tokens.flatten(0, 1)
+        x = self.up8_block(F.interpolate(self.up8(x), scale_factor=2, mode="bilinear") + x8)
+        x = self.up4_block(F.interpolate(self.up4(x), scale_factor=2, mode="bilinear") + x4)
+        x = self.up2_block(F.interpolate(self.up2(x), scale_factor=2, mode="bilinear") + x2)
+        learned = self.weight_head(F.gelu(x)).float().unflatten(0, slots).squeeze(2)  # (B,M,H/2,W/2)
+        rule = (evidence[:, :, :2] * self.trust_visible[:, None, None]).sum(2)  # (B,M,H/4,W/4)
+        rule = torch.cat([rule[:, :-1], self.fill_logit.expand_as(rule[:, -1:])], 1)
+        # Logits are upsampled, not weights: alpha then cuts the objects' edges sharply at full resolution.
+        logits = F.interpolate(learned + F.interpolate(rule, scale_factor=2, mode="bilinear"), scale_factor=2,
+                               mode="bilinear")
+        return logits[..., : size[0], : size[1]]
+
+
+# ----------------------------------------------------------------------------
+# Data
+
+
+class AmodalFusionDataset(Dataset):
+    """Scenes of a prepared data set, at one square size, completions padded to a fixed number of slots.
+
+    Args:
+        data_dir: folder of scene folders (see fusion/scenes.py).
+        scene_ids: which of them.
+        img_size: side of the square that the network sees, in pixels; scenes of other sizes are scaled.
+        n_max_completions: slots N; of scenes with more, the first N count.
+        augment: mirror the scene, shuffle its completions and drop some, each at random.
+        seed: with the epoch and the index it determines the augmentation, whatever the number of workers.
+
+    Items are asked for by index or by (epoch, index) and are dicts of float32 tensors: partial (3,H,W),
+    mask (1,H,W), completions (N,4,H,W), original (3,H,W) in [0,1], valid (N,) bool, and the scene's `index`.
+
+    Raises:
+        SceneError: from an item, when a file of the scene is missing or damaged.
+    """
+
+    def __init__(self, data_dir, scene_ids, img_size=256, n_max_completions=5, augment=False, seed=0):
+        self.data_dir = Path(data_dir)
+        self.scene_ids = scene_ids
+        self.img_size = img_size
+        self.n_max_completions = n_max_completions
+        self.augment = augment
+        self.seed = seed
+
+    def __len__(self):
+        return len(self.scene_ids)
+
+    def __getitem__(self, item):
+        epoch, index = item if isinstance(item, tuple) else (0, item)
+        scene = read_scene(self.data_dir / self.scene_ids[index], self.n_max_completions, need_original=True)
+        scene = scene.resized((self.img_size, self.img_size))
+        completions = np.stack(scene.completions)  # (n,H,W,4)
+        mirror = False
+        if self.augment:
+            rng = np.random.default_rng((self.seed, epoch, index))
+            mirror = rng.random() < 0.5
+            kept = rng.permutation(len(completions))
+            if rng.random() < 0.3:
+                kept = kept[: rng.integers(1, len(kept) + 1)]
+            completions = completions[kept]
+        return {**to_tensors(scene, completions, self.n_max_completions, mirror), "index": index}
+
+
+def to_tensors(scene, completions, slots, mirror=False):
+    """A Scene and its completions (n,H,W,4) uint8 → the tensors of AmodalFusionDataset, n padded to `slots`."""
+
+    def tensor(array):  # (…,H,W,C) uint8 → (…,C,H,W) in [0,1]
+        array = np.moveaxis(array[..., ::-1, :] if mirror else array, -1, -3)
+        return torch.from_numpy(np.ascontiguousarray(array)).float() / 255
+
+    batch = {
+        "partial": tensor(scene.partial),
+        "mask": tensor(scene.mask[..., None] * np.uint8(255)),
+        "completions": F.pad(tensor(completions), (0, 0, 0, 0, 0, 0, 0, slots - len(completions))),
+        "valid": torch.arange(slots) < len(completions),
+    }
+    if scene.original is not None:
+        batch["original"] = tensor(scene.original)
+    return batch
+
+
+class EpochSampler(DistributedSampler):
+    """DistributedSampler whose items are (epoch, index), and which can start in the middle of an epoch.
+
+    The epoch travels with the index because persistent workers keep an old copy of the data set.
+    """
+
+    start = 0  # scenes of this epoch, over all ranks, that were done before a resume
+
+    def __iter__(self):
+        indices = list(super().__iter__())
+        return iter([(self.epoch, index) for index in indices[self.start // self.num_replicas :]])
+
+
+# ----------------------------------------------------------------------------
+# Loss
+
+
+def fusion_loss(out, batch, perceptual, lpips_weight, oracle_weight):
+    """L1 inside the hole + LPIPS of the whole composite + a pull towards the nearest candidate at each pixel.
+
+    Args:
+        out: what the model returned; batch: what it was given, with `original`.
+        perceptual: PerceptualLoss, or None for lpips_weight 0.
+        lpips_weight, oracle_weight: factors of the second and third term.
+
+    Returns:
+        total loss (a scalar, the mean over scenes) and a dict of its parts per scene, (B,) each.
+    """
+    original, mask = batch["original"], batch["mask"]
+    hole = mask.sum((1, 2, 3)).clamp(min=1)
+    parts = {"l1": ((out["fused"] - original).abs() * mask).sum((1, 2, 3)) / (3 * hole)}
+    total = parts["l1"]
+    if perceptual is not None:
+        # Around the hole stands the original, so that nothing but the fusion is judged.
+        parts["lpips"] = perceptual(torch.where(mask > 0.5, out["fused"], original), original)
+        total = total + lpips_weight * parts["lpips"]
+    if oracle_weight > 0:
+        candidates = torch.cat([batch["completions"][:, :, :3], out["fill"][:, None]], 1)  # (B,M,3,H,W)
+        possible = out["log_weights"] > -math.inf
+        distance = (candidates - original[:, None]).abs().mean(2)  # (B,M,H,W)
+        target = (-distance / 0.05).masked_fill(~possible, -math.inf).softmax(1)
+        surprise = -(target * out["log_weights"].masked_fill(~possible, 0)).sum(1, keepdim=True)  # (B,1,H,W)
+        parts["oracle"] = (surprise * mask).sum((1, 2, 3)) / hole
+        total = total + oracle_weight * parts["oracle"]
+    parts["loss"] = total
+    return total.mean(), parts
+
+
+# ----------------------------------------------------------------------------
+# Training
+
+
+@dataclass
+class TrainConfig:
+    """Every option of the training script: flag, YAML key and default. Not a list of defaults elsewhere."""
+
+    data_dir: str = option("", "data set made by prepare_dataset.py", "data")
+    train_list: str | None = option(None, "training scenes, one id per line; None: DATA_DIR/train_list.txt", "data")
+    val_list: str | None = option(None, "validation scenes; None: DATA_DIR/val_list.txt", "data")
+    img_size: int = option(256, "side of the square that the network sees, px; cost grows with its square", "data")
+    n_max_completions: int = option(5, "completions per scene; the network itself takes any number", "data")
+    augment: bool = option(True, "mirror scenes, shuffle and drop completions", "data")
+    workers: int = option(4, "data loading processes per GPU; 0 loads in the training process", "data")
+
+    width: int = option(128, "channels of the Transformer", "model")
+    encoder_layers: int = option(2, "self-attention layers over the scene", "model")
+    decoder_layers: int = option(2, "layers in which completions compare themselves", "model")
+    heads: int = option(4, "attention heads", "model")
+
+    epochs: int = option(50, "passes over the training scenes", "optimisation")
+    max_steps: int | None = option(None, "stop after so many steps, with the schedule of the full run", "optimisation")
+    batch_size: int = option(8, "scenes per process and forward pass; times processes times accumulate = effective",
+                             "optimisation")
+    accumulate: int = option(1, "forward passes per step, to reach a larger batch in the same memory", "optimisation")
+    lr: float = option(1e-4, "peak learning rate of AdamW", "optimisation")
+    warmup_steps: int = option(500, "steps of linear warm-up before the cosine decay to a hundredth", "optimisation")
+    weight_decay: float = option(0.05, "AdamW weight decay, on matrices only", "optimisation")
+    grad_clip: float = option(1.0, "largest gradient norm", "optimisation")
+    ema_decay: float = option(0.999, "decay of the averaged weights that are validated and exported", "optimisation")
+    max_bad_steps: int = option(20, "give up after so many steps in a row without a finite gradient", "optimisation")
+
+    lpips_weight: float = option(0.5, "factor of LPIPS beside L1 in the hole; 0 turns it off", "loss")
+    lpips_net: str = option("vgg", "backbone of LPIPS; alex is 30 times cheaper on CPUs", "loss",
+                            ("vgg", "alex", "squeeze"))
+    lpips_weights: str | None = option(None, "torchvision checkpoint of the backbone; None: cache, then download",
+                                       "loss")
+    oracle_weight: float = option(0.05, "factor of the pull towards the nearest candidate at each pixel", "loss")
+    oracle_fade: float = option(0.5, "share of the run over which that pull fades to zero", "loss")
+
+    gpus: int = option(1, "GPUs on this machine; more than 1 starts that many workers, 0 is the CPU", "compute")
+    amp: str = option("bf16", "half precision on GPUs (a CPU run stays in fp32)", "compute", ("off", "bf16", "fp16"))
+    compile: bool = option(False, "torch.compile the network: minutes at the start, faster steps", "compute")
+    seed: int = option(0, "of initial weights, order and augmentation", "compute")
+
+    checkpoint_dir: str = option("checkpoints/transformer_run1", "folder of checkpoints, logs and figures", "output")
+    resume: str | None = option(None, "'auto' goes on from CHECKPOINT_DIR/last.pth if there is one; or a path",
+                                "output")
+    save_every: int = option(500, "steps between checkpoints within an epoch", "output")
+    log_every: int = option(20, "steps between lines of metrics.jsonl", "output")
+    figure_scenes: int = option(6, "validation scenes drawn after each epoch", "output")
+
+
+MODEL_OPTIONS = ("width", "encoder_layers", "decoder_layers", "heads")
+
+
+def build_model(config):
+    """The network that a config, or a checkpoint's stored config, describes."""
+    return AmodalFusionTransformer(**{name: config[name] for name in MODEL_OPTIONS})
+
+
+class TrainingError(Exception):
+    """Training cannot start or go on; the message says why and what to do."""
+
+
+def load_data(config, worker):
+    """Datasets and loaders of both lists. Raises SceneError or TrainingError, before the first step."""
+    data_dir = Path(config.data_dir)
+    train_ids = read_list(config.train_list or data_dir / "train_list.txt", data_dir)
+    val_ids = read_list(config.val_list or data_dir / "val_list.txt", data_dir)
+    both = sorted(set(train_ids) & set(val_ids))
+    if both:
+        raise TrainingError(f"{len(both)} scenes are in both lists, {both[0]} for one; run prepare_dataset.py split")
+    faults = check_scenes(data_dir, train_ids + val_ids) if worker.is_main else []
+    if distributed.any_rank(bool(faults), worker.device):
+        more = f"\n  … and {len(faults) - 20} more" if len(faults) > 20 else ""
+        raise TrainingError("the data set has faults; see them all with: python prepare_dataset.py check --data_dir "
+                            f"{data_dir}\n  " + "\n  ".join(faults[:20]) + more)
+    batch = worker.world * config.batch_size * config.accumulate
+    if len(train_ids) < batch:
+        raise TrainingError(
+            f"{len(train_ids)} training scenes are fewer than one step takes ({worker.world} processes × batch_size "
+            f"{config.batch_size} × accumulate {config.accumulate} = {batch}); lower --batch_size or --accumulate"
+        )
+    size = {"img_size": config.img_size, "n_max_completions": config.n_max_completions, "seed": config.seed}
+    train_set = AmodalFusionDataset(data_dir, train_ids, augment=config.augment, **size)
+    # Exact validation over uneven shards: each rank takes every world-th scene, sums and counts are reduced.
+    val_set = AmodalFusionDataset(data_dir, val_ids[worker.rank :: worker.world], **size)
+    sampler = EpochSampler(train_set, worker.world, worker.rank, shuffle=True, seed=config.seed, drop_last=True)
+    common = {"batch_size": config.batch_size, "num_workers": config.workers,
+              "pin_memory": worker.device.type == "cuda", "persistent_workers": config.workers > 0}
+    train_loader = DataLoader(train_set, sampler=sampler, drop_last=True, **common)
+    return train_loader, sampler, DataLoader(val_set, **common)
+
+
+def learning_rate(step, total_steps, warmup_steps):
+    """Factor of the peak rate: linear warm-up, then a cosine down to 0.01; a pure function of the step."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = min(1, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def average(decay):
+    """EMA whose decay grows from 0.1 to `decay`, so that short runs do not drag their initial weights along."""
+
+    def update(averaged, current, count):
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
+
+    return update
+
+
+class Run:
+    """What a checkpoint holds: the weights, their optimizer, and where training stands."""
+
+    def __init__(self, config, worker):
+        torch.manual_seed(config.seed)
+        self.config, self.worker = config, worker
+        self.folder = Path(config.checkpoint_dir)
+        self.model = build_model(dataclasses.asdict(config)).to(worker.device)
+        self.ema = AveragedModel(self.model, multi_avg_fn=average(config.ema_decay))
+        matrices = [p for p in self.model.parameters() if p.dim() > 1]
+        others = [p for p in self.model.parameters() if p.dim() <= 1]
+        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr)
+        self.scheduler = None  # needs the length of an epoch
+        self.scaler = torch.amp.GradScaler(enabled=config.amp == "fp16" and worker.device.type == "cuda")
+        self.epoch = self.step = self.scenes_done = self.bad_steps = 0  # scenes_done: of this epoch, over all ranks
+        self.best = math.inf
+        self.metrics = {}
+
+    def schedule(self, total_steps):
+        warmup = min(self.config.warmup_steps, total_steps // 10 + 1)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: learning_rate(step, total_steps, warmup)
+        )
+
+    def save(self, name):
+        """Write CHECKPOINT_DIR/name from rank 0; all ranks must call it, for their random states."""
+        states = [rng_state()]
+        if self.worker.distributed:
+            states = [None] * self.worker.world
+            torch.distributed.all_gather_object(states, rng_state())
+        if self.worker.is_main:
+            parts = {part: getattr(self, part).state_dict() for part in self.PARTS}
+            counts = {count: getattr(self, count) for count in self.COUNTS}
+            config = dataclasses.asdict(self.config)
+            save_checkpoint(self.folder / name, {**parts, **counts, "rng": states, "config": config})
+
+    PARTS = ("model", "ema", "optimizer", "scheduler", "scaler")
+    COUNTS = ("epoch", "step", "scenes_done", "bad_steps", "best", "metrics")
+
+    def resume(self, path):
+        """Go on from a checkpoint. Raises CheckpointError, or TrainingError when its network is another one."""
+        state = load_checkpoint(path)
+        for name in MODEL_OPTIONS:
+            stored, wanted = state["config"][name], getattr(self.config, name)
+            if stored != wanted:
+                raise TrainingError(f"{path} was trained with {name}={stored}, not {wanted}; set --{name} {stored}")
+        for part in self.PARTS:
+            getattr(self, part).load_state_dict(state[part])
+        for count in self.COUNTS:
+            setattr(self, count, state[count])
+        if len(state["rng"]) == self.worker.world:
+            set_rng_state(state["rng"][self.worker.rank])
+
+
+def to_device(batch, device):
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+def train_one_epoch(run, network, loader, sampler, perceptual, stop_signal):
+    """Train from where `run` stands to the end of its epoch, a signal or max_steps.
+
+    Args:
+        network: run.model, or its DistributedDataParallel.
+        stop_signal: list that a signal handler appends to.
+
+    Returns:
+        True when a signal asked to stop. The caller saves.
+    """
+    config, worker = run.config, run.worker
+    per_step = worker.world * config.batch_size * config.accumulate
+    sampler.set_epoch(run.epoch)
+    sampler.start = run.scenes_done
+    steps = (len(sampler) * worker.world - run.scenes_done) // per_step
+    if config.max_steps is not None:
+        steps = min(steps, config.max_steps - run.step)
+    network.train()
+    parameters = list(run.model.parameters())
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.amp)
+    autocast = torch.autocast(worker.device.type, half, enabled=half is not None and worker.device.type == "cuda")
+    batches = iter(loader)
+    quiet = None if worker.is_main else True  # None: a bar only where there is a terminal
+    sums, logged_at, skipped = {}, time.monotonic(), 0
+    bar = tqdm(range(steps), desc=f"epoch {run.epoch + 1}/{config.epochs}", disable=quiet, leave=False)
+    for _ in bar:
+        fade = 1 - run.step / max(1, config.oracle_fade * run.total_steps)
+        oracle_weight = config.oracle_weight * max(0.0, fade)
+        scenes = []
+        for part in range(config.accumulate):
+            batch = to_device(next(batches), worker.device)
+            scenes.append(batch["index"])
+            last = part == config.accumulate - 1
+            with contextlib.nullcontext() if last or not worker.distributed else network.no_sync():
+                with autocast:
+                    out = network(batch["partial"], batch["mask"], batch["completions"], batch["valid"])
+                loss, parts = fusion_loss(out, batch, perceptual, config.lpips_weight, oracle_weight)
+                run.scaler.scale(loss / config.accumulate).backward()
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0) + value.detach().mean() / config.accumulate
+
+        run.scaler.unscale_(run.optimizer)
+        # A NaN on any rank is in everybody's gradient by now, so all ranks decide alike.
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
+        if torch.isfinite(norm):
+            run.scaler.step(run.optimizer)
+            run.ema.update_parameters(run.model)
+            run.bad_steps = 0
+        else:
+            skipped += 1
+            run.bad_steps += 1
+            report_bad_step(run, loader.dataset, torch.cat(scenes))
+        run.scaler.update()
+        run.optimizer.zero_grad(set_to_none=True)
+        run.scheduler.step()
+        run.step += 1
+        run.scenes_done += per_step
+
+        if run.step % config.log_every == 0:
+            names = sorted(sums)
+            means = distributed.sum_over_ranks([float(sums[name]) for name in names], worker.device)
+            record = {name: mean / worker.world / config.log_every for name, mean in zip(names, means)}
+            seconds, logged_at = time.monotonic() - logged_at, time.monotonic()
+            record |= {"lr": run.scheduler.get_last_lr()[0], "grad_norm": float(norm), "skipped": skipped,
+                       "scenes_per_second": per_step * config.log_every / seconds}
+            log(run, "train", record)
+            bar.set_postfix(loss=f"{record['loss']:.4f}")
+            sums = {}
+        if distributed.any_rank(bool(stop_signal), worker.device):
+            return True
+        if run.step % config.save_every == 0:
+            run.save("last.pth")
+    return False
+
+
+def report_bad_step(run, dataset, indices):
+    """Say which scenes gave a gradient that is not finite, and stop training when that does not end."""
+    scene_ids = [dataset.scene_ids[index] for index in indices.tolist()]
+    with open(run.folder / f"bad_steps_rank{run.worker.rank}.txt", "a", encoding="utf-8") as file:
+        file.write(f"step {run.step}: {' '.join(scene_ids)}\n")
+    if run.bad_steps >= run.config.max_bad_steps:
+        raise TrainingError(f"no finite gradient for {run.bad_steps} steps in a row; the scenes are listed in "
+                            f"{run.folder}/bad_steps_rank*.txt; look at them, or lower --lr")
+
+
+def log(run, kind, record):
+    """Append one line to metrics.jsonl, from rank 0."""
+    if run.worker.is_main:
+        record = {"kind": kind, "epoch": run.epoch + 1, "step": run.step, **record}
+        with open(run.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+@torch.no_grad()
+def evaluate(model, loader, perceptual, config, worker):
+    """Validate the bare model on this rank's share of the scenes and add up over the ranks.
+
+    Returns:
+        dict of means over all validation scenes (loss, l1, lpips; PSNR in dB in the hole and in the overlap, for
+        the model, for visible fit and for the oracle; gap_closed), and the first scenes for a figure.
+    """
+    model.eval()
+    quiet = None if worker.is_main else True
+    sums, drawn = {}, []
+    for loaded in tqdm(loader, desc="validation", disable=quiet, leave=False):
+        batch = to_device(loaded, worker.device)
+        inputs = [batch[name] for name in ("partial", "mask", "completions", "valid")]
+        out = model(*inputs)
+        _, parts = fusion_loss(out, batch, perceptual, config.lpips_weight, 0)
+        overlap = overlap_region(*inputs[1:])
+        fused = {"": out["fused"], "oracle_": oracle(*inputs, out["fill"], batch["original"])[0]}
+        fused["visible_fit_"] = apply_rules(*inputs, out["fill"], rules=("visible_fit",))["visible_fit"]
+        for name, image in fused.items():
+            parts[f"{name}psnr"] = region_psnr(image, batch["original"], batch["mask"])
+            parts[f"{name}psnr_overlap"] = region_psnr(image, batch["original"], overlap)
+        for name, values in parts.items():
+            known = values[~values.isnan()].double()
+            total, count = sums.get(name, (0, 0))
+            sums[name] = (total + known.sum().item(), count + len(known))
+        if worker.is_main and len(drawn) < config.figure_scenes:
+            drawn += unbatch({**batch, **out})[: config.figure_scenes - len(drawn)]
+    # a rank without a validation scene still has to take part in the sum
+    names = sorted(["loss", "l1", *(["lpips"] if perceptual else []), *(
+        f"{who}psnr{where}" for who in ("", "visible_fit_", "oracle_") for where in ("", "_overlap"))])
+    flat = [number for name in names for number in sums.get(name, (0, 0))]
+    flat = distributed.sum_over_ranks(flat, worker.device)
+    metrics = {name: flat[2 * i] / flat[2 * i + 1] if flat[2 * i + 1] else math.nan for i, name in enumerate(names)}
+    metrics["gap_closed"] = gap_closed(metrics["psnr"], metrics["visible_fit_psnr"], metrics["oracle_psnr"])
+    return metrics, drawn
+
+
+def unbatch(batch):
+    """Tensors of a batch → one dict of arrays per scene for fusion/figures.py, padded slots left out."""
+    scenes = []
+    for i, valid in enumerate(batch["valid"].cpu()):
+        scene = {name: batch[name][i].permute(1, 2, 0).float().cpu().numpy()
+                 for name in ("partial", "fused", "original") if name in batch}
+        scene |= {name: batch[name][i, 0].float().cpu().numpy() for name in ("mask", "residual")}
+        scene["completions"] = batch["completions"][i].cpu()[valid].permute(0, 2, 3, 1).numpy()
+        scene["weights"] = batch["weights"][i].float().cpu()[valid].numpy()
+        scenes.append(scene)
+    return scenes
+
+
+def git_state():
+    """Commit of this program, '+' when there are changes."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=10"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or "no git"
+
+
+def train(config, worker, stop_signal):
+    """Train as `config` says. Returns False when a signal ended the run early, with everything saved."""
+    torch.set_float32_matmul_precision("high")
+    train_loader, sampler, val_loader = load_data(config, worker)
+    perceptual = None
+    if config.lpips_weight > 0:
+        perceptual = load_perceptual(config.lpips_net, config.lpips_weights, worker.distributed).to(worker.device)
+
+    run = Run(config, worker)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    per_step = worker.world * config.batch_size * config.accumulate
+    steps_per_epoch = len(sampler) * worker.world // per_step
+    run.total_steps = steps_per_epoch * config.epochs
+    run.schedule(run.total_steps)
+    resume_from = run.folder / "last.pth" if config.resume == "auto" else config.resume
+    if resume_from and (config.resume != "auto" or resume_from.exists()):
+        run.resume(resume_from)
+    network = run.model
+    if config.compile:
+        network.compile()  # in place: state dict keys stay clean
+    if worker.distributed:
+        device_ids = [worker.device] if worker.device.type == "cuda" else None
+        network = DistributedDataParallel(network, device_ids=device_ids, gradient_as_bucket_view=True)
+
+    if worker.is_main:
+        count = sum(p.numel() for p in run.model.parameters())
+        print(f"{json.dumps(dataclasses.asdict(config))}\n{git_state()}, torch {torch.__version__}, {worker.world} × "
+              f"{worker.device.type}, {count / 1e6:.2f} M parameters, {len(train_loader.dataset)} training scenes, "
+              f"{per_step} a step, {steps_per_epoch} steps an epoch, starting at step {run.step}", flush=True)
+    while run.epoch < config.epochs and (config.max_steps is None or run.step < config.max_steps):
+        if train_one_epoch(run, network, train_loader, sampler, perceptual, stop_signal):
+            run.save("last.pth")
+            return False
+        run.metrics, drawn = evaluate(run.ema.module, val_loader, perceptual, config, worker)
+        log(run, "val", run.metrics)
+        if worker.is_main:
+            print(f"epoch {run.epoch + 1}, step {run.step}: " + describe(run.metrics), flush=True)
+            draw_curves(run.folder / "curves.png", run.folder / "metrics.jsonl")
+            if drawn:
+                titles = val_loader.dataset.scene_ids[: len(drawn)]
+                draw_scenes(run.folder / f"val_epoch_{run.epoch + 1:03d}.png", drawn, titles)
+        if run.scenes_done >= steps_per_epoch * per_step:
+            run.epoch, run.scenes_done = run.epoch + 1, 0
+        best = run.metrics["loss"] < run.best
+        run.best = min(run.best, run.metrics["loss"])
+        run.save("last.pth")
+        if best:
+            run.save("best_model.pth")
+    return True
+
+
+def describe(metrics):
+    """One console line of validation metrics."""
+    return (f"validation loss {metrics['loss']:.4f}, PSNR {metrics['psnr']:.2f} dB (visible fit "
+            f"{metrics['visible_fit_psnr']:.2f}, oracle {metrics['oracle_psnr']:.2f}, gap closed "
+            f"{metrics['gap_closed']:.2f}), in the overlap {metrics['psnr_overlap']:.2f} dB "
+            f"({metrics['visible_fit_psnr_overlap']:.2f}, {metrics['oracle_psnr_overlap']:.2f})")
+
+
+def main():
+    config = parse(TrainConfig, __doc__, yaml_file=True)
+    stop_signal = []
+    try:
+        if not config.data_dir:
+            raise TrainingError("no data set: give --data_dir, or data_dir in the YAML file")
+        if config.gpus > 1 and not distributed.under_launcher():
+            distributed.check_gpus(config.gpus)
+            distributed.launch(config.gpus)
+        worker = distributed.join(config.gpus)
+        for number in (signal.SIGTERM, signal.SIGINT):  # only a flag: ranks agree at the next step, then save
+            signal.signal(number, lambda number, _: stop_signal.append(number))
+        finished = train(config, worker, stop_signal)
+    except (TrainingError, SceneError, CheckpointError, LpipsUnavailable, distributed.DeviceError) as error:
+        sys.exit(f"error: {error}")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    if not finished:
+        if worker.is_main:
+            print(f"stopped by a signal after saving {config.checkpoint_dir}/last.pth; go on with --resume auto")
+        sys.exit(128 + (stop_signal or [signal.SIGTERM])[0])
+
+
+if __name__ == "__main__":
+    main()

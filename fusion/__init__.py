@@ -1,0 +1,1 @@
+"""What more than one of the scripts needs, one subject per module."""

@@ -1,0 +1,71 @@
+"""Checkpoints that are whole or not there, and that run no code when they are read."""
+
+import os
+import pickle
+import zipfile
+
+import torch
+
+from fusion.images import atomic_file
+
+KIND = "amodal_fusion_transformer"
+VERSION = 1
+
+
+class CheckpointError(Exception):
+    """A checkpoint is missing, damaged or of another kind; the message names file and remedy."""
+
+
+def save_checkpoint(path, state):
+    """Write `state` (tensors and plain Python values) so that a crash leaves the old file or the new one.
+
+    Raises:
+        CheckpointError: the disk is full or not writable; the older checkpoint is intact.
+    """
+    try:
+        with atomic_file(path) as temporary, open(temporary, "wb") as file:
+            torch.save({"kind": KIND, "version": VERSION, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+        os.fsync(folder)  # the new name itself has to reach the disk
+        os.close(folder)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        raise CheckpointError(f"{path}: could not be written ({error}); the file from before is untouched") from error
+
+
+def load_checkpoint(path):
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        CheckpointError: missing, truncated, a flipped bit, pickled code, or not a checkpoint of this program.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load ignores the checksums that torch.save wrote (pytorch#126952)
+        if damaged:
+            raise CheckpointError(f"{path}: damaged ({damaged} fails its checksum); use another checkpoint")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path}: not a whole checkpoint ({error}); use another one") from None
+    except pickle.UnpicklingError:
+        raise CheckpointError(f"{path}: holds pickled code, which is never run; only plain weights are read") from None
+    if not isinstance(state, dict) or state.get("kind") != KIND:
+        raise CheckpointError(f"{path}: not a checkpoint of amodal_fusion_transformer.py")
+    if state["version"] != VERSION:
+        raise CheckpointError(f"{path}: checkpoint format {state['version']}, this program reads {VERSION}")
+    return state
+
+
+def rng_state():
+    """This process's random state, in types that weights_only accepts."""
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return {"torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_rng_state(state):
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,88 @@
+"""Several processes under PyTorch's own launcher."""
+
+import os
+import sys
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+class DeviceError(Exception):
+    """More GPUs were asked for than there are; the message names both numbers."""
+
+
+@dataclass
+class Worker:
+    """This process's place among its group."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def is_main(self):
+        return self.rank == 0
+
+    @property
+    def distributed(self):
+        return self.world > 1
+
+
+def under_launcher():
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def check_gpus(wanted):
+    """Raise DeviceError unless `wanted` GPUs are there."""
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted > found:
+        fits = f"--gpus {found}" + (" (or --gpus 0 for the CPU)" if found else ", which trains on the CPU")
+        raise DeviceError(f"{wanted} GPU{'s' * (wanted > 1)} asked for, but this machine has {found}; use {fits}")
+
+
+def launch(gpus):
+    """Replace this process by torchrun with one worker per GPU and the same command line; does not return."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(gpus)]
+    os.execv(sys.executable, command + sys.argv)
+
+
+def join(gpus):
+    """Join the launcher's group, or stay alone when there is none.
+
+    Args:
+        gpus: 0 computes on the CPU over gloo, anything else gives each local worker its own GPU over NCCL.
+
+    Returns:
+        Worker.
+    """
+    if not under_launcher():
+        check_gpus(min(gpus, 1))
+        return Worker(0, 1, torch.device("cuda", 0) if gpus else torch.device("cpu"))
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if gpus:
+        check_gpus(int(os.environ["LOCAL_WORLD_SIZE"]))
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+    # A key space per restart: after a crash the old keys would confuse the new group (pytorch#135712).
+    store, rank, world = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    dist.init_process_group(
+        "nccl" if gpus else "gloo", store=store, rank=rank, world_size=world, device_id=device if gpus else None
+    )
+    return Worker(rank, world, device)
+
+
+def sum_over_ranks(values, device):
+    """Element-wise sum of a list of numbers over all ranks, in float64."""
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    return total.tolist()
+
+
+def any_rank(flag, device):
+    """True on every rank when `flag` is true on one."""
+    return sum_over_ranks([float(flag)], device)[0] > 0

@@ -1,0 +1,133 @@
+"""How good a fused image is inside the hole, and the simple rules it has to beat."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from fusion.compositing import paint_over
+
+RULES = ("fill", "mean", "over_given", "over_random", "over_area", "over_lowest", "visible_fit")
+
+
+def visible_error(partial, mask, completions):
+    """How far each completion is from the photo where both are visible.
+
+    Args:
+        partial (B,3,H,W) in [0,1], mask (B,1,H,W; 1 = hole), completions (B,N,4,H,W).
+
+    Returns:
+        (B,N): mean absolute difference over alpha·(1−mask), in [0,1]; 1 where a completion shows nothing visible.
+    """
+    error, seen = [], []
+    for completion in completions.unbind(1):  # (B,4,H,W)
+        visible = completion[:, 3:] * (1 - mask)
+        difference = (completion[:, :3] - partial).abs().mean(1, keepdim=True)
+        error.append((visible * difference).sum((1, 2, 3)))
+        seen.append(visible.sum((1, 2, 3)))
+    error, seen = torch.stack(error, 1), torch.stack(seen, 1)
+    return torch.where(seen >= 1, error / seen.clamp(min=1), 1.0)
+
+
+def apply_rules(partial, mask, completions, valid, fill, seed=0, rules=RULES):
+    """Fuse by each simple rule.
+
+    Args:
+        partial (B,3,H,W), mask (B,1,H,W), completions (B,N,4,H,W), valid (B,N) bool, fill (B,3,H,W).
+        seed: for the random order; scenes of one batch get different orders.
+        rules: which of RULES.
+
+    Returns:
+        dict rule → (B,3,H,W). `fill` ignores the completions; `mean` is weighted by alpha; the `over_*` rules
+        paint completions over the fill with the last, the first of a random order, the smallest, or the one
+        that reaches lowest in the picture in front; `visible_fit` puts the one in front that agrees best with
+        the visible photo.
+    """
+    alpha = completions[:, :, 3] * valid[:, :, None, None]  # (B,N,H,W)
+    fused = {}
+    if "fill" in rules:
+        fused["fill"] = torch.where(mask > 0.5, fill, partial)
+    if "mean" in rules:
+        total = alpha.sum(1, keepdim=True)  # (B,1,H,W)
+        mean = (alpha[:, :, None] * completions[:, :, :3]).sum(1) / total.clamp(min=1e-6)
+        cover = total.clamp(max=1)
+        fused["mean"] = torch.where(mask > 0.5, cover * mean + (1 - cover) * fill, partial)
+
+    # Each order is a score per completion; the highest score is painted last, in front.
+    rows = torch.arange(alpha.shape[2], device=alpha.device, dtype=alpha.dtype)
+    generator = torch.Generator().manual_seed(seed)
+    scores = {
+        "over_given": lambda: torch.arange(alpha.shape[1], device=alpha.device).expand(alpha.shape[:2]),
+        "over_random": lambda: torch.rand(alpha.shape[:2], generator=generator).to(alpha.device),
+        "over_area": lambda: -alpha.sum((2, 3)),
+        "over_lowest": lambda: ((alpha.amax(3) > 0.5) * rows).amax(2),
+        "visible_fit": lambda: -visible_error(partial, mask, completions),
+    }
+    for name, score in scores.items():
+        if name in rules:
+            fused[name] = paint_over(partial, mask, completions, valid, fill, score().argsort(dim=1, stable=True))
+    return fused
+
+
+def oracle(partial, mask, completions, valid, fill, original):
+    """The upper bound: at each pixel the candidate, or the fill, that is nearest to the original.
+
+    Returns:
+        fused (B,3,H,W) and choice (B,H,W) long: the winning slot, N for the fill.
+    """
+    distances = [
+        ((completion[:, :3] - original).square().sum(1)).masked_fill(
+            (completion[:, 3] <= 0) | ~valid[:, i, None, None], math.inf
+        )
+        for i, completion in enumerate(completions.unbind(1))
+    ]
+    distances.append((fill - original).square().sum(1))
+    choice = torch.stack(distances, 1).argmin(1)  # (B,H,W)
+    colours = torch.cat([completions[:, :, :3], fill[:, None]], 1)  # (B,N+1,3,H,W)
+    nearest = colours.gather(1, choice[:, None, None].expand(-1, 1, 3, -1, -1))[:, 0]
+    return torch.where(mask > 0.5, nearest, partial), choice
+
+
+def overlap_region(mask, completions, valid):
+    """(B,1,H,W) in {0,1}: inside the hole where at least two completions have alpha > 0.5."""
+    covers = (completions[:, :, 3] > 0.5) & valid[:, :, None, None]
+    return mask * (covers.sum(1, keepdim=True) >= 2)
+
+
+def region_psnr(fused, original, region):
+    """PSNR in dB over `region` (B,1,H,W) per scene, (B,); nan where the region is empty; 99 at most."""
+    squared = ((fused - original).square() * region).sum((1, 2, 3)) / (3 * region.sum((1, 2, 3)))
+    return -10 * squared.clamp(min=10**-9.9).log10()
+
+
+def region_l1(fused, original, region):
+    """Mean absolute error over `region` (B,1,H,W) per scene, (B,), in [0,1]; nan where the region is empty."""
+    return ((fused - original).abs() * region).sum((1, 2, 3)) / (3 * region.sum((1, 2, 3)))
+
+
+def region_ssim(fused, original, region):
+    """Mean SSIM over `region` per scene, (B,), (Wang et al. 2004; Gaussian window 11, sigma 1.5, data range 1)."""
+    x = torch.arange(11, device=fused.device, dtype=fused.dtype) - 5
+    window = torch.exp(-x.square() / (2 * 1.5**2))
+    window = window / window.sum()
+
+    def smooth(image):
+        channels = image.shape[1]
+        image = F.pad(image, (5, 5, 5, 5), mode="replicate")
+        image = F.conv2d(image, window.view(1, 1, 1, 11).expand(channels, -1, -1, -1), groups=channels)
+        return F.conv2d(image, window.view(1, 1, 11, 1).expand(channels, -1, -1, -1), groups=channels)
+
+    mean_f, mean_o = smooth(fused), smooth(original)
+    var_f = smooth(fused.square()) - mean_f.square()
+    var_o = smooth(original.square()) - mean_o.square()
+    covariance = smooth(fused * original) - mean_f * mean_o
+    c1, c2 = 0.01**2, 0.03**2
+    similarity = (2 * mean_f * mean_o + c1) * (2 * covariance + c2)
+    similarity = similarity / ((mean_f.square() + mean_o.square() + c1) * (var_f + var_o + c2))
+    return (similarity * region).sum((1, 2, 3)) / (3 * region.sum((1, 2, 3)))
+
+
+def gap_closed(ours, best_rule, upper_bound):
+    """Share of the way from the best rule to the oracle, (ours − best rule) / (oracle − best rule), in dB."""
+    gap = upper_bound - best_rule
+    return (ours - best_rule) / gap if gap > 0 else math.nan

@@ -1,0 +1,211 @@
+"""Scenes of a prepared data set: one folder each, named and encoded one way.
+
+    DATA/train_list.txt, val_list.txt, [test_list.txt]   one scene id per line
+    DATA/dataset.yaml                                    what made it
+    DATA/<id>/original.png                               RGB, the training target (may be absent at inference)
+    DATA/<id>/partial.png                                RGB, the photo with the hole blanked
+    DATA/<id>/mask.png                                   L, 0 or 255; 255 = hole
+    DATA/<id>/comp1.png …                                RGBA, full frame, straight alpha
+"""
+
+import re
+import unicodedata
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fusion.images import SceneError, image_size, read_image, resize, write_image
+
+PNG_END = b"IEND\xaeB`\x82"
+
+
+@dataclass
+class Scene:
+    """One scene in memory, all pictures of one size (H, W), uint8."""
+
+    id: str
+    partial: np.ndarray  # (H, W, 3), black in the hole
+    mask: np.ndarray  # (H, W) bool, True = hole
+    completions: list  # N × (H, W, 4), straight alpha
+    original: np.ndarray | None = None  # (H, W, 3)
+
+    def resized(self, size):
+        """The scene at `size` = (height, width); nearest for the mask, premultiplied area for the rest."""
+        return Scene(
+            self.id,
+            resize(self.partial, size),
+            resize(self.mask.astype(np.uint8), size, nearest=True).astype(bool),
+            [resize(completion, size) for completion in self.completions],
+            None if self.original is None else resize(self.original, size),
+        )
+
+
+def completion_paths(folder):
+    """comp1.png, comp2.png … comp10.png of one scene folder, in the order of their numbers."""
+    numbered = [(re.fullmatch(r"comp(\d+)\.png", path.name), path) for path in Path(folder).iterdir()]
+    return [path for match, path in sorted(((m, p) for m, p in numbered if m), key=lambda x: int(x[0][1]))]
+
+
+def find_scenes(data_dir):
+    """Ids of all folders below `data_dir` that hold a mask.png, sorted.
+
+    Raises:
+        SceneError: there is no such folder or it holds no scene.
+    """
+    data_dir = Path(data_dir)
+    if not data_dir.is_dir():
+        raise SceneError(f"{data_dir}: no such folder")
+    scene_ids = sorted(path.name for path in data_dir.iterdir() if (path / "mask.png").is_file())
+    if not scene_ids:
+        raise SceneError(
+            f"{data_dir}: no scene here (a scene is a folder with partial.png, mask.png, comp1.png …); "
+            "turn raw results into scenes with: python prepare_dataset.py create"
+        )
+    return scene_ids
+
+
+def read_list(path, data_dir):
+    """Scene ids of a list file: one per line, UTF-8 (with or without BOM), blank lines and CRLF allowed.
+
+    Raises:
+        SceneError: the list is missing or empty, names a scene twice, a path outside `data_dir`, or a scene that
+            is not there; all faulty lines are named.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise SceneError(
+            f"{path}: no such list; write it with: python prepare_dataset.py split --data_dir {data_dir}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SceneError(f"{path}: not a readable UTF-8 list ({error})") from None
+    faults, scene_ids, seen = [], [], set()
+    for number, line in enumerate(lines, 1):
+        scene_id = line.strip()
+        if not scene_id:
+            continue
+        if scene_id in seen:
+            faults.append(f"line {number}: {scene_id!r} is listed twice")
+        elif "/" in scene_id or "\\" in scene_id or scene_id in (".", ".."):
+            faults.append(f"line {number}: {scene_id!r} is a path; a scene id is the name of a folder in {data_dir}")
+        else:
+            found = _existing_name(Path(data_dir), scene_id)
+            if found is None:
+                faults.append(f"line {number}: there is no folder {Path(data_dir) / scene_id}")
+            else:
+                scene_ids.append(found)
+        seen.add(scene_id)
+    if faults:
+        shown = "\n  ".join(faults[:20]) + (f"\n  … and {len(faults) - 20} more" if len(faults) > 20 else "")
+        raise SceneError(f"{path}:\n  {shown}")
+    if not scene_ids:
+        raise SceneError(f"{path}: names no scene")
+    return scene_ids
+
+
+def _existing_name(data_dir, scene_id):
+    # A Hangul or accented name typed on one system and stored by another differs in its Unicode normal form.
+    for name in (scene_id, *(unicodedata.normalize(form, scene_id) for form in ("NFC", "NFD"))):
+        if (data_dir / name).is_dir():
+            return name
+    return None
+
+
+def read_scene(folder, max_completions=None, need_original=False):
+    """Read one scene at its own size.
+
+    Args:
+        folder: DATA/<id>.
+        max_completions: keep the first so many (`create` puts the most useful first); None keeps all.
+        need_original: a missing original.png is an error.
+
+    Raises:
+        SceneError: a file is missing or damaged, sizes differ, the mask has no hole or is inverted, a completion
+            has no alpha, or all completions are transparent.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise SceneError(f"{folder}: no such folder")
+    partial = read_image(folder / "partial.png", "RGB")
+    mask = read_image(folder / "mask.png", "L") >= 128
+    original = None
+    if need_original or (folder / "original.png").exists():
+        original = read_image(folder / "original.png", "RGB")
+    paths = completion_paths(folder)
+    if not paths:
+        raise SceneError(f"{folder}: no completion (comp1.png …)")
+    paths = paths[:max_completions]
+    completions = [read_image(path, "RGBA") for path in paths]
+
+    size = partial.shape[:2]
+    named = [("mask.png", mask), ("original.png", original), *((p.name, c) for p, c in zip(paths, completions))]
+    for name, array in named:
+        if array is not None and array.shape[:2] != size:
+            raise SceneError(
+                f"{folder / name}: {array.shape[1]}×{array.shape[0]}, but partial.png is {size[1]}×{size[0]}; "
+                "all pictures of a scene show the same frame"
+            )
+    if not mask.any():
+        raise SceneError(f"{folder / 'mask.png'}: no hole in it (255 = hole); drop the scene or cut a hole")
+    if not mask.all() and not partial[~mask].any() and partial[mask].any():
+        raise SceneError(
+            f"{folder / 'mask.png'}: inverted (partial.png is black where the mask says visible); "
+            "255 is the hole: run prepare_dataset.py create on raw results"
+        )
+    for path, completion in zip(paths, completions):
+        if (completion[..., 3] == 255).all() and _is_raw(completion):
+            raise SceneError(f"{path}: no alpha on a white or black background; run prepare_dataset.py create on it")
+    if not any(completion[..., 3].any() for completion in completions):
+        raise SceneError(f"{folder}: every completion is fully transparent; drop the scene")
+    partial = np.where(mask[..., None], 0, partial).astype(np.uint8)
+    return Scene(folder.name, partial, mask, completions, original)
+
+
+def _is_raw(completion):
+    """A full-frame opaque picture whose whole border is blank: an object on a background nobody keyed out."""
+    border = np.concatenate([completion[0], completion[-1], completion[:, 0], completion[:, -1]])[:, :3]
+    return bool((border >= 240).all() or (border <= 8).all())
+
+
+def check_scene(folder, need_original=True):
+    """Faults that show without decoding: missing files, cut-off PNGs, sizes that differ. Returns messages."""
+    folder = Path(folder)
+    try:
+        paths = completion_paths(folder)
+    except OSError as error:
+        return [f"{folder}: {error.strerror}"]
+    faults = [] if paths else [f"{folder}: no completion (comp1.png …)"]
+    required = ["partial.png", "mask.png"] + ["original.png"] * need_original
+    sizes = {}
+    for path in [folder / name for name in required] + paths:
+        try:
+            sizes[path.name] = image_size(path)
+            with open(path, "rb") as file:
+                file.seek(-min(64, path.stat().st_size), 2)
+                if PNG_END not in file.read():
+                    faults.append(f"{path}: truncated or not a PNG; write it again")
+        except SceneError as error:
+            faults.append(str(error))
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name} {w}×{h}" for name, (h, w) in sizes.items())
+        faults.append(f"{folder}: sizes differ: {listed}")
+    return faults
+
+
+def check_scenes(data_dir, scene_ids):
+    """`check_scene` over many scenes in threads (the work is waiting for the disk). Returns all messages."""
+    with ThreadPoolExecutor(16) as pool:
+        return [fault for faults in pool.map(lambda i: check_scene(Path(data_dir) / i), scene_ids) for fault in faults]
+
+
+def write_scene(folder, scene):
+    """Write the pictures of `scene` into the existing `folder`."""
+    folder = Path(folder)
+    write_image(folder / "partial.png", scene.partial)
+    write_image(folder / "mask.png", scene.mask.astype(np.uint8) * 255)
+    if scene.original is not None:
+        write_image(folder / "original.png", scene.original)
+    for number, completion in enumerate(scene.completions, 1):
+        write_image(folder / f"comp{number}.png", completion)
