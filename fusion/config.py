@@ -122,3 +122,24 @@ def parse(config_class, description, argv=None, yaml_file=False):
     except ConfigError as error:
         parser.error(str(error))
     return config_class(**{**from_file, **given})
+
+
+def parse_command(commands, description, argv=None):
+    """Options of a script with subcommands.
+
+    Args:
+        commands: name → dataclass, whose docstring is the help.
+
+    Returns:
+        the command's name and its options.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    for name, config_class in commands.items():
+        text = config_class.__doc__
+        add_options(subparsers.add_parser(name, help=text, description=text, allow_abbrev=False), config_class)
+    given = vars(parser.parse_args(argv))
+    command = given.pop("command")
+    return command, commands[command](**given)

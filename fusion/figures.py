@@ -117,3 +117,24 @@ def draw_curves(path, metrics_file):
     right.legend()
     figure.tight_layout()
     save_figure(figure, path)
+
+
+def draw_selection(path, scenes):
+    """Which completions were kept (green) and dropped (red), a few rows per scene.
+
+    Args:
+        scenes: per scene a list of (title, uint8 picture RGB or RGBA, True kept / False dropped / None).
+    """
+    columns = 9
+    rows = sum(math.ceil(len(panels) / columns) for panels in scenes)
+    figure = Figure(figsize=(1.5 * columns, 1.85 * rows))
+    row = 0
+    for panels in scenes:
+        for position, (title, picture, kept) in enumerate(panels):
+            axes = figure.add_subplot(rows, columns, (row + position // columns) * columns + position % columns + 1)
+            image = picture / 255.0
+            _show(axes, title, on_checkerboard(image) if image.shape[2] == 4 else image, None)
+            axes.title.set(fontsize=6, color={True: "green", False: "red", None: "black"}[kept])
+        row += math.ceil(len(panels) / columns)
+    figure.tight_layout(pad=0.3)
+    save_figure(figure, path)

@@ -1,0 +1,327 @@
+"""Turn amodal completion results into a clean data set, split it, and check it.
+
+    python prepare_dataset.py create --input_dir AMODAL_RESULTS --output_dir DATA --n_max_completions 5 \\
+        --img_size 256 --resize --split
+    python prepare_dataset.py split --data_dir DATA --val_fraction 0.1 --test_fraction 0.1
+    python prepare_dataset.py check --data_dir DATA
+
+Exit status: 0 all is well, 1 too many scenes were bad (create) or there are faults (check), 2 wrong usage.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import os
+import re
+import shutil
+import sys
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import cv2
+import yaml
+from tqdm import tqdm
+
+from fusion.config import ConfigError, option, parse_command
+from fusion.figures import draw_selection
+from fusion.images import SceneError, atomic_file, read_image, write_text
+from fusion.keying import BACKGROUNDS, key_background
+from fusion.raw_scenes import find_raw_scenes, read_raw_scene
+from fusion.scenes import find_scenes, read_list, read_scene, write_scene
+
+LISTS = ("train_list.txt", "val_list.txt", "test_list.txt")
+PREVIEWED_SCENES = 6
+
+
+@dataclass
+class SplitOptions:
+    """How scenes are divided, for `create --split` and `split`."""
+
+    val_fraction: float = option(0.1, "share of scenes for validation", "split")
+    test_fraction: float = option(0.0, "share of scenes for testing", "split")
+    group_by: str | None = option(None, "regular expression; scenes whose ids share what it matches at their start "
+                                        "(its first group, if it has one) stay together, for scenes cut from one "
+                                        "photo", "split")
+    seed: int = option(0, "another seed, another split", "split")
+
+
+@dataclass
+class SplitConfig(SplitOptions):
+    """Rewrite train_list.txt, val_list.txt and test_list.txt of an existing data set."""
+
+    data_dir: str = option("", "data set whose lists to rewrite", "data")
+
+
+@dataclass
+class CreateConfig(SplitOptions):
+    """Make a data set from a folder of amodal results."""
+
+    input_dir: str = option("", "folder of amodal results, searched at every depth", "data")
+    output_dir: str = option("", "data set to write; running again continues", "data")
+    n_max_completions: int = option(5, "completions to keep per scene, the most useful first", "data")
+    resize: bool = option(False, "make every scene img_size × img_size; otherwise sizes stay", "data")
+    img_size: int = option(256, "side in pixels, with --resize", "data")
+    mask_hole: str = option("auto", "the mask's value in the hole; auto finds it from the pixels, scene by scene",
+                            "data", ("auto", "black", "white"))
+    background: str = option("auto", "what stands behind completions without alpha; auto keys out a near-white or "
+                                     "near-black border", "data", BACKGROUNDS)
+    max_bad: float = option(0.1, "exit with status 1 when a larger share of the scenes is bad", "data")
+    overwrite: bool = option(False, "make all scenes anew, also those that are there", "data")
+    workers: int = option(os.cpu_count() or 1, "processes", "data")
+    split: bool = option(False, "write the lists as well", "split")
+
+
+@dataclass
+class CheckConfig:
+    """Read every file of a data set as training would, and name every fault with its file."""
+
+    data_dir: str = option("", "data set to read", "data")
+    workers: int = option(os.cpu_count() or 1, "processes", "data")
+
+
+# What a scene on disk depends on: a run that continues must agree with the one before.
+SHAPING = ("n_max_completions", "resize", "img_size", "mask_hole", "background")
+
+
+def create(config):
+    """`create`: returns the exit status."""
+    output = Path(config.output_dir)
+    if not Path(config.input_dir).is_dir():
+        raise ConfigError(f"--input_dir {config.input_dir}: no such folder")
+    output.mkdir(parents=True, exist_ok=True)
+    agree_with_earlier_run(config, output)
+    for leftover in output.glob(".tmp-*"):
+        shutil.rmtree(leftover)
+    raw_scenes, faults = find_raw_scenes(config.input_dir)
+    if not raw_scenes:
+        raise ConfigError(f"--input_dir {config.input_dir}: no scene in it (original, partial, mask, comp1 … in one "
+                          "folder each, or <id>.jpg, <id>_partial.jpg, <id>_comp1.png …)")
+    todo = [raw for raw in raw_scenes if config.overwrite or not (output / raw.id).is_dir()]
+    there = len(raw_scenes) - len(todo)
+    print(f"{len(raw_scenes)} scenes below {config.input_dir}" + (f", {there} already there" if there else ""))
+
+    write_manifest(config, output, complete=False)
+    reports, skipped = {}, {fault.split(":")[0]: fault for fault in faults}
+    with ProcessPoolExecutor(config.workers) as pool:
+        jobs = {pool.submit(create_scene, raw, config): raw for raw in todo}
+        for job in tqdm(as_completed(jobs), total=len(jobs), desc="create", disable=None):
+            raw = jobs[job]
+            try:
+                reports[raw.id] = job.result()
+                append_report(output / "report.csv", raw.id, reports[raw.id])
+            except SceneError as error:
+                skipped[raw.id] = str(error)
+            except OSError as error:  # a full disk or a folder that cannot be written stops nobody else's scene
+                skipped[raw.id] = f"{error.filename or output}: {error.strerror}"
+
+    print_report(reports, skipped)
+    with atomic_file(output / "skipped.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("scene", "fault"), *sorted(skipped.items())])
+    good = [raw for raw in raw_scenes if raw.id in reports][:PREVIEWED_SCENES]
+    if good:
+        draw_selection(output / "report.png", [selection_panels(raw, reports[raw.id], config) for raw in good])
+        print(f"completions kept and dropped in {len(good)} scenes: {output / 'report.png'}, in all: report.csv")
+    write_manifest(config, output, complete=True, skipped=skipped)
+    if config.split and len(raw_scenes) + len(faults) > len(skipped):
+        split(output, config)
+    share = len(skipped) / (len(raw_scenes) + len(faults))
+    if share > config.max_bad:
+        print(f"error: {share:.0%} of the scenes are bad, more than --max_bad {config.max_bad:.0%}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def agree_with_earlier_run(config, output):
+    """Raise ConfigError when the data set at `output` was made with other options."""
+    manifest = output / "dataset.yaml"
+    if config.overwrite or not manifest.exists():
+        return
+    earlier = yaml.safe_load(manifest.read_text(encoding="utf-8"))["options"]
+    for name in SHAPING:
+        if earlier[name] != getattr(config, name):
+            raise ConfigError(f"{output} was made with {name}={earlier[name]}, not {getattr(config, name)}; use "
+                              "another --output_dir, the same option, or --overwrite")
+
+
+def write_manifest(config, output, complete, skipped=None):
+    """dataset.yaml: options, counts, image size, skipped scenes."""
+    scenes = [path for path in output.iterdir() if (path / "mask.png").is_file()]
+    manifest = {
+        "made_by": "prepare_dataset.py create",
+        "complete": complete,
+        "options": {key: value for key, value in dataclasses.asdict(config).items() if key != "workers"},
+        "image_size": [config.img_size, config.img_size] if config.resize else "as they came",
+        "scenes": len(scenes),
+        "skipped": skipped or {},
+    }
+    write_text(output / "dataset.yaml", yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True))
+
+
+def create_scene(raw, config):
+    """Make one scene folder, whole or not at all; returns its report (see `read_raw_scene`)."""
+    cv2.setNumThreads(0)  # one process per core is enough
+    scene, report = read_raw_scene(raw, config.n_max_completions, config.mask_hole, config.background)
+    if config.resize:
+        scene = scene.resized((config.img_size, config.img_size))
+        if not scene.mask.any():
+            raise SceneError(f"{raw.folder}: the hole is too small to survive --resize")
+    report["trainable"] = scene.original is not None
+    folder, temporary = Path(config.output_dir) / raw.id, Path(config.output_dir) / f".tmp-{raw.id}"
+    temporary.mkdir()
+    write_scene(temporary, scene)
+    if folder.exists():
+        shutil.rmtree(folder)
+    temporary.rename(folder)
+    return report
+
+
+REPORT_COLUMNS = ("file", "kept_as", "reason", "hole_share", "new_share", "visible_error", "background")
+
+
+def append_report(path, scene_id, report):
+    """One line per completion, as each scene is done, so that an interrupted run keeps what it knows."""
+    new = not path.exists()
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(("scene", "hole", "hole_of_picture", *REPORT_COLUMNS))
+        for row in report["completions"]:
+            values = (f"{v:.3f}" if isinstance(v, float) else v for v in (row[column] for column in REPORT_COLUMNS))
+            writer.writerow((scene_id, report["hole"], f"{report['hole_share']:.3f}", *values))
+
+
+def print_report(reports, skipped):
+    """What was found, kept, dropped and why; every bad scene with its faults."""
+    rows = [row for report in reports.values() for row in report["completions"]]
+
+    def counts(values):
+        return ", ".join(f"{count} {value}" for value, count in Counter(values).most_common())
+
+    print(f"written {len(reports)}, bad {len(skipped)}")
+    if reports:
+        print(f"hole: {counts(report['hole'] for report in reports.values())}")
+        print(f"background of completions: {counts(row['background'] for row in rows)}")
+        reasons = [row["reason"].split(" of number")[0] for row in rows if row["kept_as"] is None]
+        print(f"completions: {len(rows)} found, {len(rows) - len(reasons)} kept; dropped: {counts(reasons) or 'none'}")
+        targetless = sum(not report["trainable"] for report in reports.values())
+        if targetless:
+            print(f"{targetless} scenes have no original: for inference only, they go to {LISTS[2]}")
+        for scene_id, report in sorted(reports.items()):
+            for note in report["notes"]:
+                print(f"note: {scene_id}: {note}")
+    for scene_id, fault in sorted(skipped.items()):
+        print(f"bad: {scene_id}: " + fault.replace("\n", "\n     "))
+
+
+def selection_panels(raw, report, config):
+    """(title, RGB or RGBA picture, kept or None) of a scene's files, for report.png."""
+    panels = [(f"{raw.id}\n{role}", read_image(path, "RGB"), None) for role, path in
+              (("original", raw.original), ("partial", raw.partial), ("mask", raw.mask)) if path]
+    rows = sorted(zip(report["completions"], raw.completions), key=lambda pair: pair[0]["kept_as"] or 1000)
+    for row, path in rows:
+        picture = read_image(path, "RGBA")
+        if row["background"] != "alpha":
+            picture, _ = key_background(picture[..., :3], config.background)
+        name = f"{path.stem}: {row['kept_as']}" if row["kept_as"] else f"{path.stem}\n{row['reason']}"
+        panels.append((name, picture, row["kept_as"] is not None))
+    return panels
+
+
+def split(data_dir, options):
+    """Write the three lists; scenes without an original are test scenes.
+
+    Groups are put in the order of a hash of their name and the seed: the split does not depend on the order of
+    files, and a scene that is added moves few others.
+    """
+    try:
+        pattern = re.compile(options.group_by) if options.group_by else None
+    except re.error as error:
+        raise ConfigError(f"--group_by {options.group_by}: not a regular expression ({error})") from None
+    shares = (options.val_fraction, options.test_fraction)
+    if min(shares) < 0 or sum(shares) >= 1:
+        raise ConfigError("--val_fraction and --test_fraction are shares: not below 0, together below 1")
+    scene_ids = find_scenes(data_dir)
+    trainable = [scene_id for scene_id in scene_ids if (data_dir / scene_id / "original.png").is_file()]
+    groups = {}
+    for scene_id in trainable:
+        match = pattern.match(scene_id) if pattern else None
+        groups.setdefault(match[match.re.groups and 1] if match else scene_id, []).append(scene_id)
+    order = sorted(groups, key=lambda name: hashlib.sha256(f"{options.seed}:{name}".encode()).digest())
+
+    lists = {name: [] for name in LISTS}
+    for name, share in zip(LISTS[1:], shares):
+        size = max(1, round(share * len(trainable))) if share > 0 else 0
+        while order and len(order) > 1 and len(lists[name]) < size:
+            lists[name] += groups[order.pop(0)]
+    lists[LISTS[0]] = [scene_id for name in order for scene_id in groups[name]]
+    lists[LISTS[2]] += [scene_id for scene_id in scene_ids if scene_id not in set(trainable)]
+    for name, members in lists.items():
+        if members or name != LISTS[2]:
+            write_text(data_dir / name, "".join(f"{scene_id}\n" for scene_id in sorted(members)))
+        else:
+            (data_dir / name).unlink(missing_ok=True)
+    print("split: " + ", ".join(f"{len(members)} in {name}" for name, members in lists.items()))
+    return 0
+
+
+def check(config):
+    """`check`: returns the exit status."""
+    data_dir = Path(config.data_dir)
+    scene_ids, faults = find_scenes(data_dir), []
+    listed = set()
+    for name in LISTS:
+        if (data_dir / name).exists():
+            try:
+                members = read_list(data_dir / name, data_dir)
+                faults += [f"{data_dir / name}: {scene_id} is in another list, too" for scene_id in members
+                           if scene_id in listed]
+                listed |= set(members)
+                if name != LISTS[2]:
+                    faults += [f"{data_dir / scene_id / 'original.png'}: missing, but {name} names the scene"
+                               for scene_id in members if not (data_dir / scene_id / "original.png").exists()]
+            except SceneError as error:
+                faults.append(str(error))
+    with ProcessPoolExecutor(config.workers) as pool:
+        jobs = pool.map(partial(fault_of, data_dir), scene_ids, chunksize=8)
+        faults += [fault for fault in tqdm(jobs, total=len(scene_ids), desc="check", disable=None) if fault]
+    for fault in faults:
+        print(fault)
+    print(f"{len(scene_ids)} scenes read, {len(faults)} faults")
+    return 1 if faults else 0
+
+
+def fault_of(data_dir, scene_id):
+    try:
+        read_scene(data_dir / scene_id)
+        return None
+    except SceneError as error:
+        return str(error)
+
+
+COMMANDS = {
+    "create": (CreateConfig, create, ("input_dir", "output_dir")),
+    "split": (SplitConfig, lambda config: split(Path(config.data_dir), config), ("data_dir",)),
+    "check": (CheckConfig, check, ("data_dir",)),
+}
+
+
+def main():
+    command, config = parse_command({name: entry[0] for name, entry in COMMANDS.items()}, __doc__)
+    _, run, required = COMMANDS[command]
+    try:
+        for name in required:
+            if not getattr(config, name):
+                raise ConfigError(f"{command} needs --{name}")
+        sys.exit(run(config))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (SceneError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
