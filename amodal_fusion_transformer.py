@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from fusion import distributed
 from fusion.checkpoints import CheckpointError, load_checkpoint, rng_state, save_checkpoint, set_rng_state
-from fusion.compositing import blend, fill_hole, push_pull
+from fusion.compositing import blend, fill_hole, push_pull, weigh
 from fusion.config import option, parse
 from fusion.figures import draw_curves, draw_scenes
 from fusion.images import SceneError
@@ -196,9 +196,9 @@ class AmodalFusionTransformer(nn.Module):
             dict of
             weights: (B,N,H,W) and residual (B,1,H,W), non-negative, together 1 at every pixel. A weight is
                 proportional to alpha·exp(logit), so zero where alpha is zero or the slot is padding.
-            log_weights: (B,N+1,H,W), their logarithm, −inf where a weight is zero.
-            fill: (B,3,H,W), the smooth fill that the residual stands for.
             fused: (B,3,H,W), equal to `partial` outside the hole.
+            fill: (B,3,H,W), the smooth fill that the residual stands for.
+            logits, log_weights: (B,N+1,H,W), before and after alpha and softmax; the fill's last.
         """
         if valid is None:
             valid = torch.ones(completions.shape[:2], dtype=torch.bool, device=completions.device)
@@ -212,11 +212,11 @@ class AmodalFusionTransformer(nn.Module):
         tokens = self.relate(pyramid.pop(), present)
         logits = self.decide(tokens, pyramid, evidence, candidates.shape[-2:])  # (B,M,H,W)
 
-        log_weights = (logits + candidates[:, :, 3].float().log()).log_softmax(1)
-        weights = log_weights.exp()
-        weights, residual = weights[:, :-1], weights[:, -1:]
+        log_weights = weigh(logits, completions)
+        weights, residual = log_weights.exp().split([completions.shape[1], 1], 1)
         fused = blend(partial, mask, completions, fill, weights, residual)
-        return {"weights": weights, "residual": residual, "log_weights": log_weights, "fill": fill, "fused": fused}
+        return {"weights": weights, "residual": residual, "fused": fused, "fill": fill,
+                "logits": logits, "log_weights": log_weights}
 
     def encode(self, partial, mask, fill, candidates):
         """Candidates → features (B,M,C,h,w) at strides 2, 4, 8, 16 and their visible errors, (B,M,2,H/4,W/4)."""
@@ -344,34 +344,34 @@ class AmodalFusionDataset(Dataset):
         epoch, index = item if isinstance(item, tuple) else (0, item)
         scene = read_scene(self.data_dir / self.scene_ids[index], self.n_max_completions, need_original=True)
         scene = scene.resized((self.img_size, self.img_size))
-        completions = np.stack(scene.completions)  # (n,H,W,4)
-        mirror = False
+        rng = np.random.default_rng((self.seed, epoch, index))
         if self.augment:
-            rng = np.random.default_rng((self.seed, epoch, index))
-            mirror = rng.random() < 0.5
-            kept = rng.permutation(len(completions))
+            kept = rng.permutation(len(scene.completions))
             if rng.random() < 0.3:
                 kept = kept[: rng.integers(1, len(kept) + 1)]
-            completions = completions[kept]
-        return {**to_tensors(scene, completions, self.n_max_completions, mirror), "index": index}
+            scene.completions = [scene.completions[i] for i in kept]
+        tensors = to_tensors(scene, self.n_max_completions)
+        if self.augment and rng.random() < 0.5:
+            tensors = {name: t.flip(-1) if t.dim() > 1 else t for name, t in tensors.items()}
+        return {**tensors, "index": index}
 
 
-def to_tensors(scene, completions, slots, mirror=False):
-    """A Scene and its completions (n,H,W,4) uint8 → the tensors of AmodalFusionDataset, n padded to `slots`."""
+def to_tensors(scene, slots):
+    """A Scene → the tensors of AmodalFusionDataset, its completions padded to `slots`."""
 
     def tensor(array):  # (…,H,W,C) uint8 → (…,C,H,W) in [0,1]
-        array = np.moveaxis(array[..., ::-1, :] if mirror else array, -1, -3)
-        return torch.from_numpy(np.ascontiguousarray(array)).float() / 255
+        return torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, -3))).float() / 255
 
-    batch = {
+    count = len(scene.completions)
+    tensors = {
         "partial": tensor(scene.partial),
         "mask": tensor(scene.mask[..., None] * np.uint8(255)),
-        "completions": F.pad(tensor(completions), (0, 0, 0, 0, 0, 0, 0, slots - len(completions))),
-        "valid": torch.arange(slots) < len(completions),
+        "completions": F.pad(tensor(np.stack(scene.completions)), (0, 0, 0, 0, 0, 0, 0, slots - count)),
+        "valid": torch.arange(slots) < count,
     }
     if scene.original is not None:
-        batch["original"] = tensor(scene.original)
-    return batch
+        tensors["original"] = tensor(scene.original)
+    return tensors
 
 
 class EpochSampler(DistributedSampler):
@@ -482,6 +482,21 @@ MODEL_OPTIONS = ("width", "encoder_layers", "decoder_layers", "heads")
 def build_model(config):
     """The network that a config, or a checkpoint's stored config, describes."""
     return AmodalFusionTransformer(**{name: config[name] for name in MODEL_OPTIONS})
+
+
+def load_model(path):
+    """The network of a checkpoint with its averaged weights, in eval mode, and the stored config.
+
+    Raises:
+        CheckpointError: see `load_checkpoint`.
+    """
+    state = load_checkpoint(path)
+    model = build_model(state["config"])
+    weights = state["model"]
+    if "ema" in state:  # a training checkpoint; shipped ones hold nothing but averaged weights
+        weights = {key.removeprefix("module."): value for key, value in state["ema"].items() if key != "n_averaged"}
+    model.load_state_dict(weights)
+    return model.eval(), state["config"]
 
 
 class TrainingError(Exception):

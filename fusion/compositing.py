@@ -48,6 +48,18 @@ def fill_hole(partial, mask):
     return push_pull(partial, 1 - mask)
 
 
+def weigh(logits, completions):
+    """Weights ∝ alpha·exp(logit), among the completions and the fill, whose alpha is 1 everywhere.
+
+    Args:
+        logits: (B,N+1,H,W), the fill's last; completions (B,N,4,H,W), alpha 0 in padded slots.
+
+    Returns:
+        log-weights (B,N+1,H,W): −inf where alpha is zero; their exponentials add up to 1.
+    """
+    return (logits + F.pad(completions[:, :, 3].float().log(), (0, 0, 0, 0, 0, 1))).log_softmax(1)
+
+
 def blend(partial, mask, completions, fill, weights, residual):
     """fused = partial·(1−mask) + mask·(Σ weights_i·completion_i + residual·fill).
 
