@@ -1,0 +1,104 @@
+"""Scenes that the tests draw, and the scripts as subprocesses."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from fusion.images import write_image  # noqa: E402
+from fusion.scenes import Scene, write_scene  # noqa: E402
+
+
+def run(script, *arguments, launcher=(), timeout=120, env=None):
+    """Run one of the scripts; returns the finished process with its output as text."""
+    command = [sys.executable, *launcher, str(ROOT / script), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **(env or {})}
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, env=environment,
+                          cwd=ROOT)
+
+
+def succeed(*arguments, **options):
+    """`run`, and fail the test with the script's output unless it exits with 0."""
+    process = run(*arguments, **options)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process
+
+
+def draw_scene(seed, size=64, n=3, scene_id="scene", decoy=False):
+    """Coloured discs over a gradient, the later in front; completions copy them whole, in random order.
+
+    With `decoy` one more completion copies what is visible of a disc and is white where it is hidden: no rule can
+    tell it from the true one, a network can learn to.
+    """
+    rng = np.random.default_rng(seed)
+    height, width = (size, size) if isinstance(size, int) else size
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    photo = np.stack([y * 255 / height, x * 255 / width, np.full_like(x, 90)], 2)
+    photo += rng.normal(0, 2, photo.shape)
+    completions = []
+    for _ in range(n):
+        centre = rng.uniform(0.35, 0.65, 2) * (height, width)
+        inside = np.hypot(y - centre[0], x - centre[1]) < rng.uniform(0.18, 0.3) * min(height, width)
+        texture = rng.uniform(0, 255, 3) + 30 * np.sin(x / rng.uniform(2, 5))[..., None]
+        photo = np.where(inside[..., None], texture, photo)
+        completions.append(np.dstack([np.clip(texture, 0, 255), inside * 255.0]))
+        completions[-1][~inside] = 0
+    photo = np.clip(photo, 0, 255).astype(np.uint8)
+    completions = [completions[i].astype(np.uint8) for i in rng.permutation(n)]
+    mask = np.zeros((height, width), bool)
+    mask[height // 4 : 3 * height // 4, width // 3 : 2 * width // 3] = True
+    if decoy:
+        white = completions[0].copy()
+        white[mask & (white[..., 3] > 0)] = 255
+        completions.append(white)
+    return Scene(scene_id, np.where(mask[..., None], 0, photo).astype(np.uint8), mask, completions, photo)
+
+
+def write_dataset(folder, train=8, val=3, **options):
+    """A prepared data set of drawn scenes with both lists."""
+    for name, count, offset in (("train", train, 0), ("val", val, 1000)):
+        ids = [f"{name}_{i}" for i in range(count)]
+        for i, scene_id in enumerate(ids):
+            (folder / scene_id).mkdir(parents=True)
+            write_scene(folder / scene_id, draw_scene(offset + i, n=2 + i % 2, scene_id=scene_id, **options))
+        (folder / f"{name}_list.txt").write_text("\n".join(ids) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory):
+    """A file in the layout of torchvision's AlexNet; random, because the real one cannot be downloaded here."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "alexnet.pth"
+    torch.save(torchvision.models.alexnet(weights=None).state_dict(), path)
+    return path
+
+
+# A network small enough for a step in tenths of a second, and no downloads.
+SMALL = ("--gpus", 0, "--img_size", 64, "--width", 32, "--encoder_layers", 1, "--decoder_layers", 1, "--heads", 2,
+         "--workers", 0, "--batch_size", 4, "--log_every", 1, "--warmup_steps", 2, "--figure_scenes", 2)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(dataset, backbone, tmp_path_factory):
+    """best_model.pth of a short training run."""
+    folder = tmp_path_factory.mktemp("run")
+    succeed("amodal_fusion_transformer.py", "--data_dir", dataset, *SMALL, "--epochs", 2, "--lr", 1e-3,
+            "--lpips_net", "alex", "--lpips_weights", backbone, "--checkpoint_dir", folder)
+    return folder / "best_model.pth"
+
+
+__all__ = ["ROOT", "SMALL", "draw_scene", "run", "succeed", "write_dataset", "write_image"]

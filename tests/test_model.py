@@ -1,0 +1,146 @@
+"""The promises of the network: one test each."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from amodal_fusion_transformer import AmodalFusionTransformer, fusion_loss, position_encoding, to_tensors
+from tests.conftest import draw_scene
+
+
+def make_model(seed=0):
+    """A network whose head is not at its neutral start, so that every layer shows in the output."""
+    torch.manual_seed(seed)
+    model = AmodalFusionTransformer(width=32, encoder_layers=1, decoder_layers=2, heads=2)
+    nn.init.normal_(model.weight_head.weight, std=0.5)
+    return model.eval()
+
+
+def make_batch(size=64, n=3, slots=None, count=2):
+    items = [to_tensors(draw_scene(seed, size, n), slots or n) for seed in range(count)]
+    return {name: torch.stack([item[name] for item in items]) for name in items[0]}
+
+
+def fuse(model, batch):
+    with torch.no_grad():
+        return model(*(batch[name] for name in ("partial", "mask", "completions", "valid")))
+
+
+def test_weights_are_shares_and_zero_where_nothing_can_be_seen():
+    batch = make_batch(slots=5)
+    out = fuse(make_model(), batch)
+    weights, residual = out["weights"], out["residual"]
+    assert weights.shape == (2, 5, 64, 64) and residual.shape == (2, 1, 64, 64)
+    assert (weights >= 0).all() and (residual > 0).all()
+    assert torch.allclose(weights.sum(1, keepdim=True) + residual, torch.ones_like(residual), atol=1e-5)
+    alpha = batch["completions"][:, :, 3]
+    assert (weights[alpha == 0] == 0).all()
+    assert (weights[~batch["valid"]] == 0).all()
+    assert (weights[:, :3][alpha[:, :3] > 0] > 0).all()
+
+
+def test_weights_are_alpha_times_exp_logit():
+    batch = make_batch()
+    batch["completions"][:, :, 3] *= 0.5
+    out = fuse(make_model(), batch)
+    alpha = torch.cat([batch["completions"][:, :, 3], torch.ones(2, 1, 64, 64)], 1)
+    expected = alpha * out["logits"].exp()
+    expected = expected / expected.sum(1, keepdim=True)
+    assert torch.allclose(torch.cat([out["weights"], out["residual"]], 1), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_permuting_completions_permutes_weights(order):
+    model, batch = make_model(), make_batch()
+    out = fuse(model, batch)
+    shuffled = fuse(model, {**batch, "completions": batch["completions"][:, list(order)]})
+    assert torch.allclose(shuffled["weights"], out["weights"][:, list(order)], atol=1e-5)
+    assert torch.allclose(shuffled["fused"], out["fused"], atol=1e-5)
+
+
+def test_invalid_slots_change_nothing_whatever_they_hold():
+    model, batch = make_model(), make_batch()
+    out = fuse(model, batch)
+    padded = make_batch(slots=6)
+    padded["completions"][:, 3:] = torch.nan
+    more = fuse(model, padded)
+    assert torch.allclose(more["weights"][:, :3], out["weights"], atol=1e-5)
+    assert torch.allclose(more["fused"], out["fused"], atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "n"), [((64, 64), 1), ((768, 1111), 12), ((37, 91), 2), ((8, 5), 3), ((1, 1), 1)])
+def test_any_number_of_completions_and_any_size(size, n):
+    batch = make_batch(n=n, count=1)
+    batch = {name: nn.functional.interpolate(t.flatten(0, -4) if t.dim() > 4 else t, size) if t.dim() > 3 else t
+             for name, t in batch.items()}
+    batch["completions"] = batch["completions"].unflatten(0, (1, n))
+    batch["mask"] = (batch["mask"] > 0.5).float()
+    out = fuse(make_model(), batch)
+    assert out["weights"].shape == (1, n, *size) and out["fused"].shape == (1, 3, *size)
+    assert out["fused"].isfinite().all()
+
+
+def test_fused_equals_partial_outside_the_hole_bit_for_bit():
+    batch = make_batch()
+    fused = fuse(make_model(), batch)["fused"]
+    outside = (batch["mask"] == 0).expand_as(fused)
+    assert torch.equal(fused[outside], batch["partial"][outside])
+    assert not torch.equal(fused[~outside], batch["partial"][~outside])
+
+
+def test_every_parameter_gets_a_gradient():
+    model, batch = make_model().train(), make_batch(slots=5)
+    out = model(*(batch[name] for name in ("partial", "mask", "completions", "valid")))
+    fusion_loss(out, batch, None, 0, 0.1)[0].backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    # softmax over logits does not change when all keys share a bias
+    assert [name for name in without if "key_value.bias" not in name] == []
+
+
+def test_a_scene_does_not_depend_on_its_batch():
+    model, batch = make_model(), make_batch(count=3)
+    assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    together = fuse(model, batch)["fused"]
+    alone = fuse(model, {name: t[1:2] for name, t in batch.items()})["fused"]
+    assert torch.allclose(together[1:2], alone, atol=1e-5)
+
+
+def test_bf16_agrees_with_fp32():
+    model, batch = make_model(), make_batch()
+    exact = fuse(model, batch)["fused"]
+    with torch.autocast("cpu", torch.bfloat16):
+        half = fuse(model, batch)["fused"]
+    assert 0 < (half - exact).abs().max() < 1e-2
+
+
+def test_compile_changes_nothing():
+    model, batch = make_model(), make_batch()
+    exact = fuse(model, batch)["fused"]
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)  # no C++ compiler needed
+    assert torch.allclose(fuse(compiled, batch)["fused"], exact, atol=1e-5)
+
+
+def test_untrained_network_is_the_visible_fit_rule():
+    """Two copies of one disc; the one that agrees with the visible photo must win."""
+    scene = draw_scene(3, n=1)
+    good = scene.completions[0]
+    bad = good.copy()
+    bad[..., :3] = 255 - bad[..., :3]
+    scene.completions = [bad, good]
+    batch = {name: t[None] for name, t in to_tensors(scene, 2).items()}
+    torch.manual_seed(0)
+    weights = fuse(AmodalFusionTransformer().eval(), batch)["weights"]
+    inside = (batch["mask"][:, 0] > 0) & (batch["completions"][:, 0, 3] > 0)
+    assert (weights[:, 1][inside] > 10 * weights[:, 0][inside]).all()
+
+
+def test_position_encoding_is_the_same_place_at_every_resolution():
+    fine = position_encoding((8, 16), (8, 16), 32, "cpu").view(8, 16, 32)
+    coarse = position_encoding((4, 8), (8, 16), 32, "cpu").view(4, 8, 32)
+    middle = (fine[0, 0] + fine[1, 1]) / 2
+    assert (coarse[0, 0, :2] - middle[:2]).abs().max() < 0.01  # lowest frequency: nearly linear between neighbours
+    assert torch.equal(position_encoding((3, 3), (3, 3), 32, "cpu"), position_encoding((3, 3), (30, 30), 32, "cpu"))
+    assert len({tuple(row.tolist()) for row in fine.flatten(0, 1)}) == 128

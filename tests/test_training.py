@@ -1,0 +1,226 @@
+"""The training script as a process: several processes, resume, signals, bad input."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+
+import amodal_fusion_transformer as aft
+from fusion.config import ConfigError, read_yaml
+from tests.conftest import ROOT, SMALL, draw_scene, run, succeed, write_dataset
+
+SCRIPT = "amodal_fusion_transformer.py"
+L1_ONLY = ("--lpips_weight", 0)
+
+
+def records(folder, kind="train"):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in lines if record["kind"] == kind]
+
+
+def train(dataset, folder, *arguments, **options):
+    return succeed(SCRIPT, "--data_dir", dataset, "--checkpoint_dir", folder, *SMALL, *arguments, **options)
+
+
+def test_training_writes_checkpoints_logs_and_figures(checkpoint):
+    folder = checkpoint.parent
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"best_model.pth", "last.pth", "metrics.jsonl", "curves.png", "val_epoch_001.png",
+                     "val_epoch_002.png"}
+    assert [record["step"] for record in records(folder)] == [1, 2, 3, 4]
+    assert {"l1", "lpips", "oracle", "loss", "lr", "grad_norm"} <= set(records(folder)[0])
+    state = torch.load(folder / "last.pth", weights_only=True)
+    assert {"model", "ema", "optimizer", "scheduler", "scaler", "epoch", "step", "rng", "config",
+            "metrics"} <= set(state)
+    assert (state["epoch"], state["step"]) == (2, 4)
+    assert state["metrics"]["loss"] == records(folder, "val")[-1]["loss"]
+
+
+def test_training_learns_what_no_rule_knows(tmp_path):
+    data = write_dataset(tmp_path / "data", train=16, val=6, decoy=True)
+    train(data, tmp_path / "run", *L1_ONLY, "--epochs", 8, "--lr", 2e-3)
+    history = records(tmp_path / "run", "val")
+    best = min(history, key=lambda record: record["loss"])
+    assert best["loss"] < 0.8 * history[0]["loss"]
+    assert best["psnr"] > best["visible_fit_psnr"] + 1
+    assert torch.load(tmp_path / "run" / "best_model.pth", weights_only=True)["metrics"]["loss"] == best["loss"]
+
+
+def test_two_processes_do_what_one_does(dataset, tmp_path):
+    common = (*L1_ONLY, "--epochs", 2, "--lr", 1e-3)
+    train(dataset, tmp_path / "one", *common, "--batch_size", 4)
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    train(dataset, tmp_path / "two", *common, "--batch_size", 2, launcher=launcher)
+    for kind in ("train", "val"):
+        one, two = records(tmp_path / "one", kind), records(tmp_path / "two", kind)
+        assert len(one) == len(two) > 0
+        for a, b in zip(one, two):
+            assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+            # three validation scenes on two ranks: a scene counted twice would show
+            assert a.get("psnr") == pytest.approx(b.get("psnr"), abs=1e-3)
+
+
+def test_accumulation_is_a_larger_batch(dataset, tmp_path):
+    train(dataset, tmp_path / "whole", *L1_ONLY, "--epochs", 1)
+    train(dataset, tmp_path / "parts", *L1_ONLY, "--epochs", 1, "--batch_size", 2, "--accumulate", 2)
+    whole, parts = records(tmp_path / "whole"), records(tmp_path / "parts")
+    assert [r["loss"] for r in whole] == pytest.approx([r["loss"] for r in parts], abs=1e-5)
+
+
+def test_resume_continues_as_if_never_stopped(tmp_path):
+    data = write_dataset(tmp_path / "data", train=12)  # 3 steps an epoch: step 5 is in the middle of one
+    common = (*L1_ONLY, "--epochs", 4, "--lr", 1e-3)
+    train(data, tmp_path / "straight", *common, "--max_steps", 10)
+    train(data, tmp_path / "halves", *common, "--max_steps", 5, "--workers", 1)
+    train(data, tmp_path / "halves", *common, "--max_steps", 10, "--resume", "auto")
+    straight, halves = (records(tmp_path / name) for name in ("straight", "halves"))
+    assert [r["step"] for r in halves] == list(range(1, 11))
+    assert [r["loss"] for r in halves] == pytest.approx([r["loss"] for r in straight], abs=1e-6)
+    one, two = (torch.load(tmp_path / name / "last.pth", weights_only=True) for name in ("straight", "halves"))
+    for part in ("model", "ema"):
+        for key, value in one[part].items():
+            assert torch.allclose(value, two[part][key], atol=1e-6), key
+    assert one["best"] == pytest.approx(two["best"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_the_step_and_says_so(dataset, tmp_path, number):
+    folder = tmp_path / "run"
+    arguments = ["--data_dir", dataset, "--checkpoint_dir", folder, *SMALL, *L1_ONLY, "--epochs", 500]
+    process = subprocess.Popen([sys.executable, str(ROOT / SCRIPT), *map(str, arguments)], stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (folder / "metrics.jsonl").exists():
+        time.sleep(0.1)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, output
+    assert "--resume auto" in output
+    assert torch.load(folder / "last.pth", weights_only=True)["step"] == records(folder)[-1]["step"]
+
+
+def test_more_gpus_than_there_are(dataset):
+    for launcher in ((), ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1")):
+        process = run(SCRIPT, "--data_dir", dataset, "--gpus", 6, launcher=launcher)
+        assert process.returncode != 0
+        asked = 1 if launcher else 6  # under torchrun its own number counts
+        assert f"{asked} GPU" in process.stderr and "this machine has 0" in process.stderr
+        assert "--gpus 0" in process.stderr and (launcher or "Traceback" not in process.stderr)
+
+
+def test_gradient_that_stays_nan_ends_training_with_the_scenes(dataset, tmp_path):
+    process = run(SCRIPT, "--data_dir", dataset, "--checkpoint_dir", tmp_path / "run", *SMALL, *L1_ONLY, "--lr", 1e30,
+                  "--warmup_steps", 1, "--epochs", 50, "--max_bad_steps", 3)
+    assert process.returncode == 1 and "no finite gradient for 3 steps in a row" in process.stderr
+    lines = (tmp_path / "run" / "bad_steps_rank0.txt").read_text().splitlines()
+    assert len(lines) == 3 and "train_" in lines[0]
+
+
+def test_a_cut_off_picture_stops_training_before_the_first_step(tmp_path):
+    data = write_dataset(tmp_path / "data")
+    victim = data / "train_3" / "comp1.png"
+    victim.write_bytes(victim.read_bytes()[:-20])
+    (data / "val_1" / "mask.png").unlink()
+    process = run(SCRIPT, "--data_dir", data, "--checkpoint_dir", tmp_path / "run", *SMALL, *L1_ONLY)
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    assert str(victim) in process.stderr and "val_1/mask.png" in process.stderr
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_fewer_scenes_than_a_step_takes(dataset, tmp_path):
+    process = run(SCRIPT, "--data_dir", dataset, "--checkpoint_dir", tmp_path, *SMALL, *L1_ONLY, "--batch_size", 9)
+    assert process.returncode == 1 and "8 training scenes are fewer than one step takes" in process.stderr
+
+
+def test_resume_with_another_network_names_the_option(dataset, checkpoint, tmp_path):
+    process = run(SCRIPT, "--data_dir", dataset, "--checkpoint_dir", tmp_path, *SMALL, *L1_ONLY, "--width", 64,
+                  "--resume", checkpoint)
+    assert process.returncode == 1 and "width=32, not 64" in process.stderr
+
+
+def test_command_line_wins_over_the_file(tmp_path, dataset):
+    config = {"data_dir": str(dataset), "gpus": 0, "img_size": 64, "width": 32, "encoder_layers": 1, "heads": 2,
+              "decoder_layers": 1, "workers": 0, "batch_size": 4, "lpips_weight": 0, "epochs": 7, "lr": "1e-4",
+              "checkpoint_dir": str(tmp_path / "run")}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    succeed(SCRIPT, "--config", tmp_path / "config.yaml", "--epochs", 1)
+    stored = torch.load(tmp_path / "run" / "last.pth", weights_only=True)["config"]
+    assert (stored["epochs"], stored["lr"], stored["width"]) == (1, 1e-4, 32)
+
+
+@pytest.mark.parametrize(("text", "complaint"), [
+    ("batch_sise: 8", "did you mean 'batch_size'"),
+    ("batch_size: 8.5", "batch_size: expected a whole number"),
+    ("augment: 1", "augment: expected true or false"),
+    ("lr: fast", "lr: expected a number"),
+    ("amp: fp8", "amp: 'fp8' is none of off, bf16, fp16"),
+    ("epochs: 1\nepochs: 2", "'epochs' stands there twice"),
+    ("\tepochs: 1", "not valid YAML"),
+    ("- epochs", "expected 'key: value' lines"),
+])
+def test_faults_in_the_yaml_name_the_key(tmp_path, text, complaint):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="config.yaml") as error:
+        read_yaml(path, aft.TrainConfig)
+    assert complaint in str(error.value)
+
+
+def test_shipped_config_has_every_option_and_six_gpus():
+    values = read_yaml(ROOT / "transformer_train_config.yaml", aft.TrainConfig)
+    assert set(values) == {field.name for field in dataclasses.fields(aft.TrainConfig)}
+    assert values["gpus"] == 6
+
+
+def test_learning_rate_warms_up_and_decays():
+    rates = [aft.learning_rate(step, 100, 10) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == 1 and max(rates) == 1
+    assert rates[100] == pytest.approx(0.01) and rates == sorted(rates[:10]) + sorted(rates[10:], reverse=True)
+
+
+def test_augmentation_depends_on_seed_epoch_and_index_alone(dataset):
+    ids = [f"train_{i}" for i in range(8)]
+
+    def item(seed=0, epoch=0, index=1):
+        return aft.AmodalFusionDataset(dataset, ids, 64, 5, augment=True, seed=seed)[epoch, index]
+
+    assert torch.equal(item()["completions"], item()["completions"])
+    changed = [not torch.equal(item()["completions"], item(epoch=epoch)["completions"]) for epoch in range(1, 9)]
+    assert sum(changed) >= 4
+    plain = aft.AmodalFusionDataset(dataset, ids, 64, 5)[1]
+    assert plain["valid"].tolist() == [True, True, True, False, False]
+    assert plain["partial"][:, plain["mask"][0] > 0].max() == 0
+    assert not plain["completions"][3:].any()
+
+
+def test_loss_judges_the_hole_only():
+    batch = {name: t[None] for name, t in aft.to_tensors(draw_scene(0), 3).items()}
+    out = {"fused": batch["original"].clone()}
+    out["fused"][..., 0, 0] += 0.5  # outside
+    assert aft.fusion_loss(out, batch, None, 0, 0)[0] == 0
+    out["fused"] = torch.where(batch["mask"] > 0.5, batch["original"] + 0.25, batch["original"])
+    assert aft.fusion_loss(out, batch, None, 0, 0)[0].item() == pytest.approx(0.25, abs=1e-6)
+
+
+def test_oracle_term_is_least_when_the_nearest_candidate_wins():
+    batch = {name: t[None] for name, t in aft.to_tensors(draw_scene(0, n=2), 2).items()}
+    fill = torch.zeros_like(batch["partial"])
+
+    def term(winner):
+        logits = torch.zeros(1, 3, 64, 64)
+        logits[:, winner] = 20
+        log_weights = aft.weigh(logits, batch["completions"])
+        out = {"fused": batch["original"], "fill": fill, "log_weights": log_weights}
+        return aft.fusion_loss(out, batch, None, 0, 1.0)[1]["oracle"].item()
+
+    batch["completions"][:, :, 3] = 1
+    batch["completions"][:, 1, :3] = batch["original"]
+    assert term(1) < min(term(0), term(2)) < math.inf
