@@ -1,9 +1,10 @@
-"""Turn amodal completion results into a clean data set, split it, and check it.
+"""Turn amodal completion results into a clean data set, split it, check it, or compose one out of cut-outs.
 
     python prepare_dataset.py create --input_dir AMODAL_RESULTS --output_dir DATA --n_max_completions 5 \\
         --img_size 256 --resize --split
     python prepare_dataset.py split --data_dir DATA --val_fraction 0.1 --test_fraction 0.1
     python prepare_dataset.py check --data_dir DATA
+    python prepare_dataset.py synthesize --objects CUTOUTS --backgrounds PHOTOS --output_dir DATA --n_scenes 1000
 
 Exit status: 0 all is well, 1 too many scenes were bad (create) or there are faults (check), 2 wrong usage.
 """
@@ -27,10 +28,12 @@ from tqdm import tqdm
 
 from fusion.config import ConfigError, option, parse_command
 from fusion.figures import draw_selection
+from fusion.holes import HOLES
 from fusion.images import SceneError, atomic_file, read_image, write_text
 from fusion.keying import BACKGROUNDS, key_background
 from fusion.raw_scenes import find_raw_scenes, read_raw_scene
 from fusion.scenes import find_scenes, read_list, read_scene, write_scene
+from fusion.synthesis import STYLES, Synthesizer
 
 LISTS = ("train_list.txt", "val_list.txt", "test_list.txt")
 PREVIEWED_SCENES = 6
@@ -80,6 +83,25 @@ class CheckConfig:
 
     data_dir: str = option("", "data set to read", "data")
     workers: int = option(os.cpu_count() or 1, "processes", "data")
+
+
+@dataclass
+class SynthesizeConfig(SplitOptions):
+    """Compose scenes with known truth out of cut-outs on backgrounds, or of annotated photos."""
+
+    objects: str | None = option(None, "folder of RGBA cut-outs", "data")
+    backgrounds: str | None = option(None, "folder of photos to put them on", "data")
+    coco: str | None = option(None, "COCO-style instance annotations beside their photos, as well or instead", "data")
+    output_dir: str = option("", "data set to write; running again continues", "data")
+    n_scenes: int = option(1000, "scenes to compose", "data")
+    img_size: int = option(256, "side of the scenes in pixels", "data")
+    n_max_completions: int = option(5, "most completions of a scene", "data")
+    hole: str = option("mixed", "how holes are cut", "data", HOLES)
+    style: str = option("mixed", "how completions are drawn: visible pixels copied, all redrawn, or redrawn on white "
+                                 "with many near-duplicates", "data", STYLES)
+    preview: bool = option(True, "write preview.png, a sheet of the first scenes", "data")
+    workers: int = option(os.cpu_count() or 1, "processes", "data")
+    split: bool = option(True, "write the lists as well", "split")
 
 
 # What a scene on disk depends on: a run that continues must agree with the one before.
@@ -169,13 +191,51 @@ def create_scene(raw, config):
         if not scene.mask.any():
             raise SceneError(f"{raw.folder}: the hole is too small to survive --resize")
     report["trainable"] = scene.original is not None
-    folder, temporary = Path(config.output_dir) / raw.id, Path(config.output_dir) / f".tmp-{raw.id}"
+    put_scene(Path(config.output_dir), scene)
+    return report
+
+
+def put_scene(output, scene):
+    """Write a scene's folder whole or not at all."""
+    folder, temporary = output / scene.id, output / f".tmp-{scene.id}"
     temporary.mkdir()
     write_scene(temporary, scene)
     if folder.exists():
         shutil.rmtree(folder)
     temporary.rename(folder)
-    return report
+
+
+def synthesize(config):
+    """`synthesize`: returns the exit status."""
+    output = Path(config.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    for leftover in output.glob(".tmp-*"):
+        shutil.rmtree(leftover)
+    synthesizer = Synthesizer(config.objects, config.backgrounds, config.coco, config.img_size,
+                              config.n_max_completions, config.hole, config.style, config.seed)
+    job = partial(write_synthetic_scene, synthesizer, output)
+    with ProcessPoolExecutor(config.workers) as pool:
+        jobs = pool.map(job, range(config.n_scenes), chunksize=8)
+        scene_ids = list(tqdm(jobs, total=config.n_scenes, desc="synthesize", disable=None))
+    if config.preview:
+        scenes = [read_scene(output / scene_id) for scene_id in scene_ids[:PREVIEWED_SCENES]]
+        draw_selection(output / "preview.png", [
+            [("original", s.original, None), ("partial", s.partial, None),
+             *((f"comp{number}", c, None) for number, c in enumerate(s.completions, 1))] for s in scenes])
+    options = {key: value for key, value in dataclasses.asdict(config).items() if key != "workers"}
+    manifest = {"made_by": "prepare_dataset.py synthesize", "options": options, "scenes": config.n_scenes,
+                "image_size": [config.img_size, config.img_size]}
+    write_text(output / "dataset.yaml", yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True))
+    print(f"{config.n_scenes} scenes in {output}")
+    return split(output, config) if config.split else 0
+
+
+def write_synthetic_scene(synthesizer, output, index):
+    """Compose scene `index` and write its folder unless it is there; returns its id."""
+    scene_id = synthesizer.scene_id(index)
+    if not (output / scene_id).is_dir():
+        put_scene(output, synthesizer(index))
+    return scene_id
 
 
 REPORT_COLUMNS = ("file", "kept_as", "reason", "hole_share", "new_share", "visible_error", "background")
@@ -305,6 +365,7 @@ COMMANDS = {
     "create": (CreateConfig, create, ("input_dir", "output_dir")),
     "split": (SplitConfig, lambda config: split(Path(config.data_dir), config), ("data_dir",)),
     "check": (CheckConfig, check, ("data_dir",)),
+    "synthesize": (SynthesizeConfig, synthesize, ("output_dir",)),
 }
 
 

@@ -169,7 +169,7 @@ def test_command_line_wins_over_the_file(tmp_path, dataset):
 def test_faults_in_the_yaml_name_the_key(tmp_path, text, complaint):
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match="config.yaml") as error:
+    with pytest.raises(ConfigError, match=r"config\.yaml") as error:
         read_yaml(path, aft.TrainConfig)
     assert complaint in str(error.value)
 
