@@ -86,14 +86,14 @@ def draw_scenes(path, scenes, titles):
     wanted = ("partial", "comp", "winner", "fused", "original")
     rows = [[panel for panel in scene_panels(scene) if panel[0].startswith(wanted)] for scene in scenes]
     columns = max(len(row) for row in rows)
-    figure = Figure(figsize=(1.6 * columns, 1.8 * len(rows)))
+    figure = Figure(figsize=(1.6 * columns, 2 * len(rows)))
     for number, (row, title) in enumerate(zip(rows, titles)):
         # the shared panels stand right-aligned, below each other, whatever the number of completions
         places = [0, *range(1, len(row) - 3), *range(columns - 3, columns)]
         for place, panel in zip(places, row):
             axes = figure.add_subplot(len(rows), columns, number * columns + place + 1)
             _show(axes, panel[0] if place else f"{title}\npartial", *panel[1:])
-    figure.tight_layout(pad=0.3)
+    figure.tight_layout(pad=0.3, h_pad=1)
     save_figure(figure, path)
 
 

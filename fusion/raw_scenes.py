@@ -77,7 +77,7 @@ def _scenes_of_folder(folder, names, input_dir):
             continue
         prefix = match["prefix"] or ""
         of = ROLE.fullmatch(prefix)
-        if of and of["completion"]:
+        if (of and of["completion"]) or re.search(r"(mask|alpha)$", match["number"] or "", re.IGNORECASE):
             continue  # comp1_mask.png belongs to a completion, not to the scene
         if of and of["original"]:
             prefix = ""  # image.png, image_mask.png

@@ -1,0 +1,235 @@
+"""Reading and writing pictures, rules and figures of merit, LPIPS."""
+
+import warnings
+
+import lpips
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fusion.compositing import fill_hole, paint_over, push_pull
+from fusion.images import SceneError, atomic_file, read_image, resize, write_image
+from fusion.metrics import (
+    RULES,
+    apply_rules,
+    gap_closed,
+    oracle,
+    overlap_region,
+    region_l1,
+    region_psnr,
+    region_ssim,
+    visible_error,
+)
+from fusion.perceptual import LpipsUnavailable, PerceptualLoss
+from tests.conftest import ROOT
+
+SHARED_WEIGHTS = ROOT.parent / "shared" / "weights" / "alexnet_features.pth"
+
+
+def picture(height=40, width=30, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp"])
+def test_lossless_formats_come_back_exactly(tmp_path, suffix):
+    path = tmp_path / f"그림 😀.{suffix}"
+    Image.fromarray(picture()).save(path, **({"lossless": True} if suffix == "webp" else {}))
+    assert np.array_equal(read_image(path, "RGB"), picture())
+
+
+def test_modes_that_pillow_gets_wrong_by_itself(tmp_path):
+    grey16 = (np.arange(1200, dtype=np.uint16).reshape(40, 30) * 54)
+    Image.fromarray(grey16).save(tmp_path / "16.png")
+    assert np.abs(read_image(tmp_path / "16.png", "L").astype(int) - grey16 / 257).max() <= 0.5
+    Image.fromarray(picture()).quantize(256).save(tmp_path / "palette.png")
+    assert np.abs(read_image(tmp_path / "palette.png", "RGB").astype(int) - picture()).mean() < 30
+    Image.fromarray(picture()).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
+    assert read_image(tmp_path / "cmyk.jpg", "RGB").shape == (40, 30, 3)
+    hidden = np.dstack([picture(), np.zeros((40, 30), np.uint8)])
+    Image.fromarray(hidden).save(tmp_path / "hidden.png")
+    assert not read_image(tmp_path / "hidden.png", "RGB").any()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture()).save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "turned.png", "RGB"), np.rot90(picture(), -1))
+
+
+@pytest.mark.parametrize(("content", "fault"), [
+    (None, "no such file"), (b"", "empty file"), (b"hello", "not a picture"), ("half", "damaged or truncated"),
+    ("frames", "has 2 frames"), ("float", "floating-point"),
+])
+def test_faulty_pictures_are_named(tmp_path, content, fault):
+    path = tmp_path / "victim.png"
+    if content == "half":
+        write_image(path, picture())
+        path.write_bytes(path.read_bytes()[:2000])
+    elif content == "frames":
+        frames = [Image.fromarray(picture(seed=i)) for i in range(2)]
+        frames[0].save(path, save_all=True, append_images=frames[1:])
+    elif content == "float":
+        path = tmp_path / "victim.tif"
+        Image.fromarray(picture()[..., 0].astype(np.float32)).save(path)
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SceneError, match="victim") as error:
+        read_image(path, "RGB")
+    assert fault in str(error.value)
+
+
+def test_decompression_bomb_is_refused(tmp_path, monkeypatch):
+    write_image(tmp_path / "bomb.png", picture(400, 400))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(SceneError, match=r"bomb\.png.*decompression bomb"):
+        read_image(tmp_path / "bomb.png", "RGB")
+
+
+def test_resizing_never_bleeds_the_colour_of_transparent_pixels():
+    image = np.zeros((64, 64, 4), np.uint8)
+    image[..., :3] = (0, 255, 0)
+    image[16:48, 16:48] = (200, 10, 30, 255)
+    for size in ((24, 24), (100, 90)):
+        small = resize(image, size)
+        assert np.abs(small[small[..., 3] > 8, :3].astype(int) - (200, 10, 30)).max() <= 8
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), atomic_file(path) as temporary:
+        temporary.write_text("ne")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_push_pull_keeps_what_is_known_and_is_smooth_elsewhere():
+    x = torch.linspace(0, 1, 50).expand(1, 1, 37, 50)
+    mask = torch.zeros(1, 1, 37, 50)
+    mask[..., 10:25, 15:35] = 1
+    filled = push_pull(x * (1 - mask), 1 - mask)
+    assert torch.equal(filled[mask == 0], x[mask == 0])
+    assert (filled - x).abs().max() < 0.15
+    assert torch.equal(push_pull(x, torch.zeros_like(mask)), torch.zeros_like(x))
+    constant = fill_hole(torch.full((1, 3, 37, 50), 0.3) * (1 - mask), mask)
+    assert torch.allclose(constant, torch.full_like(constant, 0.3), atol=1e-6)
+
+
+def batch_of_two_squares():
+    """Square 0 is the true front one; square 1 runs on under it. 8 px of both are visible left of the hole."""
+    original = torch.full((1, 3, 32, 32), 0.5)
+    front, rear = (torch.zeros(1, 4, 32, 32) for _ in range(2))
+    front[:, 0, 8:24, 8:28], front[:, 3, 8:24, 8:28] = 1.0, 1.0
+    rear[:, 2, 4:28, 4:20], rear[:, 3, 4:28, 4:20] = 1.0, 1.0
+    for layer in (rear, front):
+        original = original + layer[:, 3:] * (layer[:, :3] - original)
+    mask = torch.zeros(1, 1, 32, 32)
+    mask[..., 12:] = 1
+    completions = torch.stack([front, rear], 1)
+    return original * (1 - mask), mask, completions, torch.ones(1, 2, dtype=torch.bool), original
+
+
+def test_rules_and_oracle_on_a_scene_with_a_known_answer():
+    partial, mask, completions, valid, original = batch_of_two_squares()
+    fill = fill_hole(partial, mask)
+    error = visible_error(partial, mask, completions)
+    assert error[0, 0] == 0 and error[0, 1] > 0.2
+    fused = apply_rules(partial, mask, completions, valid, fill)
+    assert set(fused) == set(RULES)
+    overlap = overlap_region(mask, completions, valid)
+    assert overlap.sum() == 16 * 8
+    score = {name: region_psnr(image, original, overlap).item() for name, image in fused.items()}
+    assert score["visible_fit"] == pytest.approx(99)  # the front one fits
+    assert score["over_given"] < 10  # paints the rear one last
+    assert score["over_area"] == pytest.approx(99)  # the smaller one in front
+    assert score["over_lowest"] < 10  # the rear one reaches lower
+    assert score["over_given"] < score["mean"] < 99
+    best, choice = oracle(partial, mask, completions, valid, fill, original)
+    assert region_psnr(best, original, overlap) == 99
+    assert (choice[overlap[:, 0] > 0] == 0).all()
+    for image in [*fused.values(), best]:
+        assert torch.equal(image * (1 - mask), partial)
+
+
+def test_invalid_slots_are_never_painted():
+    partial, mask, completions, _, original = batch_of_two_squares()
+    fill = fill_hole(partial, mask)
+    padded = torch.tensor([[False, True]])
+    with_padding = apply_rules(partial, mask, completions, padded, fill)
+    without = apply_rules(partial, mask, completions[:, 1:], padded[:, 1:], fill)
+    for name, image in with_padding.items():
+        assert torch.equal(image, without[name]), name
+    assert (oracle(partial, mask, completions, padded, fill, original)[1] != 0).all()
+
+
+def test_paint_over_blends_soft_alpha():
+    zeros = torch.zeros(1, 3, 4, 4)
+    half = torch.full((1, 1, 4, 4, 4), 0.5)
+    ones = torch.ones(1, 1, 4, 4)
+    painted = paint_over(zeros, ones, half, torch.ones(1, 1, dtype=torch.bool), zeros, torch.zeros(1, 1).long())
+    assert torch.allclose(painted, torch.full_like(painted, 0.25))
+
+
+def test_figures_count_the_region_only():
+    original, region = torch.rand(2, 3, 32, 32), torch.zeros(2, 1, 32, 32)
+    region[0, :, 8:16, 8:16] = 1
+    fused = original + 0.1 * region
+    fused[..., 0] = 0
+    assert region_psnr(fused, original, region)[0].item() == pytest.approx(20, abs=1e-3)
+    assert region_l1(fused, original, region)[0].item() == pytest.approx(0.1, abs=1e-5)
+    assert region_psnr(fused, original, region)[1].isnan()
+    everywhere = torch.ones_like(region)
+    assert torch.allclose(region_ssim(original, original, everywhere), torch.ones(2), atol=1e-5)
+    assert (region_ssim(1 - original, original, everywhere) < 0.1).all()
+    assert gap_closed(3, 2, 4) == 0.5
+
+
+def test_lpips_equals_the_package_and_is_frozen(backbone):
+    loss = PerceptualLoss("alex", backbone)
+    with warnings.catch_warnings(action="ignore"):
+        reference = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    features = torch.load(backbone, weights_only=True)
+    for key, value in reference.net.state_dict().items():
+        value.copy_(features["features." + key.split(".", 1)[1]])
+    a, b = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    expected = reference(2 * a - 1, 2 * b - 1).flatten()
+    assert torch.allclose(loss(a, b), expected, atol=1e-6)
+    assert not torch.allclose(loss(a, b), reference(a, b).flatten(), atol=1e-4)  # [0,1] by mistake would show
+    assert not any(p.requires_grad for p in loss.parameters())
+    loss.train()
+    assert not any(module.training for module in loss.modules())
+    assert torch.equal(loss(a, b), loss(a, b))
+
+
+def test_lpips_gradient_is_finite_where_features_vanish(backbone):
+    loss = PerceptualLoss("alex", backbone)
+    for parameter in loss.lpips.net.parameters():
+        parameter.data.zero_()
+    flat = torch.zeros(1, 3, 64, 64, requires_grad=True)
+    loss(flat, torch.rand(1, 3, 64, 64)).sum().backward()
+    assert flat.grad.isfinite().all()
+
+
+@pytest.mark.skipif(not SHARED_WEIGHTS.exists(), reason="needs the ImageNet backbone")
+def test_lpips_with_the_true_backbone_knows_blur_from_shift():
+    loss = PerceptualLoss("alex", SHARED_WEIGHTS)
+    torch.manual_seed(0)
+    image = torch.nn.functional.interpolate(torch.rand(1, 3, 16, 16), size=128, mode="bicubic").clamp(0, 1)
+    noisy = (image + 0.1 * torch.randn_like(image)).clamp(0, 1)
+    assert loss(image, image) == 0 and 0.1 < loss(noisy, image) < 2
+
+
+def test_missing_backbone_says_what_to_fetch(tmp_path, monkeypatch):
+    with pytest.raises(LpipsUnavailable, match="no such file"):
+        PerceptualLoss("alex", tmp_path / "nothing.pth")
+    torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "wrong.pth")
+    with pytest.raises(LpipsUnavailable, match=r"wrong\.pth.*alex's shape"):
+        PerceptualLoss("alex", tmp_path / "wrong.pth")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+
+    def offline(*_, **__):
+        raise OSError("offline")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    with pytest.raises(LpipsUnavailable) as error:
+        PerceptualLoss("vgg")
+    assert "vgg16-397923af.pth" in str(error.value) and "--lpips_weights" in str(error.value)

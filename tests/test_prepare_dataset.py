@@ -1,0 +1,301 @@
+"""prepare_dataset.py on trees of the form that the user's pipeline writes, and on what other people bring."""
+
+import csv
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from fusion.images import SceneError, read_image, write_image
+from fusion.keying import key_background
+from fusion.raw_scenes import find_raw_scenes, read_raw_scene
+from fusion.scenes import read_list, read_scene
+from fusion.selection import select_completions
+from tests.conftest import draw_scene, run, succeed, write_dataset
+
+SCRIPT = "prepare_dataset.py"
+
+
+def on_white(completion, rng):
+    """As pix2gestalt saves a completion: no alpha, near-white around the object, everything redrawn a little."""
+    alpha = cv2.GaussianBlur(completion[..., 3], (0, 0), 0.7)[..., None] / 255.0
+    picture = completion[..., :3] * alpha + 250 * (1 - alpha) + rng.normal(0, 2, completion.shape[:2])[..., None]
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+def write_user_scene(folder, seed, comps=12):
+    """original, mask (black = hole), partial and 12 comps: 3 objects, their duplicates, tiny and empty ones."""
+    folder.mkdir(parents=True)
+    rng, scene = np.random.default_rng(seed), draw_scene(seed)
+    write_image(folder / "original.png", scene.original)
+    write_image(folder / "partial.png", scene.partial)
+    write_image(folder / "mask.png", np.where(scene.mask, 0, 255).astype(np.uint8))
+    tiny = np.zeros((64, 64, 4), np.uint8)
+    tiny[2:4, 2:4] = (200, 0, 0, 255)
+    pictures = [*scene.completions, *scene.completions, *scene.completions[:2], tiny, tiny, tiny * 0, tiny * 0]
+    for number, picture in enumerate(pictures[:comps], 1):
+        write_image(folder / f"comp{number}.png", on_white(picture, rng))
+
+
+@pytest.fixture
+def user_tree(tmp_path):
+    """<letter>/<class>/<image id>/…, ids repeat; and one folder of the JPEG layout without a mask."""
+    tree = tmp_path / "results"
+    for seed, name in enumerate(("a/abbey/00000001", "a/airport/00000001", "b/bakery/00000001", "b/bakery/00000002")):
+        write_user_scene(tree / name, seed)
+    scene, folder = draw_scene(9), tree / "val_1" / "Places365_val_00000007"
+    folder.mkdir(parents=True)
+    for suffix, picture in (("", scene.original), ("_partial", scene.partial)):
+        Image.fromarray(picture).save(folder / f"{folder.name}{suffix}.jpg", quality=92)
+    for number, picture in enumerate(scene.completions, 1):
+        write_image(folder / f"{folder.name}_comp{number}.png", on_white(picture, np.random.default_rng(9)))
+    return tree
+
+
+def create(tree, output, *arguments):
+    return run(SCRIPT, "create", "--input_dir", tree, "--output_dir", output, "--workers", 1, *arguments)
+
+
+def rows_of(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_create_turns_the_users_tree_into_a_clean_data_set(user_tree, tmp_path):
+    data = tmp_path / "data"
+    process = create(user_tree, data, "--n_max_completions", 5, "--img_size", 48, "--resize", "--split")
+    assert process.returncode == 0, process.stdout + process.stderr
+    ids = {"a__abbey__00000001", "a__airport__00000001", "b__bakery__00000001", "b__bakery__00000002",
+           "val_1__Places365_val_00000007"}
+    assert {path.name for path in data.iterdir() if path.is_dir()} == ids
+    assert "4 black in the mask, 1 found from the partial image" in process.stdout
+    assert "51 white" in process.stdout
+    for scene_id in ids:
+        scene = read_scene(data / scene_id, need_original=True)
+        seed = 9 if "val_1" in scene_id else sorted(ids).index(scene_id)
+        truth = draw_scene(seed).resized((48, 48))
+        assert scene.mask.shape == (48, 48)
+        assert (scene.mask & truth.mask).sum() / (scene.mask | truth.mask).sum() > 0.85  # JPEG: a pixel wider
+        assert not scene.partial[scene.mask].any()
+        assert 1 <= len(scene.completions) <= 3  # three objects, each once
+        for completion in scene.completions:
+            overlaps = [((completion[..., 3] > 127) & (t[..., 3] > 127)).sum()
+                        / ((completion[..., 3] > 127) | (t[..., 3] > 127)).sum() for t in truth.completions]
+            assert max(overlaps) > 0.85
+    rows = [row for row in rows_of(data / "report.csv") if row["scene"] == "a__abbey__00000001"]
+    assert len(rows) == 12
+    assert {row["reason"].split(" of number")[0] for row in rows} >= {"kept", "duplicate", "empty"}
+    assert sorted(row["kept_as"] for row in rows if row["kept_as"]) == ["1", "2", "3"]
+    manifest = yaml.safe_load((data / "dataset.yaml").read_text())
+    assert manifest["scenes"] == 5 and manifest["image_size"] == [48, 48] and manifest["complete"]
+    assert (data / "report.png").stat().st_size > 1000
+    train, val = (read_list(data / name, data) for name in ("train_list.txt", "val_list.txt"))
+    assert len(train) == 4 and len(val) == 1 and set(train) | set(val) == ids
+    succeed(SCRIPT, "check", "--data_dir", data, "--workers", 1)
+
+
+def test_create_reports_all_bad_scenes_and_keeps_the_good(user_tree, tmp_path):
+    (user_tree / "a/abbey/00000001/comp2.png").write_bytes(b"\x89PNG\r\n")
+    (user_tree / "b/bakery/00000002/mask.png").write_bytes(b"")
+    write_image(user_tree / "a/airport/00000001/partial.png", draw_scene(77).partial)  # another photo
+    data = tmp_path / "data"
+    process = create(user_tree, data)
+    assert process.returncode == 1 and "60% of the scenes are bad" in process.stderr
+    skipped = {row["scene"]: row["fault"] for row in rows_of(data / "skipped.csv")}
+    assert set(skipped) == {"a__abbey__00000001", "a__airport__00000001", "b__bakery__00000002"}
+    assert "comp2.png" in skipped["a__abbey__00000001"] and "empty file" in skipped["b__bakery__00000002"]
+    assert "another photo" in skipped["a__airport__00000001"]
+    for fault in skipped.values():
+        assert fault.splitlines()[0] in process.stdout
+    assert sum(path.is_dir() for path in data.iterdir()) == 2
+    assert create(user_tree, tmp_path / "again", "--max_bad", 0.7).returncode == 0
+
+
+def test_create_continues_where_it_was_interrupted(user_tree, tmp_path):
+    data = tmp_path / "data"
+    assert create(user_tree, data).returncode == 0
+    kept = data / "b__bakery__00000001" / "mask.png"
+    before = kept.stat().st_mtime_ns
+    for path in (data / "a__abbey__00000001").iterdir():
+        path.unlink()
+    (data / "a__abbey__00000001").rmdir()
+    (data / ".tmp-a__abbey__00000001").mkdir()  # what a killed run leaves
+    process = create(user_tree, data)
+    assert process.returncode == 0 and "4 already there" in process.stdout
+    assert kept.stat().st_mtime_ns == before and (data / "a__abbey__00000001" / "comp1.png").exists()
+    assert not list(data.glob(".tmp-*"))
+    process = create(user_tree, data, "--n_max_completions", 2)
+    assert process.returncode == 2 and "n_max_completions=5, not 2" in process.stderr
+    assert create(user_tree, data, "--n_max_completions", 2, "--overwrite").returncode == 0
+
+
+def test_missing_parts_are_all_named(tmp_path):
+    folder = tmp_path / "results" / "00000020"
+    folder.mkdir(parents=True)
+    scene = draw_scene(1)
+    Image.fromarray(scene.original).save(folder / "00000020.jpg", quality=90)
+    Image.fromarray(scene.partial).save(folder / "00000020_partial.jpg", quality=90)
+    process = create(tmp_path / "results", tmp_path / "data")
+    assert process.returncode == 1
+    assert "no completions" in process.stdout and "no mask" in process.stdout
+    assert "found from the partial image" in process.stdout
+
+
+def raw(tmp_path, **pictures):
+    """A raw scene of the pictures given by their file names, dots written as '__'."""
+    folder = tmp_path / "raw" / "s"
+    folder.mkdir(parents=True)
+    for name, picture in pictures.items():
+        Image.fromarray(picture).save(folder / name.replace("__", "."), quality=95)
+    (scene,), faults = find_raw_scenes(tmp_path / "raw")
+    assert not faults
+    return scene
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+@pytest.mark.parametrize("blank", [0, 255, 128])
+def test_polarity_comes_from_the_pixels(tmp_path, inverted, blank):
+    scene = draw_scene(2)
+    partial = np.where(scene.mask[..., None], blank, scene.original).astype(np.uint8)
+    mask = np.where(scene.mask ^ inverted, 255, 0).astype(np.uint8)
+    completions = {f"comp{i}__png": c for i, c in enumerate(scene.completions)}
+    files = raw(tmp_path, gt__png=scene.original, masked__png=partial, hole__png=mask, **completions)
+    found, report = read_raw_scene(files, 5)
+    assert np.array_equal(found.mask, scene.mask)
+    assert report["hole"] == ("black" if inverted else "white") + " in the mask"
+    assert not found.partial[found.mask].any()
+
+
+def test_partial_is_made_from_original_and_mask(tmp_path):
+    scene = draw_scene(2)
+    found, report = read_raw_scene(
+        raw(tmp_path, image__png=scene.original, mask__png=scene.mask.astype(np.uint8) * 255,
+            amodal_1__png=scene.completions[0]), 5)
+    assert np.array_equal(found.partial, scene.partial) and "assumed" in report["hole"]
+    scene_of = find_raw_scenes(tmp_path / "raw")[0][0]
+    told, _ = read_raw_scene(scene_of, 5, mask_hole="black")
+    assert np.array_equal(told.mask, ~scene.mask)
+
+
+def test_shifted_partial_is_reported(tmp_path):
+    scene = draw_scene(2)
+    shifted = np.roll(scene.original, 2, 1)
+    shifted[scene.mask] = 0
+    with pytest.raises(SceneError, match="shifted by 2,0"):
+        read_raw_scene(raw(tmp_path, original__png=scene.original, partial__png=shifted,
+                           mask__png=scene.mask.astype(np.uint8) * 255, comp1__png=scene.completions[0]), 5)
+
+
+def test_sizes_that_cannot_be_one_frame_are_reported(tmp_path):
+    scene = draw_scene(2)
+    with pytest.raises(SceneError, match=r"comp1.png: 32×64, but the scene is 64×64"):
+        read_raw_scene(raw(tmp_path, original__png=scene.original, partial__png=scene.partial,
+                           mask__png=scene.mask.astype(np.uint8) * 255, comp1__png=scene.completions[0][:, :32]), 5)
+
+
+@pytest.mark.parametrize(("names", "ids"), [
+    (["s/original.png", "s/mask.png", "s/comp1.png"], ["s"]),
+    (["x.jpg", "x_mask.png", "x_comp1.png", "y.jpg", "y_mask.png", "y_comp1.png"], ["x", "y"]),
+    (["c/x/x.jpg", "c/x/x_partial.jpg", "c/x/x_comp1.png"], ["c__x"]),
+    (["가/나 다/gt.png", "가/나 다/hole.png", "가/나 다/completion_2.png"], ["가__나 다"]),
+    (["s/image.png", "s/image_mask.png", "s/obj_000.png", "s/obj_000_mask.png"], ["s"]),
+    (["s/photo.jpg", "s/readme.txt"], []),
+])
+def test_scenes_are_found_by_names(tmp_path, names, ids):
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    scenes, faults = find_raw_scenes(tmp_path)
+    assert [scene.id for scene in scenes] == ids and not faults
+    for scene in scenes:
+        assert len(scene.completions) == 1 and (scene.mask or scene.partial)
+
+
+def test_completions_come_in_the_order_of_their_numbers(tmp_path):
+    for number in (10, 9, 1, 2):
+        (tmp_path / f"comp{number}.png").write_bytes(b"")
+    (scene,), _ = find_raw_scenes(tmp_path)
+    assert [path.stem for path in scene.completions] == ["comp1", "comp2", "comp9", "comp10"]
+
+
+def test_keying_spares_a_white_shirt_and_unmixes_the_edge():
+    disc = np.zeros((96, 96, 4), np.uint8)
+    y, x = np.mgrid[:96, :96]
+    alpha = np.clip(31 - np.hypot(y - 48, x - 48), 0, 1)
+    disc[..., :3], disc[..., 3] = (40, 90, 160), np.rint(alpha * 255)
+    disc[40:56, 40:56, :3] = 252  # the shirt
+    rgb = np.rint(disc[..., :3] * alpha[..., None] + 249 * (1 - alpha[..., None])).astype(np.uint8)
+    keyed, kind = key_background(rgb)
+    assert kind == "white"
+    assert (keyed[40:56, 40:56, 3] == 255).all() and not keyed[:10, :, 3].any()
+    assert np.abs(keyed[..., 3] / 255 - alpha).mean() < 0.005
+    edge = (keyed[..., 3] > 30) & (keyed[..., 3] < 200)
+    assert edge.any() and np.abs(keyed[edge, :3].astype(int) - (40, 90, 160)).max() < 20  # no white halo
+
+
+def test_keying_finds_black_and_leaves_photos_alone():
+    scene = draw_scene(4)
+    assert key_background(scene.original)[1] == "opaque"
+    black = (scene.completions[0][..., :3] * (scene.completions[0][..., 3:] > 0)).astype(np.uint8)
+    keyed, kind = key_background(black)
+    assert kind == "black" and np.array_equal(keyed[..., 3] > 0, scene.completions[0][..., 3] > 0)
+    assert (key_background(scene.original, "opaque")[0][..., 3] == 255).all()
+
+
+def test_selection_prefers_new_coverage_and_the_better_of_two_samples():
+    scene = draw_scene(5, n=2)
+    worse = scene.completions[0].copy()
+    worse[..., :3] = np.clip(worse[..., :3].astype(int) + 12, 0, 255) * (worse[..., 3:] > 0)
+    whole = np.dstack([scene.original, np.full((64, 64), 255, np.uint8)])
+    kept, rows = select_completions([whole, worse, *scene.completions], scene.mask, scene.partial, 3)
+    assert set(kept[:2]) == {2, 3} and kept[2] == 0  # the whole frame last, the worse sample not at all
+    assert rows[1]["reason"].startswith("duplicate of number")
+
+
+def test_split_is_stable_keeps_groups_and_covers_all(tmp_path):
+    data = write_dataset(tmp_path / "data", train=16, val=4)
+    for number, scene_id in enumerate(("photo1_a", "photo1_b", "photo1_c", "photo2_a", "photo2_b")):
+        (data / f"train_{number}").rename(data / scene_id)
+    arguments = ("split", "--data_dir", data, "--val_fraction", 0.3, "--test_fraction", 0.2,
+                 "--group_by", r"(photo\d)_")
+    names = ("train_list.txt", "val_list.txt", "test_list.txt")
+
+    def lists(seed):
+        succeed(SCRIPT, *arguments, "--seed", seed)
+        return [read_list(data / name, data) for name in names]
+
+    first, again, other = lists(0), lists(0), lists(1)
+    assert first == again != other
+    members = [scene_id for members in first for scene_id in members]
+    assert len(members) == len(set(members)) == 20 and len(first[1]) >= 6 and len(first[2]) >= 4
+    for photo in ("photo1", "photo2"):
+        assert sum(any(scene_id.startswith(photo) for scene_id in members) for members in first) == 1
+
+
+def test_check_names_every_fault(tmp_path):
+    data = write_dataset(tmp_path / "data")
+    assert run(SCRIPT, "check", "--data_dir", data, "--workers", 1).returncode == 0
+    victim = data / "train_0" / "comp1.png"
+    victim.write_bytes(victim.read_bytes()[:200])
+    write_image(data / "train_1" / "mask.png", np.zeros((64, 64), np.uint8))
+    write_image(data / "train_2" / "original.png", np.zeros((64, 32, 3), np.uint8))
+    inverted = 255 - read_image(data / "val_0" / "mask.png", "L")
+    write_image(data / "val_0" / "mask.png", inverted)
+    write_image(data / "val_1" / "comp1.png", np.full((64, 64, 3), 255, np.uint8))
+    (data / "val_list.txt").write_text("val_0\nval_0\n../secret\nnowhere\nval_1\n")
+    process = run(SCRIPT, "check", "--data_dir", data, "--workers", 1)
+    assert process.returncode == 1
+    for complaint in ("train_0/comp1.png: damaged", "train_1/mask.png: no hole", "original.png: 32×64, but partial.png",
+                      "val_0/mask.png: inverted", "val_1/comp1.png: no alpha", "'val_0' is listed twice",
+                      "'../secret' is a path", "there is no folder"):
+        assert complaint in process.stdout, complaint
+
+
+def test_wrong_usage_exits_with_2(tmp_path):
+    for arguments in (("create",), ("create", "--input_dir", tmp_path / "no", "--output_dir", tmp_path / "x"),
+                      ("split", "--data_dir"), ("create", "--inputdir", "x"), ()):
+        process = run(SCRIPT, *arguments)
+        assert process.returncode == 2 and "Traceback" not in process.stderr
