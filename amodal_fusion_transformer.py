@@ -27,115 +27,25 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from fusion import distributed
-from fusion.checkpoints import CheckpointError, load_checkpoint, rng_state, save_checkpoint, set_rng_state
+from fusion.checkpoints import CheckpointError, load_checkpoint
 from fusion.compositing import blend, fill_hole, push_pull, weigh
 from fusion.config import option, parse
 from fusion.figures import draw_curves, draw_scenes
 from fusion.images import SceneError
+from fusion.layers import ConvBlock, DecoderLayer, EncoderLayer, position_encoding
 from fusion.metrics import apply_rules, gap_closed, oracle, overlap_region, region_psnr
 from fusion.perceptual import LpipsUnavailable, load_perceptual
+from fusion.run import Run, TrainingError
 from fusion.scenes import check_scenes, read_list, read_scene
 from fusion.synthesis import Synthesizer
+from fusion.tensors import to_arrays, to_tensors
 
 # ----------------------------------------------------------------------------
 # Model
-
-
-class ConvBlock(nn.Module):
-    """x + conv(gelu(conv(norm(x)))). Group norm, so that no scene depends on the rest of its batch."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.GroupNorm(8, width),
-            nn.Conv2d(width, width, 3, padding=1),
-            nn.GELU(),
-            nn.Conv2d(width, width, 3, padding=1),
-        )
-
-    def forward(self, x):
-        return x + self.layers(x)
-
-
-class Attention(nn.Module):
-    """Multi-head attention of x (…,L,C) over memory (…,S,C); `allowed` broadcasts to (…,heads,L,S)."""
-
-    def __init__(self, width, heads):
-        super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, x, memory, allowed=None):
-        query, key, value = (
-            t.unflatten(-1, (self.heads, -1)).transpose(-3, -2)  # (…,L,C) → (…,heads,L,C/heads)
-            for t in (self.query(x), *self.key_value(memory).chunk(2, -1))
-        )
-        y = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
-        return self.out(y.transpose(-3, -2).flatten(-2))
-
-
-def mlp(width):
-    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-
-class EncoderLayer(nn.Module):
-    """Global self-attention over the scene (pre-norm)."""
-
-    def __init__(self, width, heads):
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
-        self.mlp = mlp(width)
-
-    def forward(self, scene, position):  # (B,S,C), (S,C)
-        x = self.norm(scene) + position
-        scene = scene + self.attention(x, x)
-        return scene + self.mlp(scene)
-
-
-class DecoderLayer(nn.Module):
-    """Candidates look at their rivals at the same place, then query the whole scene (pre-norm)."""
-
-    def __init__(self, width, heads):
-        super().__init__()
-        self.norm_rivals = nn.LayerNorm(width)
-        self.rivals = Attention(width, heads)
-        self.norm_scene = nn.LayerNorm(width)
-        self.scene = Attention(width, heads)
-        self.mlp = mlp(width)
-
-    def forward(self, tokens, present, scene, position):  # (B,L,M,C), (B,M), (B,S,C), (L,C)
-        x = self.norm_rivals(tokens)
-        tokens = tokens + self.rivals(x, x, allowed=present[:, None, None, None, :])
-        x = self.norm_scene(tokens) + position[:, None]
-        tokens = tokens + self.scene(x.flatten(1, 2), scene).view_as(tokens)
-        return tokens + self.mlp(tokens)
-
-
-def position_encoding(grid, picture, channels, device):
-    """Sine-cosine encoding of a grid of tokens (after Carion et al. 2020, DETR), (rows·columns, channels).
-
-    Computed for the grid at hand, relative to the longer side of the picture: there is no largest size, and a
-    scene looks alike at every resolution.
-
-    Args:
-        grid: (rows, columns) of the tokens.
-        picture: (height, width) of the picture that they cover evenly, in any unit.
-    """
-    frequency = math.pi * 2 ** torch.linspace(0, 5, channels // 4, device=device)  # periods 2 to 1/16 of the side
-    y, x = (
-        (torch.arange(n, device=device) + 0.5) / n * side / max(picture) for n, side in zip(grid, picture)
-    )
-    y, x = y[:, None] * frequency, x[:, None] * frequency  # (rows, C/4), (columns, C/4)
-    y, x = torch.cat([y.sin(), y.cos()], 1), torch.cat([x.sin(), x.cos()], 1)
-    return torch.cat([y.repeat_interleave(grid[1], 0), x.repeat(grid[0], 1)], 1)
 
 
 class AmodalFusionTransformer(nn.Module):
@@ -358,24 +268,6 @@ class AmodalFusionDataset(Dataset):
         return {**tensors, "index": index}
 
 
-def to_tensors(scene, slots):
-    """A Scene → the tensors of AmodalFusionDataset, its completions padded to `slots`."""
-
-    def tensor(array):  # (…,H,W,C) uint8 → (…,C,H,W) in [0,1]
-        return torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, -3))).float() / 255
-
-    count = len(scene.completions)
-    tensors = {
-        "partial": tensor(scene.partial),
-        "mask": tensor(scene.mask[..., None] * np.uint8(255)),
-        "completions": F.pad(tensor(np.stack(scene.completions)), (0, 0, 0, 0, 0, 0, 0, slots - count)),
-        "valid": torch.arange(slots) < count,
-    }
-    if scene.original is not None:
-        tensors["original"] = tensor(scene.original)
-    return tensors
-
-
 class SynthesizedDataset(Dataset):
     """An epoch of `count` scenes made on the fly, new ones in every epoch; items as of AmodalFusionDataset."""
 
@@ -390,19 +282,6 @@ class SynthesizedDataset(Dataset):
         epoch, index = item
         scene = self.synthesizer(epoch * len(self) + index)
         return {**to_tensors(scene, self.synthesizer.n_max), "index": index}
-
-
-class EpochSampler(DistributedSampler):
-    """DistributedSampler whose items are (epoch, index), and which can start in the middle of an epoch.
-
-    The epoch travels with the index because persistent workers keep an old copy of the data set.
-    """
-
-    start = 0  # scenes of this epoch, over all ranks, that were done before a resume
-
-    def __iter__(self):
-        indices = list(super().__iter__())
-        return iter([(self.epoch, index) for index in indices[self.start // self.num_replicas :]])
 
 
 # ----------------------------------------------------------------------------
@@ -523,10 +402,6 @@ def load_model(path):
     return model.eval(), state["config"]
 
 
-class TrainingError(Exception):
-    """Training cannot start or go on; the message says why and what to do."""
-
-
 def load_data(config, worker):
     """Datasets and loaders of both lists. Raises SceneError or TrainingError, before the first step."""
     data_dir = Path(config.data_dir)
@@ -556,83 +431,11 @@ def load_data(config, worker):
         )
     # Exact validation over uneven shards: each rank takes every world-th scene, sums and counts are reduced.
     val_set = AmodalFusionDataset(data_dir, val_ids[worker.rank :: worker.world], **size)
-    sampler = EpochSampler(train_set, worker.world, worker.rank, shuffle=True, seed=config.seed, drop_last=True)
+    sampler = distributed.EpochSampler(train_set, worker.world, worker.rank, seed=config.seed, drop_last=True)
     common = {"batch_size": config.batch_size, "num_workers": config.workers,
               "pin_memory": worker.device.type == "cuda", "persistent_workers": config.workers > 0}
     train_loader = DataLoader(train_set, sampler=sampler, drop_last=True, **common)
     return train_loader, sampler, DataLoader(val_set, **common)
-
-
-def learning_rate(step, total_steps, warmup_steps):
-    """Factor of the peak rate: linear warm-up, then a cosine down to 0.01; a pure function of the step."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = min(1, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def average(decay):
-    """EMA whose decay grows from 0.1 to `decay`, so that short runs do not drag their initial weights along."""
-
-    def update(averaged, current, count):
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
-
-    return update
-
-
-class Run:
-    """What a checkpoint holds: the weights, their optimizer, and where training stands."""
-
-    def __init__(self, config, worker):
-        torch.manual_seed(config.seed)
-        self.config, self.worker = config, worker
-        self.folder = Path(config.checkpoint_dir)
-        self.model = build_model(dataclasses.asdict(config)).to(worker.device)
-        self.ema = AveragedModel(self.model, multi_avg_fn=average(config.ema_decay))
-        matrices = [p for p in self.model.parameters() if p.dim() > 1]
-        others = [p for p in self.model.parameters() if p.dim() <= 1]
-        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr)
-        self.scheduler = None  # needs the length of an epoch
-        self.scaler = torch.amp.GradScaler(enabled=config.amp == "fp16" and worker.device.type == "cuda")
-        self.epoch = self.step = self.scenes_done = self.bad_steps = 0  # scenes_done: of this epoch, over all ranks
-        self.best = math.inf
-        self.metrics = {}
-
-    def schedule(self, total_steps):
-        warmup = min(self.config.warmup_steps, total_steps // 10 + 1)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: learning_rate(step, total_steps, warmup)
-        )
-
-    def save(self, name):
-        """Write CHECKPOINT_DIR/name from rank 0; all ranks must call it, for their random states."""
-        states = [rng_state()]
-        if self.worker.distributed:
-            states = [None] * self.worker.world
-            torch.distributed.all_gather_object(states, rng_state())
-        if self.worker.is_main:
-            parts = {part: getattr(self, part).state_dict() for part in self.PARTS}
-            counts = {count: getattr(self, count) for count in self.COUNTS}
-            config = dataclasses.asdict(self.config)
-            save_checkpoint(self.folder / name, {**parts, **counts, "rng": states, "config": config})
-
-    PARTS = ("model", "ema", "optimizer", "scheduler", "scaler")
-    COUNTS = ("epoch", "step", "scenes_done", "bad_steps", "best", "metrics")
-
-    def resume(self, path):
-        """Go on from a checkpoint. Raises CheckpointError, or TrainingError when its network is another one."""
-        state = load_checkpoint(path)
-        for name in MODEL_OPTIONS:
-            stored, wanted = state["config"][name], getattr(self.config, name)
-            if stored != wanted:
-                raise TrainingError(f"{path} was trained with {name}={stored}, not {wanted}; set --{name} {stored}")
-        for part in self.PARTS:
-            getattr(self, part).load_state_dict(state[part])
-        for count in self.COUNTS:
-            setattr(self, count, state[count])
-        if len(state["rng"]) == self.worker.world:
-            set_rng_state(state["rng"][self.worker.rank])
 
 
 def to_device(batch, device):
@@ -759,7 +562,7 @@ def evaluate(model, loader, perceptual, config, worker):
             total, count = sums.get(name, (0, 0))
             sums[name] = (total + known.sum().item(), count + len(known))
         if worker.is_main and len(drawn) < config.figure_scenes:
-            drawn += unbatch({**batch, **out})[: config.figure_scenes - len(drawn)]
+            drawn += to_arrays({**batch, **out})[: config.figure_scenes - len(drawn)]
     # a rank without a validation scene still has to take part in the sum
     names = sorted(["loss", "l1", *(["lpips"] if perceptual else []), *(
         f"{who}psnr{where}" for who in ("", "visible_fit_", "oracle_") for where in ("", "_overlap"))])
@@ -768,19 +571,6 @@ def evaluate(model, loader, perceptual, config, worker):
     metrics = {name: flat[2 * i] / flat[2 * i + 1] if flat[2 * i + 1] else math.nan for i, name in enumerate(names)}
     metrics["gap_closed"] = gap_closed(metrics["psnr"], metrics["visible_fit_psnr"], metrics["oracle_psnr"])
     return metrics, drawn
-
-
-def unbatch(batch):
-    """Tensors of a batch → one dict of arrays per scene for fusion/figures.py, padded slots left out."""
-    scenes = []
-    for i, valid in enumerate(batch["valid"].cpu()):
-        scene = {name: batch[name][i].permute(1, 2, 0).float().cpu().numpy()
-                 for name in ("partial", "fused", "original") if name in batch}
-        scene |= {name: batch[name][i, 0].float().cpu().numpy() for name in ("mask", "residual")}
-        scene["completions"] = batch["completions"][i].cpu()[valid].permute(0, 2, 3, 1).numpy()
-        scene["weights"] = batch["weights"][i].float().cpu()[valid].numpy()
-        scenes.append(scene)
-    return scenes
 
 
 def git_state():
@@ -798,15 +588,16 @@ def train(config, worker, stop_signal):
     if config.lpips_weight > 0:
         perceptual = load_perceptual(config.lpips_net, config.lpips_weights, worker.distributed).to(worker.device)
 
-    run = Run(config, worker)
+    torch.manual_seed(config.seed)
+    model = build_model(dataclasses.asdict(config)).to(worker.device)
+    run = Run(model, config, worker)
     run.folder.mkdir(parents=True, exist_ok=True)
     per_step = worker.world * config.batch_size * config.accumulate
     steps_per_epoch = len(sampler) * worker.world // per_step
-    run.total_steps = steps_per_epoch * config.epochs
-    run.schedule(run.total_steps)
+    run.schedule(steps_per_epoch * config.epochs)
     resume_from = run.folder / "last.pth" if config.resume == "auto" else config.resume
     if resume_from and (config.resume != "auto" or resume_from.exists()):
-        run.resume(resume_from)
+        run.resume(resume_from, MODEL_OPTIONS)
     network = run.model
     if config.compile:
         network.compile()  # in place: state dict keys stay clean

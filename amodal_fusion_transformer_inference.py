@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from amodal_fusion_transformer import load_model, to_tensors
+from amodal_fusion_transformer import load_model
 from fusion.checkpoints import CheckpointError
 from fusion.compositing import blend, fill_hole, weigh
 from fusion.config import option, parse
@@ -50,6 +50,7 @@ from fusion.metrics import (
 )
 from fusion.perceptual import LpipsUnavailable, PerceptualLoss
 from fusion.scenes import find_scenes, read_list, read_scene
+from fusion.tensors import to_arrays, to_tensors
 
 METHODS = ("ours", *RULES, "oracle")
 FIGURES = ("psnr", "psnr_overlap", "ssim", "l1", "lpips")
@@ -172,15 +173,6 @@ def write_outputs(folder, result, title, figure):
     write_image(folder / "fused.png", np.rint(np.clip(result["fused"], 0, 1) * 255).astype(np.uint8))
 
 
-def to_arrays(result):
-    """Tensors with a batch dimension of 1 → arrays as fusion/figures.py takes them."""
-    arrays = {name: result[name][0].permute(1, 2, 0).cpu().numpy() for name in ("partial", "fused", "original")
-              if name in result}
-    arrays |= {name: result[name][0, 0].cpu().numpy() for name in ("mask", "residual")}
-    arrays["completions"] = result["completions"][0].permute(0, 2, 3, 1).cpu().numpy()
-    return arrays | {"weights": result["weights"][0].cpu().numpy()}
-
-
 def fuse_folder(config, model, img_size, scene_ids, device, perceptual):
     """Fuse and write all scenes. Returns rows of metrics and {scene id: what went wrong}."""
     reader = DataLoader(SceneReader(config.data_dir, scene_ids, config.n_max_completions), batch_size=None,
@@ -211,8 +203,8 @@ def fuse_folder(config, model, img_size, scene_ids, device, perceptual):
                     rows.append(score(scene.id, result, perceptual))
                     title += f": {rows[-1]['ours_psnr']:.2f} dB in the hole, visible fit " \
                              f"{rows[-1]['visible_fit_psnr']:.2f}, oracle {rows[-1]['oracle_psnr']:.2f}"
-                folder = Path(config.output_dir) / scene.id
-                pending.append((scene.id, pool.submit(write_outputs, folder, to_arrays(result), title, config.figures)))
+                folder, arrays = Path(config.output_dir) / scene.id, to_arrays(result)[0]
+                pending.append((scene.id, pool.submit(write_outputs, folder, arrays, title, config.figures)))
                 finish(2 * max(1, config.workers))
         finish(0)
     return rows, failed

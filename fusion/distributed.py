@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch.utils.data import DistributedSampler
 
 
 class DeviceError(Exception):
@@ -86,3 +87,16 @@ def sum_over_ranks(values, device):
 def any_rank(flag, device):
     """True on every rank when `flag` is true on one."""
     return sum_over_ranks([float(flag)], device)[0] > 0
+
+
+class EpochSampler(DistributedSampler):
+    """DistributedSampler whose items are (epoch, index), and which can start in the middle of an epoch.
+
+    The epoch travels with the index because persistent workers keep an old copy of the data set.
+    """
+
+    start = 0  # scenes of this epoch, over all ranks, that were done before a resume
+
+    def __iter__(self):
+        indices = list(super().__iter__())
+        return iter([(self.epoch, index) for index in indices[self.start // self.num_replicas :]])

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from amodal_fusion_transformer import AmodalFusionTransformer, fusion_loss, position_encoding, to_tensors
+from amodal_fusion_transformer import AmodalFusionTransformer, fusion_loss
+from fusion.layers import position_encoding
+from fusion.tensors import to_tensors
 from tests.conftest import draw_scene
 
 

@@ -14,7 +14,10 @@ import torch
 import yaml
 
 import amodal_fusion_transformer as aft
+from fusion.compositing import weigh
 from fusion.config import ConfigError, read_yaml
+from fusion.run import learning_rate
+from fusion.tensors import to_tensors
 from tests.conftest import ROOT, SMALL, draw_scene, run, succeed, write_dataset
 
 SCRIPT = "amodal_fusion_transformer.py"
@@ -181,7 +184,7 @@ def test_shipped_config_has_every_option_and_six_gpus():
 
 
 def test_learning_rate_warms_up_and_decays():
-    rates = [aft.learning_rate(step, 100, 10) for step in range(101)]
+    rates = [learning_rate(step, 100, 10) for step in range(101)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == 1 and max(rates) == 1
     assert rates[100] == pytest.approx(0.01) and rates == sorted(rates[:10]) + sorted(rates[10:], reverse=True)
 
@@ -202,7 +205,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(dataset):
 
 
 def test_loss_judges_the_hole_only():
-    batch = {name: t[None] for name, t in aft.to_tensors(draw_scene(0), 3).items()}
+    batch = {name: t[None] for name, t in to_tensors(draw_scene(0), 3).items()}
     out = {"fused": batch["original"].clone()}
     out["fused"][..., 0, 0] += 0.5  # outside
     assert aft.fusion_loss(out, batch, None, 0, 0)[0] == 0
@@ -211,13 +214,13 @@ def test_loss_judges_the_hole_only():
 
 
 def test_oracle_term_is_least_when_the_nearest_candidate_wins():
-    batch = {name: t[None] for name, t in aft.to_tensors(draw_scene(0, n=2), 2).items()}
+    batch = {name: t[None] for name, t in to_tensors(draw_scene(0, n=2), 2).items()}
     fill = torch.zeros_like(batch["partial"])
 
     def term(winner):
         logits = torch.zeros(1, 3, 64, 64)
         logits[:, winner] = 20
-        log_weights = aft.weigh(logits, batch["completions"])
+        log_weights = weigh(logits, batch["completions"])
         out = {"fused": batch["original"], "fill": fill, "log_weights": log_weights}
         return aft.fusion_loss(out, batch, None, 0, 1.0)[1]["oracle"].item()
 

@@ -1,0 +1,99 @@
+"""Building blocks of the network."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class ConvBlock(nn.Module):
+    """x + conv(gelu(conv(norm(x)))). Group norm, so that no scene depends on the rest of its batch."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.GroupNorm(8, width),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(width, width, 3, padding=1),
+        )
+
+    def forward(self, x):
+        return x + self.layers(x)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of x (…,L,C) over memory (…,S,C); `allowed` broadcasts to (…,heads,L,S)."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x, memory, allowed=None):
+        query, key, value = (
+            t.unflatten(-1, (self.heads, -1)).transpose(-3, -2)  # (…,L,C) → (…,heads,L,C/heads)
+            for t in (self.query(x), *self.key_value(memory).chunk(2, -1))
+        )
+        y = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
+        return self.out(y.transpose(-3, -2).flatten(-2))
+
+
+def mlp(width):
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+
+class EncoderLayer(nn.Module):
+    """Global self-attention over the scene (pre-norm)."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.mlp = mlp(width)
+
+    def forward(self, scene, position):  # (B,S,C), (S,C)
+        x = self.norm(scene) + position
+        scene = scene + self.attention(x, x)
+        return scene + self.mlp(scene)
+
+
+class DecoderLayer(nn.Module):
+    """Candidates look at their rivals at the same place, then query the whole scene (pre-norm)."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.norm_rivals = nn.LayerNorm(width)
+        self.rivals = Attention(width, heads)
+        self.norm_scene = nn.LayerNorm(width)
+        self.scene = Attention(width, heads)
+        self.mlp = mlp(width)
+
+    def forward(self, tokens, present, scene, position):  # (B,L,M,C), (B,M), (B,S,C), (L,C)
+        x = self.norm_rivals(tokens)
+        tokens = tokens + self.rivals(x, x, allowed=present[:, None, None, None, :])
+        x = self.norm_scene(tokens) + position[:, None]
+        tokens = tokens + self.scene(x.flatten(1, 2), scene).view_as(tokens)
+        return tokens + self.mlp(tokens)
+
+
+def position_encoding(grid, picture, channels, device):
+    """Sine-cosine encoding of a grid of tokens (after Carion et al. 2020, DETR), (rows·columns, channels).
+
+    Computed for the grid at hand, relative to the longer side of the picture: there is no largest size, and a
+    scene looks alike at every resolution.
+
+    Args:
+        grid: (rows, columns) of the tokens.
+        picture: (height, width) of the picture that they cover evenly, in any unit.
+    """
+    frequency = math.pi * 2 ** torch.linspace(0, 5, channels // 4, device=device)  # periods 2 to 1/16 of the side
+    y, x = (
+        (torch.arange(n, device=device) + 0.5) / n * side / max(picture) for n, side in zip(grid, picture)
+    )
+    y, x = y[:, None] * frequency, x[:, None] * frequency  # (rows, C/4), (columns, C/4)
+    y, x = torch.cat([y.sin(), y.cos()], 1), torch.cat([x.sin(), x.cos()], 1)
+    return torch.cat([y.repeat_interleave(grid[1], 0), x.repeat(grid[0], 1)], 1)

@@ -1,0 +1,86 @@
+"""The state of a training run: what is saved, what is resumed, and how fast it learns."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import torch
+from torch.optim.swa_utils import AveragedModel
+
+from fusion.checkpoints import load_checkpoint, rng_state, save_checkpoint, set_rng_state
+
+
+class TrainingError(Exception):
+    """Training cannot start or go on; the message says why and what to do."""
+
+
+def learning_rate(step, total_steps, warmup_steps):
+    """Factor of the peak rate: linear warm-up, then a cosine down to 0.01; a pure function of the step."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = min(1, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def average(decay):
+    """EMA whose decay grows from 0.1 to `decay`, so that short runs do not drag their initial weights along."""
+
+    def update(averaged, current, count):
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
+
+    return update
+
+
+class Run:
+    """What a checkpoint holds: the weights, their optimizer, and where training stands."""
+
+    PARTS = ("model", "ema", "optimizer", "scheduler", "scaler")
+    COUNTS = ("epoch", "step", "scenes_done", "bad_steps", "best", "metrics")
+
+    def __init__(self, model, config, worker):
+        self.model, self.config, self.worker = model, config, worker
+        self.folder = Path(config.checkpoint_dir)
+        self.ema = AveragedModel(self.model, multi_avg_fn=average(config.ema_decay))
+        matrices = [p for p in self.model.parameters() if p.dim() > 1]
+        others = [p for p in self.model.parameters() if p.dim() <= 1]
+        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr)
+        self.scheduler, self.total_steps = None, 0  # need the length of an epoch
+        self.scaler = torch.amp.GradScaler(enabled=config.amp == "fp16" and worker.device.type == "cuda")
+        self.epoch = self.step = self.scenes_done = self.bad_steps = 0  # scenes_done: of this epoch, over all ranks
+        self.best = math.inf
+        self.metrics = {}
+
+    def schedule(self, total_steps):
+        """Set the learning rate for a run of so many steps."""
+        self.total_steps = total_steps
+        warmup = min(self.config.warmup_steps, total_steps // 10 + 1)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: learning_rate(step, total_steps, warmup)
+        )
+
+    def save(self, name):
+        """Write CHECKPOINT_DIR/name from rank 0; all ranks must call it, for their random states."""
+        states = [rng_state()]
+        if self.worker.distributed:
+            states = [None] * self.worker.world
+            torch.distributed.all_gather_object(states, rng_state())
+        if self.worker.is_main:
+            parts = {part: getattr(self, part).state_dict() for part in self.PARTS}
+            counts = {count: getattr(self, count) for count in self.COUNTS}
+            config = dataclasses.asdict(self.config)
+            save_checkpoint(self.folder / name, {**parts, **counts, "rng": states, "config": config})
+
+    def resume(self, path, model_options):
+        """Go on from a checkpoint. Raises CheckpointError, or TrainingError when one of `model_options` differs."""
+        state = load_checkpoint(path)
+        for name in model_options:
+            stored, wanted = state["config"][name], getattr(self.config, name)
+            if stored != wanted:
+                raise TrainingError(f"{path} was trained with {name}={stored}, not {wanted}; set --{name} {stored}")
+        for part in self.PARTS:
+            getattr(self, part).load_state_dict(state[part])
+        for count in self.COUNTS:
+            setattr(self, count, state[count])
+        if len(state["rng"]) == self.worker.world:
+            set_rng_state(state["rng"][self.worker.rank])
