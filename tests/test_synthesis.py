@@ -1,0 +1,120 @@
+"""Composed scenes: deterministic, with holes and completions as asked for."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from fusion.holes import HOLES, cut_hole
+from fusion.images import SceneError, write_image
+from fusion.scenes import read_list, read_scene
+from fusion.synthesis import Synthesizer
+from tests.conftest import SMALL, draw_scene, run, succeed, write_dataset
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    """Cut-outs, backgrounds, and photos with COCO annotations of two rectangles each."""
+    folder = tmp_path_factory.mktemp("material")
+    for name in ("objects", "backgrounds", "coco"):
+        (folder / name).mkdir()
+    content = {"images": [], "annotations": []}
+    for seed in range(6):
+        scene = draw_scene(seed, 80, 3)
+        write_image(folder / "objects" / f"{seed}.png", scene.completions[0])
+        write_image(folder / "backgrounds" / f"{seed}.png", draw_scene(seed + 50, (70, 90), 4).original)
+        write_image(folder / "coco" / f"{seed}.png", scene.original)
+        content["images"].append({"id": seed, "file_name": f"{seed}.png"})
+        for x in (10, 38):
+            polygon = [x, 20, x + 28, 20, x + 28, 60, x, 60]
+            content["annotations"].append({"image_id": seed, "segmentation": [polygon], "iscrowd": 0})
+    (folder / "coco" / "instances.json").write_text(json.dumps(content))
+    return folder
+
+
+def synthesizer(material, coco=False, **options):
+    sources = {"objects": material / "objects", "backgrounds": material / "backgrounds"}
+    if coco:
+        sources = {"coco": material / "coco" / "instances.json"}
+    return Synthesizer(**sources, img_size=64, **options)
+
+
+@pytest.mark.parametrize("coco", [False, True])
+@pytest.mark.parametrize("style", ["copy", "redraw", "pix2gestalt"])
+def test_scenes_are_whole_and_depend_on_seed_and_index_alone(material, style, coco):
+    make = synthesizer(material, coco, style=style, seed=3)
+    for index in range(6):
+        scene = make(index)
+        assert 0.04 <= scene.mask.mean() <= 0.5 and 1 <= len(scene.completions) <= 5
+        assert not scene.partial[scene.mask].any()
+        assert np.array_equal(scene.partial[~scene.mask], scene.original[~scene.mask])
+        assert any((c[..., 3] > 127)[scene.mask].any() for c in scene.completions)
+        again = synthesizer(material, coco, style=style, seed=3)(index)
+        assert all(np.array_equal(a, b) for a, b in zip(scene.completions, again.completions))
+        assert np.array_equal(scene.original, again.original) and np.array_equal(scene.mask, again.mask)
+    other = synthesizer(material, coco, style=style, seed=4)(0)
+    assert not np.array_equal(make(0).original, other.original)
+
+
+def test_copying_completers_copy_and_redrawing_ones_do_not(material):
+    def exact_share(style):
+        shares = []
+        for index in range(12):
+            scene = synthesizer(material, style=style)(index)
+            for completion in scene.completions:
+                seen = (completion[..., 3] == 255) & ~scene.mask
+                if seen.sum() > 50:
+                    shares.append((completion[seen, :3] == scene.original[seen]).all(1).mean())
+        return np.mean(shares)
+
+    assert exact_share("copy") > 0.5
+    assert exact_share("pix2gestalt") < 0.05
+
+
+@pytest.mark.parametrize("policy", HOLES)
+def test_holes_lie_on_objects_and_keep_their_bounds(policy):
+    cover = np.zeros((64, 64), int)
+    cover[20:44, 20:44] = 2
+    rng = np.random.default_rng(0)
+    holes = [hole for hole in (cut_hole(policy, cover, cover > 0, 0.05, rng) for _ in range(60)) if hole is not None]
+    assert len(holes) > 10
+    assert all(0.05 <= hole.mean() <= 0.5 for hole in holes)
+    assert np.mean([(hole & (cover > 0)).any() for hole in holes]) > 0.9
+    assert len({hole.tobytes() for hole in holes}) > (0 if policy == "centre" else 5)
+
+
+def test_synthesize_writes_a_data_set_whatever_the_workers(material, tmp_path):
+    arguments = ("--objects", material / "objects", "--backgrounds", material / "backgrounds", "--n_scenes", 6,
+                 "--img_size", 64, "--seed", 5, "--val_fraction", 0.3)
+    for workers in (1, 2):
+        succeed("prepare_dataset.py", "synthesize", *arguments, "--output_dir", tmp_path / str(workers), "--workers",
+                workers)
+    one, two = tmp_path / "1", tmp_path / "2"
+    files = sorted(path.relative_to(one) for path in one.rglob("*.png") if path.name != "preview.png")
+    assert len(files) >= 6 * 4
+    assert all((one / file).read_bytes() == (two / file).read_bytes() for file in files)
+    assert len(read_list(one / "train_list.txt", one)) == 4 and (one / "preview.png").exists()
+    assert yaml.safe_load((one / "dataset.yaml").read_text())["options"]["seed"] == 5
+    read_scene(one / "synthetic_0000000", need_original=True)
+    assert run("prepare_dataset.py", "check", "--data_dir", one, "--workers", 1).returncode == 0
+
+
+def test_training_on_the_fly(material, tmp_path):
+    data = write_dataset(tmp_path / "data", train=1)
+    process = run("amodal_fusion_transformer.py", "--data_dir", data, *SMALL, "--lpips_weight", 0, "--synthesize",
+                  "--objects", material / "objects", "--backgrounds", material / "backgrounds", "--scenes_per_epoch", 8,
+                  "--epochs", 1, "--checkpoint_dir", tmp_path / "run")
+    assert process.returncode == 0, process.stderr
+    assert (tmp_path / "run" / "best_model.pth").exists()
+
+
+@pytest.mark.parametrize(("sources", "complaint"), [
+    ({}, "nothing to compose"),
+    ({"objects": "empty", "backgrounds": "backgrounds"}, "no pictures in it"),
+    ({"coco": "objects/0.png"}, "not a COCO annotation file"),
+])
+def test_missing_material_is_named(material, sources, complaint):
+    (material / "empty").mkdir(exist_ok=True)
+    with pytest.raises(SceneError, match=complaint):
+        Synthesizer(**{name: material / path for name, path in sources.items()})
