@@ -72,7 +72,7 @@ class AmodalFusionTransformer(nn.Module):
         # convolutional encoder; the stem is linear, so what all candidates share is convolved once
         self.stem_scene = nn.Conv2d(8, c2, 4, stride=2, padding=1)
         self.stem_candidate = nn.Conv2d(5, c2, 4, stride=2, padding=1, bias=False)
-        self.embed_evidence = nn.Conv2d(3, c4, 1)
+        self.embed_evidence = nn.Conv2d(4, c4, 1)
         self.down4 = nn.Sequential(nn.GELU(), nn.Conv2d(c2, c4, 3, stride=2, padding=1))
         self.block4 = ConvBlock(c4)
         self.down8 = nn.Sequential(nn.Conv2d(c4, c8, 3, stride=2, padding=1), ConvBlock(c8))
@@ -91,8 +91,8 @@ class AmodalFusionTransformer(nn.Module):
         self.weight_head = nn.Conv2d(c2, 1, 1)
         nn.init.zeros_(self.weight_head.weight)
         nn.init.zeros_(self.weight_head.bias)
-        self.trust_visible = nn.Parameter(torch.tensor([-8.0, -8.0]))  # logit per root of local, of global error
-        self.fill_logit = nn.Parameter(torch.tensor(-8.0))
+        self.trust = nn.Parameter(torch.tensor([0.5, 0.5, 1.0]))  # in local error, overall error, duels
+        self.fill_logit = nn.Parameter(torch.tensor(0.0))
         self.to(memory_format=torch.channels_last)  # convolutions are faster this way round, on CPUs, too
 
     def forward(self, partial, mask, completions, valid=None):
@@ -142,7 +142,7 @@ class AmodalFusionTransformer(nn.Module):
         painted = (candidates[:, :, :3] - 0.5) * alpha
         visible = alpha * (1 - mask)[:, None]
         disagreement = visible * (candidates[:, :, :3] - canvas[:, None]).abs().mean(2, keepdim=True)
-        evidence = self.visible_errors(disagreement, visible)  # (B,M,3,H/4,W/4)
+        evidence = self.weigh_evidence(disagreement, visible, alpha)  # (B,M,4,H/4,W/4)
 
         rivals = alpha[:, :-1].sum(1)  # (B,1,H,W), all completions together
         consensus = painted[:, :-1].sum(1) / rivals.clamp(min=1)
@@ -156,27 +156,37 @@ class AmodalFusionTransformer(nn.Module):
         return [x.unflatten(0, slots) for x in (x2, x4, x8, x16)], evidence
 
     @staticmethod
-    def visible_errors(disagreement, visible):
-        """How wrong a candidate is where one can tell, and what that says about the hole nearby.
+    def weigh_evidence(disagreement, visible, alpha):
+        """Who is right where one can tell, and what that says about the hole.
 
         Args:
-            disagreement, visible: (B,M,1,H,W), |candidate − photo|·visible, and how visible it is, in [0,1].
+            disagreement, visible, alpha: (B,M,1,H,W), |candidate − photo|·visible, how visible it is, and its alpha,
+                in [0,1]; the fill comes last.
 
         Returns:
-            (B,M,3,H/4,W/4): root of the visible error, carried smoothly into the hole; root of its mean over the
-            picture; share of the picture where the candidate is visible. Both errors shrink towards a typical one
-            when little is visible.
+            (B,M,4,H/4,W/4), larger is better: minus the log of the visible error, carried smoothly into the hole;
+            the same of its mean over the picture; log ratio of errors where a candidate meets those that it competes
+            with at this pixel; and, as log of the share of the picture, how much of it is visible. Errors shrink
+            towards a typical one when little is visible.
         """
-        typical, doubt = 0.04, 1e-3  # an error in [0,1]; the share of the picture at which half is believed
-        slots = visible.shape[:2]
-        disagreement = F.avg_pool2d(disagreement.flatten(0, 1).float(), 4)  # (B·M,1,H/4,W/4)
-        visible = F.avg_pool2d(visible.flatten(0, 1).float(), 4)
+        typical, doubt = 0.04, 1e-3  # an error in [0,1]; the share of the picture at which half of it is believed
+        slots, size = visible.shape[:2], visible.shape[-2] * visible.shape[-1] // 16
+        disagreement, visible, alpha = (
+            F.avg_pool2d(x.flatten(0, 1).float(), 4) for x in (disagreement, visible, alpha)  # (B·M,1,H/4,W/4)
+        )
         seen = visible.mean((2, 3), keepdim=True)
         overall = (disagreement.mean((2, 3), keepdim=True) + doubt * typical) / (seen + doubt)
         local = push_pull(disagreement / visible.clamp(min=1e-6), visible)
         local = (seen * local + doubt * overall) / (seen + doubt)
-        evidence = torch.cat([local.clamp(min=1e-6).sqrt(), overall.sqrt().expand_as(local), seen.expand_as(local)], 1)
-        return evidence.unflatten(0, slots)
+
+        # Where two completions overlap in plain view, the one behind is wrong: the clearest sign of their order.
+        d, v, a = (x.view(*slots, size)[:, :-1] for x in (disagreement, visible, alpha))  # (B,N,P)
+        doubt = doubt / 10 * size
+        wrong = (d @ v.mT + doubt * typical) / (v @ v.mT + doubt)  # (B,N,N), of the row's where it meets the column's
+        duel = (wrong.mT.log() - wrong.log()) @ a  # (B,N,P)
+        duel = F.pad(duel, (0, 0, 0, 1)).view_as(local)
+        evidence = [-local.clamp(min=1e-4).log(), -overall.log().expand_as(local), duel, seen.clamp(min=1e-4).log()]
+        return torch.cat([e.expand_as(local) for e in evidence], 1).unflatten(0, slots)
 
     def relate(self, x16, present):
         """Transformer: candidates' features (B,M,C,h,w) see the scene and each other → the same shape."""
@@ -211,7 +221,7 @@ class AmodalFusionTransformer(nn.Module):
         x = self.up4_block(F.interpolate(self.up4(x), scale_factor=2, mode="bilinear") + x4)
         x = self.up2_block(F.interpolate(self.up2(x), scale_factor=2, mode="bilinear") + x2)
         learned = self.weight_head(F.gelu(x)).float().unflatten(0, slots).squeeze(2)  # (B,M,H/2,W/2)
-        rule = (evidence[:, :, :2] * self.trust_visible[:, None, None]).sum(2)  # (B,M,H/4,W/4)
+        rule = (evidence[:, :, :3] * self.trust[:, None, None]).sum(2)  # (B,M,H/4,W/4)
         rule = torch.cat([rule[:, :-1], self.fill_logit.expand_as(rule[:, -1:])], 1)
         # Logits are upsampled, not weights: alpha then cuts the objects' edges sharply at full resolution.
         logits = F.interpolate(learned + F.interpolate(rule, scale_factor=2, mode="bilinear"), scale_factor=2,
