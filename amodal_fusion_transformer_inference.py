@@ -1,10 +1,11 @@
 """Fuse a folder of scenes with a trained network.
 
+    python amodal_fusion_transformer_inference.py --data_dir examples/scenes --output_dir outputs
     python amodal_fusion_transformer_inference.py --data_dir TEST --output_dir OUT \\
         --checkpoint checkpoints/transformer_run1/best_model.pth --n_max_completions 5 --img_size 256
 
-TEST holds one folder per scene: partial.png, mask.png (255 = hole), comp1.png …, and original.png where there is one.
-Written per scene, at the scene's own size:
+The first takes the weights that ship. Read is a folder per scene: partial.png, mask.png (255 = hole), comp1.png …, and
+original.png where there is one. Written per scene, at the scene's own size:
 
     OUT/<id>/fused.png            the completions, weighted and blended
     OUT/<id>/residual_mask.png    255 where none of them won: what an inpainter should still draw
@@ -52,6 +53,7 @@ from fusion.perceptual import LpipsUnavailable, PerceptualLoss
 from fusion.scenes import find_scenes, read_list, read_scene
 from fusion.tensors import to_arrays, to_tensors
 
+SHIPPED = Path(__file__).parent / "pretrained" / "amodal_fusion_transformer.pth"
 METHODS = ("ours", *RULES, "oracle")
 FIGURES = ("psnr", "psnr_overlap", "ssim", "l1", "lpips")
 
@@ -65,7 +67,7 @@ class InferenceConfig:
     n_max_completions: int | None = option(None, "use the first so many completions of a scene; None: all", "data")
     img_size: int | None = option(None, "the network sees each scene at the area of img_size², px; outputs keep "
                                         "their size; None: as in training", "data")
-    checkpoint: str = option("", "checkpoint of the training script", "network")
+    checkpoint: str = option(str(SHIPPED), "checkpoint of the training script, or the weights that ship", "network")
     device: str = option("auto", "auto takes a GPU if there is one", "network", ("auto", "cuda", "cpu"))
     amp: str = option("off", "half precision", "network", ("off", "bf16", "fp16"))
     batch_size: int = option(4, "scenes per forward pass; scenes of different sizes never share one", "network")
@@ -258,7 +260,7 @@ def write_metrics(output_dir, rows):
 def main():
     config = parse(InferenceConfig, __doc__)
     try:
-        for name in ("data_dir", "output_dir", "checkpoint"):
+        for name in ("data_dir", "output_dir"):
             if not getattr(config, name):
                 print(f"error: --{name} is missing", file=sys.stderr)
                 sys.exit(2)

@@ -59,6 +59,14 @@ def load_checkpoint(path):
     return state
 
 
+def export_weights(checkpoint, path):
+    """Write a training checkpoint's averaged weights and config alone, a quarter of its size, for others to use."""
+    state = load_checkpoint(checkpoint)
+    weights = {key.removeprefix("module."): value for key, value in state["ema"].items() if key != "n_averaged"}
+    kept = {name: state[name] for name in ("config", "metrics", "epoch", "step")}
+    save_checkpoint(path, {"model": weights, **kept})
+
+
 def rng_state():
     """This process's random state, in types that weights_only accepts."""
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None

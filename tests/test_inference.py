@@ -9,6 +9,7 @@ from PIL import Image
 
 from amodal_fusion_transformer import load_model
 from amodal_fusion_transformer_inference import fuse_scenes, network_size
+from fusion.checkpoints import export_weights
 from fusion.images import read_image, write_image
 from fusion.scenes import write_scene
 from tests.conftest import draw_scene, run
@@ -150,6 +151,15 @@ def test_batching_changes_nothing(checkpoint):
         assert torch.allclose(alone["fused"], result["fused"], atol=1e-5)
         total = result["weights"].sum(1, keepdim=True) + result["residual"]
         assert torch.allclose(total, torch.ones_like(total), atol=1e-5)
+
+
+def test_exported_weights_fuse_alike_and_are_small(tmp_path, checkpoint):
+    export_weights(checkpoint, tmp_path / "weights.pth")
+    assert (tmp_path / "weights.pth").stat().st_size < 0.4 * checkpoint.stat().st_size
+    device, scene = torch.device("cpu"), draw_scene(0)
+    (one,), (two,) = (fuse_scenes(load_model(path)[0], [scene], (64, 64), device)
+                      for path in (checkpoint, tmp_path / "weights.pth"))
+    assert torch.equal(one["fused"], two["fused"])
 
 
 def test_network_size_keeps_aspect_and_area():

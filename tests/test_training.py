@@ -71,6 +71,17 @@ def test_two_processes_do_what_one_does(dataset, tmp_path):
             assert a.get("psnr") == pytest.approx(b.get("psnr"), abs=1e-3)
 
 
+def test_gpus_option_starts_workers_with_the_elastic_launcher(dataset, tmp_path):
+    """What --gpus 2 does once two GPUs are there, with workers on the CPU."""
+    code = "import sys; from fusion import distributed; sys.argv = sys.argv[1:]; distributed.launch(2)"
+    arguments = [SCRIPT, "--data_dir", dataset, "--checkpoint_dir", tmp_path, *SMALL, *L1_ONLY, "--epochs", 1,
+                 "--batch_size", 2]
+    process = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True,
+                             timeout=120, check=False, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert process.returncode == 0, process.stderr
+    assert "2 × cpu" in process.stdout and (tmp_path / "best_model.pth").exists()
+
+
 def test_accumulation_is_a_larger_batch(dataset, tmp_path):
     train(dataset, tmp_path / "whole", *L1_ONLY, "--epochs", 1)
     train(dataset, tmp_path / "parts", *L1_ONLY, "--epochs", 1, "--batch_size", 2, "--accumulate", 2)
