@@ -142,7 +142,8 @@ class AmodalFusionTransformer(nn.Module):
         painted = (candidates[:, :, :3] - 0.5) * alpha
         visible = alpha * (1 - mask)[:, None]
         disagreement = visible * (candidates[:, :, :3] - canvas[:, None]).abs().mean(2, keepdim=True)
-        evidence = self.weigh_evidence(disagreement, visible, alpha)  # (B,M,4,H/4,W/4)
+        with torch.autocast(partial.device.type, enabled=False):  # ratios of small errors want all their digits
+            evidence = self.weigh_evidence(disagreement, visible, alpha)  # (B,M,4,H/4,W/4)
 
         rivals = alpha[:, :-1].sum(1)  # (B,1,H,W), all completions together
         consensus = painted[:, :-1].sum(1) / rivals.clamp(min=1)

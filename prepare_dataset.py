@@ -285,7 +285,7 @@ def selection_panels(raw, report, config):
         picture = read_image(path, "RGBA")
         if row["background"] != "alpha":
             picture, _ = key_background(picture[..., :3], config.background)
-        name = f"{path.stem}: {row['kept_as']}" if row["kept_as"] else f"{path.stem}\n{row['reason']}"
+        name = path.stem[-16:] + (f": {row['kept_as']}" if row["kept_as"] else f"\n{row['reason']}")
         panels.append((name, picture, row["kept_as"] is not None))
     return panels
 
