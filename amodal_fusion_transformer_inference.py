@@ -11,16 +11,14 @@ original.png where there is one. Written per scene, at the scene's own size:
     OUT/<id>/residual_mask.png    255 where none of them won: what an inpainter should still draw
     OUT/<id>/weight_1.png …       16 bit, 65535 = the pixel is this completion's alone
     OUT/<id>/figure.png           all of it in one picture
-    OUT/metrics.csv, summary.md   with originals: per scene, and means beside every simple rule and the oracle
+    OUT/metrics.csv, summary.*    with originals: per scene, and means beside every simple rule and the oracle
 
 Exit status: 0 all is well, 1 some scenes could not be fused (they are named), 2 wrong usage.
 """
 
-import csv
 import math
 import os
 import sys
-import zlib
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -37,25 +35,14 @@ from amodal_fusion_transformer import load_model
 from fusion.checkpoints import CheckpointError
 from fusion.compositing import blend, fill_hole, weigh
 from fusion.config import option, parse
+from fusion.evaluation import score, write_metrics
 from fusion.figures import draw_scene
-from fusion.images import SceneError, atomic_file, write_image, write_text
-from fusion.metrics import (
-    RULES,
-    apply_rules,
-    gap_closed,
-    oracle,
-    overlap_region,
-    region_l1,
-    region_psnr,
-    region_ssim,
-)
+from fusion.images import SceneError, write_image
 from fusion.perceptual import LpipsUnavailable, PerceptualLoss
 from fusion.scenes import find_scenes, read_list, read_scene
 from fusion.tensors import to_arrays, to_tensors
 
 SHIPPED = Path(__file__).parent / "pretrained" / "amodal_fusion_transformer.pth"
-METHODS = ("ours", *RULES, "oracle")
-FIGURES = ("psnr", "psnr_overlap", "ssim", "l1", "lpips")
 
 
 @dataclass
@@ -74,7 +61,8 @@ class InferenceConfig:
     output_dir: str = option("", "folder to write", "output")
     overwrite: bool = option(False, "fuse scenes again whose outputs are there", "output")
     figures: bool = option(True, "draw figure.png per scene, which takes longer than fusing it", "output")
-    metrics: bool = option(True, "with originals: metrics.csv and summary.md", "output")
+    metrics: bool = option(True, "with originals: metrics.csv, summary.md and summary.png", "output")
+    evaluate: bool = option(False, "in the metrics, also what two inpainters make of the fused images", "output")
     lpips_net: str = option("alex", "backbone of LPIPS in the metrics", "output", ("alex", "vgg", "squeeze"))
     lpips_weights: str | None = option(None, "torchvision checkpoint of that backbone; None: cache, then download",
                                        "output")
@@ -138,30 +126,6 @@ def fuse_scenes(model, scenes, size, device, amp="off"):
     return results
 
 
-@torch.no_grad()
-def score(scene_id, result, perceptual):
-    """Every figure of every method inside the hole: {"scene", "completions", "hole", "<method>_<figure>"}."""
-    inputs = [result[name] for name in ("partial", "mask", "completions", "valid")]
-    original, mask = result["original"], result["mask"]
-    overlap = overlap_region(*inputs[1:])
-    images = {"ours": result["fused"], "oracle": oracle(*inputs, result["fill"], original)[0]}
-    images |= apply_rules(*inputs, result["fill"], seed=zlib.crc32(scene_id.encode()))
-    row = {"scene": scene_id, "completions": inputs[3].sum().item(), "hole": mask.mean().item(),
-           "overlap": overlap.mean().item()}
-    for method in METHODS:
-        image = images[method]
-        values = {
-            "psnr": region_psnr(image, original, mask),
-            "psnr_overlap": region_psnr(image, original, overlap),
-            "ssim": region_ssim(image, original, mask),
-            "l1": region_l1(image, original, mask),
-        }
-        if perceptual is not None and min(mask.shape[-2:]) >= 32:
-            values["lpips"] = perceptual(torch.where(mask > 0.5, image, original), original)
-        row |= {f"{method}_{name}": value.item() for name, value in values.items()}
-    return row
-
-
 def write_outputs(folder, result, title, figure):
     """Write one scene's pictures, fused.png last: it says that the others are there. `result` holds numpy arrays."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -202,7 +166,7 @@ def fuse_folder(config, model, img_size, scene_ids, device, perceptual):
             for scene, result in zip(group, fuse_scenes(model, group, size, device, config.amp)):
                 title = scene.id
                 if "original" in result and config.metrics:
-                    rows.append(score(scene.id, result, perceptual))
+                    rows.append(score(scene.id, result, perceptual, config.evaluate))
                     title += f": {rows[-1]['ours_psnr']:.2f} dB in the hole, visible fit " \
                              f"{rows[-1]['visible_fit_psnr']:.2f}, oracle {rows[-1]['oracle_psnr']:.2f}"
                 folder, arrays = Path(config.output_dir) / scene.id, to_arrays(result)[0]
@@ -223,38 +187,6 @@ def batches(sized_scenes, batch_size):
                 group = []
         if group:
             yield size, group
-
-
-def write_metrics(output_dir, rows):
-    """metrics.csv (with the scenes of earlier runs) and summary.md; prints the summary."""
-    path = output_dir / "metrics.csv"
-    table = {}
-    if path.exists():
-        with open(path, newline="", encoding="utf-8") as file:
-            table = {row["scene"]: row for row in csv.DictReader(file)}
-    table |= {row["scene"]: row for row in rows}
-    columns = list(dict.fromkeys(column for row in table.values() for column in row))
-    with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(table[scene_id] for scene_id in sorted(table))
-
-    def mean(method, figure):
-        values = [float(row.get(f"{method}_{figure}") or "nan") for row in table.values()]
-        values = [value for value in values if not math.isnan(value)]
-        return sum(values) / len(values) if values else math.nan
-
-    lines = [f"Means over {len(table)} scenes, inside the hole. PSNR in dB; overlap: where two completions meet.", "",
-             "| method | PSNR | PSNR overlap | SSIM | L1 | LPIPS |", "|---|---|---|---|---|---|"]
-    for method in METHODS:
-        psnr, overlap, *others = (mean(method, figure) for figure in FIGURES)
-        lines.append(f"| {method} | {psnr:.2f} | {overlap:.2f} | " + " | ".join(f"{v:.4f}" for v in others) + " |")
-    for figure, where in (("psnr", "in the hole"), ("psnr_overlap", "in the overlap")):
-        best = max(RULES, key=lambda rule: mean(rule, figure))
-        gap = gap_closed(mean("ours", figure), mean(best, figure), mean("oracle", figure))
-        lines += ["", f"Gap closed {where}, from the best rule ({best}) to the oracle: {gap:.2f}"]
-    write_text(output_dir / "summary.md", "\n".join(lines) + "\n")
-    print("\n".join(lines))
 
 
 def main():
@@ -287,7 +219,7 @@ def main():
     except (SceneError, CheckpointError, OSError) as error:
         sys.exit(f"error: {error}")
     if rows:
-        write_metrics(output_dir, rows)
+        print(write_metrics(output_dir, rows))
     print(f"{len(todo) - len(failed)} scenes fused into {output_dir}")
     for scene_id, fault in failed.items():
         print(f"error: {scene_id}: {fault}", file=sys.stderr)

@@ -119,6 +119,19 @@ def draw_curves(path, metrics_file):
     save_figure(figure, path)
 
 
+def draw_bars(path, charts):
+    """Bars with error bars side by side; charts: title → {name: (mean, low, high)}."""
+    figure = Figure(figsize=(5 * len(charts), 3.5))
+    for axes, (title, bars) in zip(figure.subplots(1, len(charts), squeeze=False)[0], charts.items()):
+        means, lows, highs = np.array(list(bars.values())).T
+        errors = np.nan_to_num([means - lows, highs - means])
+        axes.barh(list(bars), means, xerr=errors, color=["tab:orange", *["tab:blue"] * (len(bars) - 2), "tab:gray"])
+        axes.invert_yaxis()
+        axes.set_title(title, fontsize=9)
+    figure.tight_layout()
+    save_figure(figure, path)
+
+
 def draw_selection(path, scenes):
     """Which completions were kept (green) and dropped (red), a few rows per scene.
 

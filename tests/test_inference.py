@@ -10,6 +10,7 @@ from PIL import Image
 from amodal_fusion_transformer import load_model
 from amodal_fusion_transformer_inference import fuse_scenes, network_size
 from fusion.checkpoints import export_weights
+from fusion.evaluation import mean_and_interval
 from fusion.images import read_image, write_image
 from fusion.scenes import write_scene
 from tests.conftest import draw_scene, run
@@ -62,7 +63,7 @@ def test_inference_writes_every_output_at_the_scenes_size(tmp_path, checkpoint, 
 
 def test_metrics_stand_beside_rules_and_oracle(tmp_path, checkpoint, backbone):
     data, output = write_test_folder(tmp_path / "test"), tmp_path / "out"
-    assert fuse(data, output, checkpoint, backbone, "--no-figures").returncode == 0
+    assert fuse(data, output, checkpoint, backbone, "--no-figures", "--evaluate").returncode == 0
     with open(output / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert {row["scene"] for row in rows} == {"wide 1", "tall", "넓은 장면"}
@@ -72,8 +73,21 @@ def test_metrics_stand_beside_rules_and_oracle(tmp_path, checkpoint, backbone):
                                "visible_fit", "oracle"}
         assert max(scores.values()) == scores["oracle"] > scores["fill"]
         assert float(row["fill_lpips"]) > float(row["oracle_lpips"]) >= 0
+        assert 0 <= float(row["winner_accuracy"]) <= 1
+        # the discs are given: painting over them again can only lose
+        assert float(row["telea_visible_fit_psnr"]) > float(row["telea_hole_psnr"])
     summary = (output / "summary.md").read_text()
     assert "| visible_fit |" in summary and "Gap closed in the hole" in summary
+    assert (output / "summary.png").stat().st_size > 1000
+
+
+def test_bootstrap_interval_holds_the_mean_and_shrinks_with_scenes():
+    rng = np.random.default_rng(0)
+    few, many = rng.normal(20, 3, 20), rng.normal(20, 3, 2000)
+    for values in (few, many):
+        mean, low, high = mean_and_interval(np.append(values, np.nan))
+        assert low < mean < high and mean == pytest.approx(values.mean())
+        assert (high - low) / 2 == pytest.approx(1.96 * values.std() / len(values) ** 0.5, rel=0.2)
 
 
 def test_existing_outputs_are_kept_unless_overwritten(tmp_path, checkpoint, backbone):
