@@ -443,10 +443,16 @@ def load_data(config, worker):
     # Exact validation over uneven shards: each rank takes every world-th scene, sums and counts are reduced.
     val_set = AmodalFusionDataset(data_dir, val_ids[worker.rank :: worker.world], **size)
     sampler = distributed.EpochSampler(train_set, worker.world, worker.rank, seed=config.seed, drop_last=True)
-    common = {"batch_size": config.batch_size, "num_workers": config.workers,
+    common = {"batch_size": config.batch_size, "num_workers": config.workers, "worker_init_fn": ignore_signals,
               "pin_memory": worker.device.type == "cuda", "persistent_workers": config.workers > 0}
     train_loader = DataLoader(train_set, sampler=sampler, drop_last=True, **common)
     return train_loader, sampler, DataLoader(val_set, **common)
+
+
+def ignore_signals(_):
+    """In a loader process: Ctrl-C and job schedulers signal the whole group, but who stops is the training process."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def to_device(batch, device):

@@ -108,13 +108,14 @@ def test_resume_continues_as_if_never_stopped(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_saves_the_step_and_says_so(dataset, tmp_path, number):
     folder = tmp_path / "run"
-    arguments = ["--data_dir", dataset, "--checkpoint_dir", folder, *SMALL, *L1_ONLY, "--epochs", 500]
+    arguments = ["--data_dir", dataset, "--checkpoint_dir", folder, *SMALL, *L1_ONLY, "--epochs", 500, "--workers", 1]
     process = subprocess.Popen([sys.executable, str(ROOT / SCRIPT), *map(str, arguments)], stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+                               stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                               start_new_session=True)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (folder / "metrics.jsonl").exists():
         time.sleep(0.1)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # as Ctrl-C does: the loader process is hit, too
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number, output
     assert "--resume auto" in output
