@@ -5,7 +5,7 @@ This file holds the network, the data set and the training loop. Train on six GP
     python amodal_fusion_transformer.py --config transformer_train_config.yaml
     torchrun --nproc_per_node 6 amodal_fusion_transformer.py --config transformer_train_config.yaml
 
-on one GPU, or on the CPU (a small run; LPIPS with AlexNet is 30 times cheaper there):
+on one GPU, or on the CPU (a small run; LPIPS with VGG would take most of the time there):
 
     python amodal_fusion_transformer.py --data_dir DATA --gpus 1
     python amodal_fusion_transformer.py --data_dir DATA --gpus 0 --img_size 128 --lpips_net alex --workers 1
@@ -336,7 +336,7 @@ def fusion_loss(out, batch, perceptual, lpips_weight, oracle_weight):
 
 @dataclass
 class TrainConfig:
-    """Every option of the training script: flag, YAML key and default. Not a list of defaults elsewhere."""
+    """Every option of the training script; flags, YAML keys and defaults all come from here."""
 
     data_dir: str = option("", "data set made by prepare_dataset.py", "data")
     train_list: str | None = option(None, "training scenes, one id per line; None: DATA_DIR/train_list.txt", "data")
@@ -370,7 +370,7 @@ class TrainConfig:
     max_bad_steps: int = option(20, "give up after so many steps in a row without a finite gradient", "optimisation")
 
     lpips_weight: float = option(0.5, "factor of LPIPS beside L1 in the hole; 0 turns it off", "loss")
-    lpips_net: str = option("vgg", "backbone of LPIPS; alex is 30 times cheaper on CPUs", "loss",
+    lpips_net: str = option("vgg", "backbone of LPIPS; alex is far cheaper, for CPU runs", "loss",
                             ("vgg", "alex", "squeeze"))
     lpips_weights: str | None = option(None, "torchvision checkpoint of the backbone; None: cache, then download",
                                        "loss")
