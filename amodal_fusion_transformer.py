@@ -87,7 +87,7 @@ class AmodalFusionTransformer(nn.Module):
         self.up8, self.up8_block = nn.Conv2d(width, c8, 1), ConvBlock(c8)
         self.up4, self.up4_block = nn.Conv2d(c8, c4, 1), ConvBlock(c4)
         self.up2, self.up2_block = nn.Conv2d(c4, c2, 1), nn.Conv2d(c2, c2, 3, padding=1)
-        # weight head: starts at zero, which leaves the visible-fit rule below
+        # weight head: starts at zero, which leaves the rule below, a soft relative of visible fit
         self.weight_head = nn.Conv2d(c2, 1, 1)
         nn.init.zeros_(self.weight_head.weight)
         nn.init.zeros_(self.weight_head.bias)
@@ -131,7 +131,7 @@ class AmodalFusionTransformer(nn.Module):
                 "logits": logits, "log_weights": log_weights}
 
     def encode(self, partial, mask, fill, candidates):
-        """Candidates → features (B,M,C,h,w) at strides 2, 4, 8, 16 and their visible errors, (B,M,2,H/4,W/4)."""
+        """Candidates → features (B,M,C,h,w) at strides 2, 4, 8, 16, and `weigh_evidence`, (B,M,4,H/4,W/4)."""
         height, width = partial.shape[-2:]
         edge = (0, -width % self.STRIDE, 0, -height % self.STRIDE)
         canvas = torch.where(mask > 0.5, fill, partial)
