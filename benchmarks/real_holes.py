@@ -1,0 +1,72 @@
+"""Evaluation scenes out of real completions: holes cut over the visible overlaps of a photo's objects.
+
+    python benchmarks/real_holes.py --input_dir REAL --output_dir SCENES --per_photo 20
+    python amodal_fusion_transformer_inference.py --data_dir SCENES --output_dir OUT --img_size 256 --evaluate
+
+REAL holds a folder per photo with photo.* and obj_*.png, each a completed object, RGBA, over the full frame. The photo is
+the target. Every scene is a square crop around a point where two objects overlap, with a box hole over that point and
+the (at most five) objects that cover most of the hole as completions.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from fusion.images import read_image, resize
+from fusion.scenes import Scene, write_scene
+
+
+def cut(photo, objects, rng):
+    """(crop, hole, indices of objects) of one draw, or None when fewer than two objects matter."""
+    alphas = [o[..., 3] > 127 for o in objects]
+    height, width = photo.shape[:2]
+    rows, columns = np.nonzero(np.sum(alphas, 0) >= 2)
+    at = rng.integers(len(rows))
+    side = int(rng.uniform(0.4, 0.9) * min(height, width))
+    box = (side * rng.uniform(0.2, 0.5, 2)).astype(int)
+    hole = np.zeros((height, width), bool)
+    top, left = (int(np.clip(centre[at] - b / 2, 0, length - b))
+                 for centre, b, length in ((rows, box[0], height), (columns, box[1], width)))
+    hole[top : top + box[0], left : left + box[1]] = True
+    top, left = (int(np.clip(centre[at] - side / 2, 0, length - side))
+                 for centre, length in ((rows, height), (columns, width)))
+    crop = np.s_[top : top + side, left : left + side]
+    covers = np.array([(alpha[crop] & hole[crop]).sum() for alpha in alphas])
+    chosen = [i for i in np.argsort(covers)[::-1] if covers[i] > 0.01 * hole[crop].sum()][:5]
+    if len(chosen) < 2 or hole[crop].mean() < 0.03:
+        return None
+    return crop, hole[crop], rng.permutation(chosen)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input_dir", type=Path, required=True)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--per_photo", type=int, default=20)
+    parser.add_argument("--img_size", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=4)
+    options = parser.parse_args()
+    rng = np.random.default_rng(options.seed)
+    for folder in sorted(path.parent for path in options.input_dir.glob("*/photo.*")):
+        photo = read_image(next(folder.glob("photo.*")), "RGB")
+        objects = [resize(read_image(path, "RGBA"), photo.shape[:2]) for path in sorted(folder.glob("obj_*.png"))]
+        made = 0
+        while made < options.per_photo:
+            drawn = cut(photo, objects, rng)
+            if drawn is None:
+                continue
+            crop, hole, chosen = drawn
+            partial = np.where(hole[..., None], 0, photo[crop]).astype(np.uint8)
+            scene = Scene(f"{folder.name}_{made:02d}", partial, hole, [objects[i][crop] for i in chosen], photo[crop])
+            (options.output_dir / scene.id).mkdir(parents=True, exist_ok=True)
+            write_scene(options.output_dir / scene.id, scene.resized((options.img_size, options.img_size)))
+            made += 1
+    print(f"{len(list(options.output_dir.iterdir()))} scenes in {options.output_dir}")
+
+
+if __name__ == "__main__":
+    main()
