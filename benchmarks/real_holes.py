@@ -3,9 +3,9 @@
     python benchmarks/real_holes.py --input_dir REAL --output_dir SCENES --per_photo 20
     python amodal_fusion_transformer_inference.py --data_dir SCENES --output_dir OUT --img_size 256 --evaluate
 
-REAL holds a folder per photo with photo.* and obj_*.png, each a completed object, RGBA, over the full frame. The photo is
-the target. Every scene is a square crop around a point where two objects overlap, with a box hole over that point and
-the (at most five) objects that cover most of the hole as completions.
+REAL holds a folder per photo with photo.* and obj_*.png, each a completed object, RGBA, over the full frame. The photo
+is the target. Every scene is a square crop around a point where two objects overlap, with a box hole over that point
+and the (at most five) objects that cover most of the hole as completions.
 """
 
 import argparse

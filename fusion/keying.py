@@ -45,7 +45,7 @@ def border_colour(rgb):
         flat = near.any() and border[near].std(0).max() <= 8  # an overcast sky is bright, too, but not flat
         shares[name] = near.mean() if flat else 0.0
     name = max(shares, key=shares.get)
-    return name if shares[name] >= 0.3 else "opaque"
+    return name if shares[name] >= 0.15 else "opaque"  # a floor leaves white at the top of the frame only
 
 
 def _near(colours, name):

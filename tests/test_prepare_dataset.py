@@ -295,7 +295,8 @@ def test_check_names_every_fault(tmp_path):
 
 
 def test_wrong_usage_exits_with_2(tmp_path):
-    for arguments in (("create",), ("create", "--input_dir", tmp_path / "no", "--output_dir", tmp_path / "x"),
-                      ("split", "--data_dir"), ("create", "--inputdir", "x"), ()):
+    inside = ("create", "--input_dir", tmp_path, "--output_dir", tmp_path / "x")
+    missing = ("create", "--input_dir", tmp_path / "no", "--output_dir", tmp_path / "x")
+    for arguments in (("create",), inside, missing, ("split", "--data_dir"), ("create", "--inputdir", "x"), ()):
         process = run(SCRIPT, *arguments)
         assert process.returncode == 2 and "Traceback" not in process.stderr
