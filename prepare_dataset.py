@@ -114,7 +114,7 @@ def create(config):
     if not Path(config.input_dir).is_dir():
         raise ConfigError(f"--input_dir {config.input_dir}: no such folder")
     if Path(config.input_dir).resolve() in (output.resolve(), *output.resolve().parents):
-        raise ConfigError(f"--output_dir {output} lies inside --input_dir and would be read as results; put it elsewhere")
+        raise ConfigError(f"--output_dir {output} lies inside --input_dir, it would be read as results; move it")
     output.mkdir(parents=True, exist_ok=True)
     agree_with_earlier_run(config, output)
     for leftover in output.glob(".tmp-*"):
