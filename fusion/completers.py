@@ -23,7 +23,7 @@ def complete(photo, layers, mask, style, foreign, rng):
         list of (H,W,4) uint8, straight alpha, in no order.
     """
     # Either the completer saw the whole photo and the hole came later, or it had to work around the hole.
-    sees_hole = style == "copy" and rng.random() < 0.5
+    whole_photo = style == "copy" and rng.random() < 0.75
     quality = rng.uniform(0, 1)  # models differ in how often they are right
     completions = []
     for layer in layers:
@@ -33,7 +33,7 @@ def complete(photo, layers, mask, style, foreign, rng):
         elif rng.random() < 0.15:
             samples = 2
         for _ in range(samples):
-            known = layer.visible if sees_hole else layer.visible & ~mask
+            known = layer.visible if whole_photo else layer.visible & ~mask
             completions.append(_complete_one(photo, layer, layers, known, mask, style, quality, foreign, rng))
     if style == "pix2gestalt" and rng.random() < 0.5:
         completions.append(_other_granularity(completions, rng))
@@ -59,7 +59,8 @@ def _complete_one(photo, layer, layers, known, mask, style, quality, foreign, rn
     if rng.random() < 0.25 and len(layers) > 1:
         alpha = _grow(colour, alpha, known, mask, layer, rng)
     result = np.dstack([colour, alpha])
-    result = _damage_edges(result, rng)
+    if style != "copy" or rng.random() < 0.4:  # those that copy are given clean masks, mostly
+        result = _damage_edges(result, rng)
     if style != "copy":
         result = _redraw(result, rng, strong=style == "pix2gestalt")
     elif rng.random() < 0.85:

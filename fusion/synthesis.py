@@ -71,7 +71,7 @@ class Synthesizer:
         raise SceneError(f"scene {index}: 100 draws without two objects in one hole; are the cut-outs transparent?")
 
     def _draw(self, rng, scene_id):
-        style = self.style if self.style != "mixed" else rng.choice(STYLES[1:], p=(0.4, 0.25, 0.35))
+        style = self.style if self.style != "mixed" else rng.choice(STYLES[1:], p=(0.5, 0.2, 0.3))
         annotated = bool(self.photos) and (not self.cutouts or rng.random() < 0.5)
         drawn = self._annotated(rng) if annotated else self._composed(rng)
         if drawn is None:
