@@ -54,12 +54,14 @@ def _complete_one(photo, layer, layers, known, mask, style, quality, foreign, rn
     hidden = (alpha > 0) & ~known
     if hidden.any():
         colour, alpha = _draw_hidden(layer, colour, alpha, known, hidden, quality, foreign, rng)
-    if rng.random() < 0.12:
+    # Those that copy are given clean masks and clear views, mostly: what they keep can be trusted.
+    careless = style != "copy" or rng.random() < 0.3
+    if careless and rng.random() < 0.15:
         colour = _leftovers(photo, mask, colour, known, alpha, rng)
-    if rng.random() < 0.25 and len(layers) > 1:
+    if careless and rng.random() < 0.3 and len(layers) > 1:
         alpha = _grow(colour, alpha, known, mask, layer, rng)
     result = np.dstack([colour, alpha])
-    if style != "copy" or rng.random() < 0.4:  # those that copy are given clean masks, mostly
+    if careless:
         result = _damage_edges(result, rng)
     if style != "copy":
         result = _redraw(result, rng, strong=style == "pix2gestalt")
