@@ -165,28 +165,34 @@ class AmodalFusionTransformer(nn.Module):
                 in [0,1]; the fill comes last.
 
         Returns:
-            (B,M,4,H/4,W/4), larger is better: minus the log of the visible error, carried smoothly into the hole;
-            the same of its mean over the picture; log ratio of errors where a candidate meets those that it competes
-            with at this pixel; and, as log of the share of the picture, how much of it is visible. Errors shrink
+            (B,M,4,H/4,W/4), larger is better: minus the log of the error where nobody else explains the photo better,
+            carried smoothly into the hole; the same of its mean over the picture; log ratio of errors where a
+            candidate meets those that it competes with at this pixel; and, as log of the share of the picture, how
+            much of it is visible. The first two say whom to believe, the third who is in front. Errors shrink
             towards a typical one when little is visible.
         """
         typical, doubt = 0.04, 1e-3  # an error in [0,1]; the share of the picture at which half of it is believed
         slots, size = visible.shape[:2], visible.shape[-2] * visible.shape[-1] // 16
         disagreement, visible, alpha = (
-            F.avg_pool2d(x.flatten(0, 1).float(), 4) for x in (disagreement, visible, alpha)  # (B·M,1,H/4,W/4)
-        )
-        seen = visible.mean((2, 3), keepdim=True)
-        overall = (disagreement.mean((2, 3), keepdim=True) + doubt * typical) / (seen + doubt)
-        local = push_pull(disagreement / visible.clamp(min=1e-6), visible)
-        local = (seen * local + doubt * overall) / (seen + doubt)
+            F.avg_pool2d(x.flatten(0, 1).float(), 4).unflatten(0, slots) for x in (disagreement, visible, alpha)
+        )  # (B,M,1,H/4,W/4)
 
         # Where two completions overlap in plain view, the one behind is wrong: the clearest sign of their order.
-        d, v, a = (x.view(*slots, size)[:, :-1] for x in (disagreement, visible, alpha))  # (B,N,P)
-        doubt = doubt / 10 * size
-        wrong = (d @ v.mT + doubt * typical) / (v @ v.mT + doubt)  # (B,N,N), of the row's where it meets the column's
-        duel = (wrong.mT.log() - wrong.log()) @ a  # (B,N,P)
-        duel = F.pad(duel, (0, 0, 0, 1)).view_as(local)
-        evidence = [-local.clamp(min=1e-4).log(), -overall.log().expand_as(local), duel, seen.clamp(min=1e-4).log()]
+        d, v, a = (x.flatten(2)[:, :-1] for x in (disagreement, visible, alpha))  # (B,N,P)
+        wrong = (d @ v.mT + doubt / 10 * size * typical) / (v @ v.mT + doubt / 10 * size)
+        wrong = wrong.log()  # (B,N,N), log error of the row's completion where it meets the column's
+        duel = F.pad((wrong.mT - wrong) @ a, (0, 0, 0, 1)).view_as(visible)
+
+        # A plate is not wrong where the food on it hides it: an error counts as far as nobody else fits better.
+        error = disagreement / visible.clamp(min=1e-6)
+        fits = visible * (-error / typical).exp()
+        fits = torch.cat([fits[:, :-1] / fits[:, :-1].sum(1, keepdim=True).clamp(min=1e-6), fits[:, -1:]], 1)
+        own = (visible * fits.clamp(max=1)).flatten(0, 1)  # (B·M,1,H/4,W/4)
+        error = error.flatten(0, 1)
+        seen = own.mean((2, 3), keepdim=True)
+        overall = ((error * own).mean((2, 3), keepdim=True) + doubt * typical) / (seen + doubt)
+        local = (seen * push_pull(error, own) + doubt * overall) / (seen + doubt)
+        evidence = [-local.clamp(min=1e-4).log(), -overall.log(), duel.flatten(0, 1), seen.clamp(min=1e-4).log()]
         return torch.cat([e.expand_as(local) for e in evidence], 1).unflatten(0, slots)
 
     def relate(self, x16, present):

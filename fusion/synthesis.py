@@ -101,10 +101,15 @@ class Synthesizer:
         count = rng.integers(2, 7)
         centre, spread = rng.uniform(0.3, 0.7, 2), rng.uniform(0.06, 0.22)
         wholes = []
-        for _ in range(count):
+        # often a large thing carries the others, as plates and tables do
+        smallest, largest = (0.15, 0.5) if (carried := rng.random() < 0.4) else (0.2, 0.9)
+        for number in range(count):
             cutout = _read(self.cutouts[rng.integers(len(self.cutouts))], "RGBA")
             place = (centre + rng.normal(0, spread, 2)) * size
-            whole = _placed(cutout, size, place, size * np.exp(rng.uniform(np.log(0.2), np.log(0.9))), rng)
+            side = np.exp(rng.uniform(np.log(smallest), np.log(largest)))
+            if carried and number == 0:
+                side = rng.uniform(0.8, 1.4)
+            whole = _placed(cutout, size, place, size * side, rng)
             if (whole[..., 3] > 127).mean() > 0.01:
                 wholes.append(whole)
         if len(wholes) < 2:
@@ -142,7 +147,8 @@ class Synthesizer:
         instances = sorted((m for m in instances if 0.01 < m.mean() < 0.8), key=np.sum, reverse=True)[:7]
         if not instances:
             return None
-        order = rng.permutation(len(instances))  # who is in front is not annotated, and no matter: both may happen
+        # Who is in front is not annotated. Large things are behind, mostly, and otherwise both may happen.
+        order = range(len(instances)) if rng.random() < 0.6 else rng.permutation(len(instances))
         layers = []
         for rank, i in enumerate(order):
             nearer = np.zeros(size, bool)
