@@ -305,13 +305,14 @@ class SynthesizedDataset(Dataset):
 # Loss
 
 
-def fusion_loss(out, batch, perceptual, lpips_weight, oracle_weight):
-    """L1 inside the hole + LPIPS of the whole composite + a pull towards the nearest candidate at each pixel.
+def fusion_loss(out, batch, perceptual, lpips_weight, oracle_weight=0.0, psnr_weight=0.0):
+    """L1 in the hole + LPIPS of the whole composite + PSNR in the hole + a pull towards the nearest candidate.
 
     Args:
         out: what the model returned; batch: what it was given, with `original`.
         perceptual: PerceptualLoss, or None for lpips_weight 0.
-        lpips_weight, oracle_weight: factors of the second and third term.
+        lpips_weight, psnr_weight, oracle_weight: factors of the other terms. PSNR counts per 100 dB: a network that
+            hedges loses little L1 but much PSNR where one of the completions is exact.
 
     Returns:
         total loss (a scalar, the mean over scenes) and a dict of its parts per scene, (B,) each.
@@ -324,6 +325,10 @@ def fusion_loss(out, batch, perceptual, lpips_weight, oracle_weight):
         # Around the hole stands the original, so that nothing but the fusion is judged.
         parts["lpips"] = perceptual(torch.where(mask > 0.5, out["fused"], original), original)
         total = total + lpips_weight * parts["lpips"]
+    if psnr_weight > 0:
+        mse = ((out["fused"] - original).square() * mask).sum((1, 2, 3)) / (3 * hole)
+        parts["psnr_loss"] = 0.1 * (mse + 1e-5).log10()
+        total = total + psnr_weight * parts["psnr_loss"]
     if oracle_weight > 0:
         candidates = torch.cat([batch["completions"][:, :, :3], out["fill"][:, None]], 1)  # (B,M,3,H,W)
         possible = out["log_weights"] > -math.inf
@@ -380,6 +385,7 @@ class TrainConfig:
                             ("vgg", "alex", "squeeze"))
     lpips_weights: str | None = option(None, "torchvision checkpoint of the backbone; None: cache, then download",
                                        "loss")
+    psnr_weight: float = option(1.0, "factor of minus the PSNR in the hole, per 100 dB", "loss")
     oracle_weight: float = option(0.05, "factor of the pull towards the nearest candidate at each pixel", "loss")
     oracle_fade: float = option(0.5, "share of the run over which that pull fades to zero", "loss")
 
@@ -501,7 +507,8 @@ def train_one_epoch(run, network, loader, sampler, perceptual, stop_signal):
             with contextlib.nullcontext() if last or not worker.distributed else network.no_sync():
                 with autocast:
                     out = network(batch["partial"], batch["mask"], batch["completions"], batch["valid"])
-                loss, parts = fusion_loss(out, batch, perceptual, config.lpips_weight, oracle_weight)
+                loss, parts = fusion_loss(out, batch, perceptual, config.lpips_weight, oracle_weight,
+                                          config.psnr_weight)
                 run.scaler.scale(loss / config.accumulate).backward()
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0) + value.detach().mean() / config.accumulate
@@ -573,7 +580,7 @@ def evaluate(model, loader, perceptual, config, worker):
         batch = to_device(loaded, worker.device)
         inputs = [batch[name] for name in ("partial", "mask", "completions", "valid")]
         out = model(*inputs)
-        _, parts = fusion_loss(out, batch, perceptual, config.lpips_weight, 0)
+        _, parts = fusion_loss(out, batch, perceptual, config.lpips_weight)
         overlap = overlap_region(*inputs[1:])
         fused = {"": out["fused"], "oracle_": oracle(*inputs, out["fill"], batch["original"])[0]}
         fused["visible_fit_"] = apply_rules(*inputs, out["fill"], rules=("visible_fit",))["visible_fit"]
