@@ -76,8 +76,8 @@ def draw_scene(path, scene, title=""):
     figure = Figure(figsize=(2 * columns, rows * (2 * height / width + 0.25)))
     for position, panel in enumerate(panels, 1):
         _show(figure.add_subplot(rows, columns, position), *panel)
-    figure.suptitle(title, fontsize=9)
     figure.tight_layout(pad=0.3)
+    figure.suptitle(title, fontsize=9, y=1, va="bottom")  # above the panels' own titles; saving crops to all of it
     save_figure(figure, path)
 
 

@@ -9,12 +9,13 @@ from tests.conftest import ROOT, succeed
 
 
 def test_first_command_of_the_readme_beats_the_simple_rules(tmp_path, backbone):
-    process = succeed("amodal_fusion_transformer_inference.py", "--data_dir", ROOT / "examples" / "scenes", "--output_dir",
+    examples = ROOT / "examples" / "scenes"
+    process = succeed("amodal_fusion_transformer_inference.py", "--data_dir", examples, "--output_dir",
                       tmp_path, "--lpips_weights", backbone)
     rows = [line.split("|")[1:3] for line in process.stdout.splitlines() if line.startswith("| ")]
     psnr = {name.strip(): float(cell.split()[0]) for name, cell in rows if name.strip() in ("ours", "oracle", *RULES)}
     assert psnr["ours"] > max(psnr[rule] for rule in RULES) and psnr["oracle"] > psnr["ours"]
-    for folder in (ROOT / "examples" / "scenes").iterdir():
+    for folder in examples.iterdir():
         assert read_image(tmp_path / folder.name / "fused.png", "RGB").shape == (224, 224, 3)
         assert (tmp_path / folder.name / "figure.png").exists()
 
