@@ -10,6 +10,8 @@ import pytest
 import torch
 import torchvision
 
+torch.set_num_threads(1)  # two test processes share two cores
+
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
