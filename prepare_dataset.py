@@ -117,8 +117,7 @@ def create(config):
         raise ConfigError(f"--output_dir {output} lies inside --input_dir, it would be read as results; move it")
     output.mkdir(parents=True, exist_ok=True)
     agree_with_earlier_run(config, output)
-    for leftover in output.glob(".tmp-*"):
-        shutil.rmtree(leftover)
+    clear_leftovers(output)
     raw_scenes, faults = find_raw_scenes(config.input_dir)
     if not raw_scenes:
         raise ConfigError(f"--input_dir {config.input_dir}: no scene in it (original, partial, mask, comp1 … in one "
@@ -170,13 +169,24 @@ def agree_with_earlier_run(config, output):
                               "another --output_dir, the same option, or --overwrite")
 
 
+def clear_leftovers(output):
+    """Remove the half-written scene folders of a run that was killed."""
+    for leftover in output.glob(".tmp-*"):
+        shutil.rmtree(leftover)
+
+
+def recorded_options(config):
+    """The options that dataset.yaml names; the number of processes changes nothing."""
+    return {key: value for key, value in dataclasses.asdict(config).items() if key != "workers"}
+
+
 def write_manifest(config, output, complete, skipped=None):
     """dataset.yaml: options, counts, image size, skipped scenes."""
     scenes = [path for path in output.iterdir() if (path / "mask.png").is_file()]
     manifest = {
         "made_by": "prepare_dataset.py create",
         "complete": complete,
-        "options": {key: value for key, value in dataclasses.asdict(config).items() if key != "workers"},
+        "options": recorded_options(config),
         "image_size": [config.img_size, config.img_size] if config.resize else "as they came",
         "scenes": len(scenes),
         "skipped": skipped or {},
@@ -211,8 +221,7 @@ def synthesize(config):
     """`synthesize`: returns the exit status."""
     output = Path(config.output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    for leftover in output.glob(".tmp-*"):
-        shutil.rmtree(leftover)
+    clear_leftovers(output)
     synthesizer = Synthesizer(config.objects, config.backgrounds, config.coco, config.img_size,
                               config.n_max_completions, config.hole, config.style, config.seed)
     job = partial(write_synthetic_scene, synthesizer, output)
@@ -224,9 +233,8 @@ def synthesize(config):
         draw_selection(output / "preview.png", [
             [("original", s.original, None), ("partial", s.partial, None),
              *((f"comp{number}", c, None) for number, c in enumerate(s.completions, 1))] for s in scenes])
-    options = {key: value for key, value in dataclasses.asdict(config).items() if key != "workers"}
-    manifest = {"made_by": "prepare_dataset.py synthesize", "options": options, "scenes": config.n_scenes,
-                "image_size": [config.img_size, config.img_size]}
+    manifest = {"made_by": "prepare_dataset.py synthesize", "options": recorded_options(config),
+                "scenes": config.n_scenes, "image_size": [config.img_size, config.img_size]}
     write_text(output / "dataset.yaml", yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True))
     print(f"{config.n_scenes} scenes in {output}")
     return split(output, config) if config.split else 0
