@@ -39,7 +39,7 @@ from fusion.images import SceneError
 from fusion.layers import ConvBlock, DecoderLayer, EncoderLayer, position_encoding
 from fusion.metrics import apply_rules, gap_closed, oracle, overlap_region, region_psnr
 from fusion.perceptual import LpipsUnavailable, load_perceptual
-from fusion.run import Run, TrainingError
+from fusion.run import Run, TrainingError, check_same_model
 from fusion.scenes import check_scenes, read_list, read_scene
 from fusion.synthesis import Synthesizer
 from fusion.tensors import to_arrays, to_tensors
@@ -311,8 +311,8 @@ def fusion_loss(out, batch, perceptual, lpips_weight, oracle_weight=0.0, psnr_we
     Args:
         out: what the model returned; batch: what it was given, with `original`.
         perceptual: PerceptualLoss, or None for lpips_weight 0.
-        lpips_weight, psnr_weight, oracle_weight: factors of the other terms. PSNR counts per 100 dB: a network that
-            hedges loses little L1 but much PSNR where one of the completions is exact.
+        lpips_weight, psnr_weight, oracle_weight: factors of the other terms. PSNR counts per 100 dB, in the hole and
+            in the overlap: a network that hedges loses little L1 but much PSNR where one completion is exact.
 
     Returns:
         total loss (a scalar, the mean over scenes) and a dict of its parts per scene, (B,) each.
@@ -326,8 +326,12 @@ def fusion_loss(out, batch, perceptual, lpips_weight, oracle_weight=0.0, psnr_we
         parts["lpips"] = perceptual(torch.where(mask > 0.5, out["fused"], original), original)
         total = total + lpips_weight * parts["lpips"]
     if psnr_weight > 0:
-        mse = ((out["fused"] - original).square() * mask).sum((1, 2, 3)) / (3 * hole)
-        parts["psnr_loss"] = 0.1 * (mse + 1e-5).log10()
+        squared = (out["fused"] - original).square().sum(1, keepdim=True)  # (B,1,H,W)
+        psnr_loss = 0
+        for region in (mask, overlap_region(mask, batch["completions"], batch["valid"])):
+            mse = (squared * region).sum((1, 2, 3)) / (3 * region.sum((1, 2, 3)).clamp(min=1))
+            psnr_loss = psnr_loss + 0.05 * (mse + 1e-5).log10()  # floor: 50 dB, and where a region is empty
+        parts["psnr_loss"] = psnr_loss
         total = total + psnr_weight * parts["psnr_loss"]
     if oracle_weight > 0:
         candidates = torch.cat([batch["completions"][:, :, :3], out["fill"][:, None]], 1)  # (B,M,3,H,W)
@@ -385,7 +389,7 @@ class TrainConfig:
                             ("vgg", "alex", "squeeze"))
     lpips_weights: str | None = option(None, "torchvision checkpoint of the backbone; None: cache, then download",
                                        "loss")
-    psnr_weight: float = option(1.0, "factor of minus the PSNR in the hole, per 100 dB", "loss")
+    psnr_weight: float = option(1.0, "factor of minus the PSNR in hole and overlap, per 100 dB", "loss")
     oracle_weight: float = option(0.05, "factor of the pull towards the nearest candidate at each pixel", "loss")
     oracle_fade: float = option(0.5, "share of the run over which that pull fades to zero", "loss")
 
@@ -395,6 +399,7 @@ class TrainConfig:
     seed: int = option(0, "of initial weights, order and augmentation", "compute")
 
     checkpoint_dir: str = option("checkpoints/transformer_run1", "folder of checkpoints, logs and figures", "output")
+    init_from: str | None = option(None, "weights to start from, pretrained/… for one, to fine-tune them", "output")
     resume: str | None = option(None, "'auto' goes on from CHECKPOINT_DIR/last.pth if there is one; or a path",
                                 "output")
     save_every: int = option(500, "steps between checkpoints within an epoch", "output")
@@ -620,6 +625,10 @@ def train(config, worker, stop_signal):
 
     torch.manual_seed(config.seed)
     model = build_model(dataclasses.asdict(config)).to(worker.device)
+    if config.init_from:
+        weights, stored = load_model(config.init_from)
+        check_same_model(config.init_from, stored, config, MODEL_OPTIONS)
+        model.load_state_dict(weights.state_dict())
     run = Run(model, config, worker)
     run.folder.mkdir(parents=True, exist_ok=True)
     per_step = worker.world * config.batch_size * config.accumulate

@@ -78,20 +78,23 @@ def _complete_one(photo, layer, layers, known, mask, style, quality, foreign, rn
 
 def _draw_hidden(layer, colour, alpha, known, hidden, quality, foreign, rng):
     """Make up the hidden part, in place of the truth."""
+    unknown = hidden
+    if rng.random() < 0.2 + 0.6 * quality:  # a model that got it right, as far as anybody knows
+        unknown = hidden & ~layer.visible if not layer.true else np.zeros_like(hidden)
     draw = rng.random()
-    if layer.true and draw < 0.15 + 0.35 * quality:
-        pass  # a model that got it right
-    elif draw < 0.72 or not known.any():
-        colour[hidden] = _inpainted(colour, known)[hidden]
+    if not unknown.any():
+        pass
+    elif draw < 0.65 or not known.any():
+        colour[unknown] = _inpainted(colour, known)[unknown]
         if known.any() and rng.random() < 0.6:  # with texture of its own, from elsewhere on the object
-            colour[hidden] = np.clip(colour[hidden] + 0.8 * _own_detail(colour, known, rng)[hidden], 0, 255)
-    elif draw < 0.88:
-        colour[hidden] = _warped(np.dstack([colour, known * np.uint8(255)]), known, rng)[hidden]
+            colour[unknown] = np.clip(colour[unknown] + 0.8 * _own_detail(colour, known, rng)[unknown], 0, 255)
+    elif draw < 0.85:
+        colour[unknown] = _warped(np.dstack([colour, known * np.uint8(255)]), known, rng)[unknown]
     else:
         texture = foreign(rng).astype(np.float32)
         if rng.random() < 0.7:
             texture += colour[known].mean(0) - texture.mean((0, 1))
-        colour[hidden] = np.clip(texture, 0, 255)[hidden]
+        colour[unknown] = np.clip(texture, 0, 255)[unknown]
     if rng.random() < 0.25:  # cut short along a line, or 1-5 pixels from what is known
         size = alpha.shape[0]
         if rng.random() < 0.7:

@@ -31,6 +31,16 @@ def average(decay):
     return update
 
 
+def check_same_model(path, stored, config, model_options):
+    """Raise TrainingError when the network of checkpoint `path` is not the one that `config` describes."""
+    for name in model_options:
+        wanted = getattr(config, name)
+        if stored[name] != wanted:
+            raise TrainingError(
+                f"{path} was trained with {name}={stored[name]}, not {wanted}; set --{name} {stored[name]}"
+            )
+
+
 class Run:
     """What a checkpoint holds: the weights, their optimizer, and where training stands."""
 
@@ -74,10 +84,7 @@ class Run:
     def resume(self, path, model_options):
         """Go on from a checkpoint. Raises CheckpointError, or TrainingError when one of `model_options` differs."""
         state = load_checkpoint(path)
-        for name in model_options:
-            stored, wanted = state["config"][name], getattr(self.config, name)
-            if stored != wanted:
-                raise TrainingError(f"{path} was trained with {name}={stored}, not {wanted}; set --{name} {stored}")
+        check_same_model(path, state["config"], self.config, model_options)
         for part in self.PARTS:
             getattr(self, part).load_state_dict(state[part])
         for count in self.COUNTS:
