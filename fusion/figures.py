@@ -5,19 +5,20 @@ import math
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, get_data_path
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
 
-from fusion.images import atomic_file
+from fusion.images import atomic_file, resize, write_image
 
 # one colour per candidate in winner maps; the last, grey, is "none of these"
 WINNER_COLOURS = colormaps["tab20"].colors
 NONE_COLOUR = (0.5, 0.5, 0.5)
 
 
-def save_figure(figure, path, dpi=100):
+def save_figure(figure, path):
     with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=dpi, bbox_inches="tight")
+        figure.savefig(temporary, format="png", bbox_inches="tight")
 
 
 def on_checkerboard(completion):
@@ -61,24 +62,53 @@ def scene_panels(scene):
     return panels
 
 
-def _show(axes, title, picture, cmap):
-    axes.imshow(np.clip(picture, 0, 1), cmap=cmap, vmin=0, vmax=1, interpolation="nearest")
-    axes.set_title(title, fontsize=8)
-    axes.axis("off")
+def draw_grid(path, rows, heading=""):
+    """Titled pictures in rows, as one PNG.
+
+    Written with Pillow: matplotlib takes seconds for a few dozen axes, most of a run that writes one such picture
+    per scene.
+
+    Args:
+        rows: lists of panels, (title, picture, colour map or None[, colour of the title]) with picture (H,W) or
+            (H,W,3) in [0,1]; None leaves a place empty. Titles may have several lines.
+    """
+    tile, line, gap = 200, 15, 8  # pixels
+    font = ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), 11)
+    cells, tops, top = [], [], gap + bool(heading) * (line + gap)
+    for row in rows:
+        panels = [(place, panel) for place, panel in enumerate(row) if panel is not None]
+        lines = max(panel[0].count("\n") for _, panel in panels) + 1
+        drawn = [(place, panel, _tile(panel[1], panel[2], tile)) for place, panel in panels]
+        cells.append(drawn)
+        tops.append((top, top + lines * line + 2))
+        top = tops[-1][1] + max(image.height for *_, image in drawn) + gap
+    sheet = Image.new("RGB", (max(map(len, rows)) * (tile + gap) + gap, top), "white")
+    pen = ImageDraw.Draw(sheet)
+    pen.text((gap, gap), heading, "black", font)
+    for drawn, (text_top, image_top) in zip(cells, tops):
+        for place, (title, _, _, *colour), image in drawn:
+            left = gap + place * (tile + gap)
+            short = "\n".join(text if len(text) <= 31 else text[:30] + "…" for text in title.split("\n"))
+            pen.text((left, text_top), short, colour[0] if colour else "black", font, spacing=2)
+            sheet.paste(image, (left, image_top))
+    write_image(path, np.asarray(sheet))
+
+
+def _tile(picture, cmap, width):
+    """Picture in [0,1] → a Pillow image `width` pixels wide."""
+    picture = np.clip(picture, 0, 1)
+    if cmap is not None:
+        picture = colormaps[cmap](picture)[..., :3]
+    picture = np.rint(picture * 255).astype(np.uint8)
+    size = (max(1, round(picture.shape[0] * width / picture.shape[1])), width)
+    return Image.fromarray(resize(picture, size, nearest=width > picture.shape[1]))
 
 
 def draw_scene(path, scene, title=""):
     """One scene over several rows, as written beside every fused image. `scene` as in `scene_panels`."""
     panels = scene_panels(scene)
     columns = min(6, math.ceil(len(panels) / 2))
-    rows = math.ceil(len(panels) / columns)
-    height, width = scene["mask"].shape
-    figure = Figure(figsize=(2 * columns, rows * (2 * height / width + 0.25)))
-    for position, panel in enumerate(panels, 1):
-        _show(figure.add_subplot(rows, columns, position), *panel)
-    figure.tight_layout(pad=0.3)
-    figure.suptitle(title, fontsize=9, y=1, va="bottom")  # above the panels' own titles; saving crops to all of it
-    save_figure(figure, path)
+    draw_grid(path, [panels[i : i + columns] for i in range(0, len(panels), columns)], title)
 
 
 def draw_scenes(path, scenes, titles):
@@ -86,15 +116,11 @@ def draw_scenes(path, scenes, titles):
     wanted = ("partial", "comp", "winner", "fused", "original")
     rows = [[panel for panel in scene_panels(scene) if panel[0].startswith(wanted)] for scene in scenes]
     columns = max(len(row) for row in rows)
-    figure = Figure(figsize=(1.6 * columns, 2 * len(rows)))
-    for number, (row, title) in enumerate(zip(rows, titles)):
+    for row, title in zip(rows, titles):
+        row[0] = (f"{title}\npartial", *row[0][1:])
         # the shared panels stand right-aligned, below each other, whatever the number of completions
-        places = [0, *range(1, len(row) - 3), *range(columns - 3, columns)]
-        for place, panel in zip(places, row):
-            axes = figure.add_subplot(len(rows), columns, number * columns + place + 1)
-            _show(axes, panel[0] if place else f"{title}\npartial", *panel[1:])
-    figure.tight_layout(pad=0.3, h_pad=1)
-    save_figure(figure, path)
+        row[len(row) - 3 : len(row) - 3] = [None] * (columns - len(row))
+    draw_grid(path, rows)
 
 
 def draw_curves(path, metrics_file):
@@ -138,16 +164,12 @@ def draw_selection(path, scenes):
     Args:
         scenes: per scene a list of (title, uint8 picture RGB or RGBA, True kept / False dropped / None).
     """
-    columns = 9
-    rows = sum(math.ceil(len(panels) / columns) for panels in scenes)
-    figure = Figure(figsize=(1.5 * columns, 1.85 * rows))
-    row = 0
+    columns, rows = 9, []
     for panels in scenes:
-        for position, (title, picture, kept) in enumerate(panels):
-            axes = figure.add_subplot(rows, columns, (row + position // columns) * columns + position % columns + 1)
+        row = []
+        for title, picture, kept in panels:
             image = picture / 255.0
-            _show(axes, title, on_checkerboard(image) if image.shape[2] == 4 else image, None)
-            axes.title.set(fontsize=6, color={True: "green", False: "red", None: "black"}[kept])
-        row += math.ceil(len(panels) / columns)
-    figure.tight_layout(pad=0.3)
-    save_figure(figure, path)
+            image = on_checkerboard(image) if image.shape[2] == 4 else image
+            row.append((title, image, None, {True: "green", False: "red", None: "black"}[kept]))
+        rows += [row[i : i + columns] for i in range(0, len(row), columns)]
+    draw_grid(path, rows)

@@ -1,37 +1,15 @@
-"""Scenes that the tests draw, and the scripts as subprocesses."""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""Scenes that the tests draw, and a trained checkpoint."""
 
 import numpy as np
 import pytest
 import torch
 import torchvision
 
+from fusion.scenes import Scene, write_scene
+from tests.scripts import succeed
+
 torch.set_num_threads(1)  # two test processes share two cores
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from fusion.images import write_image  # noqa: E402
-from fusion.scenes import Scene, write_scene  # noqa: E402
-
-
-def run(script, *arguments, launcher=(), timeout=120, env=None):
-    """Run one of the scripts; returns the finished process with its output as text."""
-    command = [sys.executable, *launcher, str(ROOT / script), *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **(env or {})}
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, env=environment,
-                          cwd=ROOT)
-
-
-def succeed(*arguments, **options):
-    """`run`, and fail the test with the script's output unless it exits with 0."""
-    process = run(*arguments, **options)
-    assert process.returncode == 0, process.stdout + process.stderr
-    return process
 
 
 def draw_scene(seed, size=64, n=3, scene_id="scene", decoy=False):
@@ -102,5 +80,3 @@ def checkpoint(dataset, backbone, tmp_path_factory):
             "--lpips_net", "alex", "--lpips_weights", backbone, "--checkpoint_dir", folder)
     return folder / "best_model.pth"
 
-
-__all__ = ["ROOT", "SMALL", "draw_scene", "run", "succeed", "write_dataset", "write_image"]

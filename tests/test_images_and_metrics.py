@@ -22,7 +22,7 @@ from fusion.metrics import (
     visible_error,
 )
 from fusion.perceptual import LpipsUnavailable, PerceptualLoss
-from tests.conftest import ROOT
+from tests.scripts import ROOT
 
 SHARED_WEIGHTS = ROOT.parent / "shared" / "weights" / "alexnet_features.pth"
 

@@ -5,7 +5,7 @@ import torch
 from amodal_fusion_transformer_inference import SHIPPED
 from fusion.images import read_image
 from fusion.metrics import RULES
-from tests.conftest import ROOT, succeed
+from tests.scripts import ROOT, succeed
 
 
 def test_first_command_of_the_readme_beats_the_simple_rules(tmp_path, backbone):

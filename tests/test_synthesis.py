@@ -10,7 +10,8 @@ from fusion.holes import HOLES, cut_hole
 from fusion.images import SceneError, write_image
 from fusion.scenes import read_list, read_scene
 from fusion.synthesis import Synthesizer
-from tests.conftest import SMALL, draw_scene, run, succeed, write_dataset
+from tests.conftest import SMALL, draw_scene, write_dataset
+from tests.scripts import run, succeed
 
 
 @pytest.fixture(scope="module")

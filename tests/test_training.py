@@ -18,7 +18,8 @@ from fusion.compositing import weigh
 from fusion.config import ConfigError, read_yaml
 from fusion.run import learning_rate
 from fusion.tensors import to_tensors
-from tests.conftest import ROOT, SMALL, draw_scene, run, succeed, write_dataset
+from tests.conftest import SMALL, draw_scene, write_dataset
+from tests.scripts import ROOT, Running, run, succeed, torchrun
 
 SCRIPT = "amodal_fusion_transformer.py"
 L1_ONLY = ("--lpips_weight", 0)
@@ -60,8 +61,7 @@ def test_training_learns_what_no_rule_knows(tmp_path):
 def test_two_processes_do_what_one_does(dataset, tmp_path):
     common = (*L1_ONLY, "--epochs", 2, "--lr", 1e-3)
     train(dataset, tmp_path / "one", *common, "--batch_size", 4)
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    train(dataset, tmp_path / "two", *common, "--batch_size", 2, launcher=launcher)
+    train(dataset, tmp_path / "two", *common, "--batch_size", 2, start=torchrun)
     for kind in ("train", "val"):
         one, two = records(tmp_path / "one", kind), records(tmp_path / "two", kind)
         assert len(one) == len(two) > 0
@@ -77,7 +77,7 @@ def test_gpus_option_starts_workers_with_the_elastic_launcher(dataset, tmp_path)
     arguments = [SCRIPT, "--data_dir", dataset, "--checkpoint_dir", tmp_path, *SMALL, *L1_ONLY, "--epochs", 1,
                  "--batch_size", 2]
     process = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True,
-                             timeout=120, check=False, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+                             timeout=120, check=False, cwd=ROOT)
     assert process.returncode == 0, process.stderr
     assert "2 × cpu" in process.stdout and (tmp_path / "best_model.pth").exists()
 
@@ -109,26 +109,23 @@ def test_resume_continues_as_if_never_stopped(tmp_path):
 def test_signal_saves_the_step_and_says_so(dataset, tmp_path, number):
     folder = tmp_path / "run"
     arguments = ["--data_dir", dataset, "--checkpoint_dir", folder, *SMALL, *L1_ONLY, "--epochs", 500, "--workers", 1]
-    process = subprocess.Popen([sys.executable, str(ROOT / SCRIPT), *map(str, arguments)], stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-                               start_new_session=True)
+    process = Running(SCRIPT, *arguments)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (folder / "metrics.jsonl").exists():
         time.sleep(0.1)
     os.killpg(process.pid, number)  # as Ctrl-C does: the loader process is hit, too
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, output
-    assert "--resume auto" in output
+    process = process.finish()
+    assert process.returncode == 128 + number, process.stderr
+    assert "--resume auto" in process.stdout
     assert torch.load(folder / "last.pth", weights_only=True)["step"] == records(folder)[-1]["step"]
 
 
 def test_more_gpus_than_there_are(dataset):
-    for launcher in ((), ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1")):
-        process = run(SCRIPT, "--data_dir", dataset, "--gpus", 6, launcher=launcher)
+    for start, asked in ((run, 6), (torchrun, 2)):  # under torchrun its own number counts
+        process = start(SCRIPT, "--data_dir", dataset, "--gpus", 6)
         assert process.returncode != 0
-        asked = 1 if launcher else 6  # under torchrun its own number counts
-        assert f"{asked} GPU" in process.stderr and "this machine has 0" in process.stderr
-        assert "--gpus 0" in process.stderr and (launcher or "Traceback" not in process.stderr)
+        assert f"{asked} GPUs asked for, but this machine has 0" in process.stderr and "--gpus 0" in process.stderr
+    assert "Traceback" not in run(SCRIPT, "--data_dir", dataset, "--gpus", 6).stderr
 
 
 def test_gradient_that_stays_nan_ends_training_with_the_scenes(dataset, tmp_path):
