@@ -22,27 +22,24 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from fusion import distributed
 from fusion.checkpoints import CheckpointError, load_checkpoint
 from fusion.compositing import blend, fill_hole, push_pull, weigh
 from fusion.config import option, parse
+from fusion.datasets import AmodalFusionDataset, load_data, read_batches  # noqa: F401
 from fusion.figures import draw_curves, draw_scenes
 from fusion.images import SceneError
 from fusion.layers import ConvBlock, DecoderLayer, EncoderLayer, position_encoding
 from fusion.metrics import apply_rules, gap_closed, oracle, overlap_region, region_psnr
 from fusion.perceptual import LpipsUnavailable, load_perceptual
-from fusion.run import Run, TrainingError, check_same_model
-from fusion.scenes import check_scenes, read_list, read_scene
-from fusion.synthesis import Synthesizer
-from fusion.tensors import to_arrays, to_tensors
+from fusion.run import Run, TrainingError, check_same_model, claim_folder
+from fusion.tensors import HALF_PRECISION, to_arrays
 
 # ----------------------------------------------------------------------------
 # Model
@@ -237,71 +234,6 @@ class AmodalFusionTransformer(nn.Module):
 
 
 # ----------------------------------------------------------------------------
-# Data
-
-
-class AmodalFusionDataset(Dataset):
-    """Scenes of a prepared data set, at one square size, completions padded to a fixed number of slots.
-
-    Args:
-        data_dir: folder of scene folders (see fusion/scenes.py).
-        scene_ids: which of them.
-        img_size: side of the square that the network sees, in pixels; scenes of other sizes are scaled.
-        n_max_completions: slots N; of scenes with more, the first N count.
-        augment: mirror the scene, shuffle its completions and drop some, each at random.
-        seed: with the epoch and the index it determines the augmentation, whatever the number of workers.
-
-    Items are asked for by index or by (epoch, index) and are dicts of float32 tensors: partial (3,H,W),
-    mask (1,H,W), completions (N,4,H,W), original (3,H,W) in [0,1], valid (N,) bool, and the scene's `index`.
-
-    Raises:
-        SceneError: from an item, when a file of the scene is missing or damaged.
-    """
-
-    def __init__(self, data_dir, scene_ids, img_size=256, n_max_completions=5, augment=False, seed=0):
-        self.data_dir = Path(data_dir)
-        self.scene_ids = scene_ids
-        self.img_size = img_size
-        self.n_max_completions = n_max_completions
-        self.augment = augment
-        self.seed = seed
-
-    def __len__(self):
-        return len(self.scene_ids)
-
-    def __getitem__(self, item):
-        epoch, index = item if isinstance(item, tuple) else (0, item)
-        scene = read_scene(self.data_dir / self.scene_ids[index], self.n_max_completions, need_original=True)
-        scene = scene.resized((self.img_size, self.img_size))
-        rng = np.random.default_rng((self.seed, epoch, index))
-        if self.augment:
-            kept = rng.permutation(len(scene.completions))
-            if rng.random() < 0.3:
-                kept = kept[: rng.integers(1, len(kept) + 1)]
-            scene.completions = [scene.completions[i] for i in kept]
-        tensors = to_tensors(scene, self.n_max_completions)
-        if self.augment and rng.random() < 0.5:
-            tensors = {name: t.flip(-1) if t.dim() > 1 else t for name, t in tensors.items()}
-        return {**tensors, "index": index}
-
-
-class SynthesizedDataset(Dataset):
-    """An epoch of `count` scenes made on the fly, new ones in every epoch; items as of AmodalFusionDataset."""
-
-    def __init__(self, synthesizer, count):
-        self.synthesizer = synthesizer
-        self.scene_ids = range(count)
-
-    def __len__(self):
-        return len(self.scene_ids)
-
-    def __getitem__(self, item):
-        epoch, index = item
-        scene = self.synthesizer(epoch * len(self) + index)
-        return {**to_tensors(scene, self.synthesizer.n_max), "index": index}
-
-
-# ----------------------------------------------------------------------------
 # Loss
 
 
@@ -356,55 +288,64 @@ class TrainConfig:
     data_dir: str = option("", "data set made by prepare_dataset.py", "data")
     train_list: str | None = option(None, "training scenes, one id per line; None: DATA_DIR/train_list.txt", "data")
     val_list: str | None = option(None, "validation scenes; None: DATA_DIR/val_list.txt", "data")
-    img_size: int = option(256, "side of the square that the network sees, px; cost grows with its square", "data")
-    n_max_completions: int = option(5, "completions per scene; the network itself takes any number", "data")
+    img_size: int = option(256, "side of the square that the network sees, px; cost grows with its square",
+                           "data", least=32)
+    n_max_completions: int = option(5, "completions per scene; the network itself takes any number", "data", least=1)
     augment: bool = option(True, "mirror scenes, shuffle and drop completions", "data")
-    workers: int = option(4, "data loading processes per GPU; 0 loads in the training process", "data")
+    workers: int = option(4, "data loading processes per GPU; 0 loads in the training process", "data", least=0)
 
     synthesize: bool = option(False, "compose training scenes on the fly instead of reading train_list", "synthesis")
     objects: str | None = option(None, "folder of RGBA cut-outs, with --synthesize", "synthesis")
     backgrounds: str | None = option(None, "folder of photos to put them on", "synthesis")
     coco: str | None = option(None, "COCO-style annotations beside their photos, as well or instead", "synthesis")
-    scenes_per_epoch: int = option(4000, "scenes composed per epoch", "synthesis")
+    scenes_per_epoch: int = option(4000, "scenes composed per epoch", "synthesis", least=1)
 
-    width: int = option(128, "channels of the Transformer", "model")
-    encoder_layers: int = option(2, "self-attention layers over the scene", "model")
-    decoder_layers: int = option(2, "layers in which completions compare themselves", "model")
-    heads: int = option(4, "attention heads", "model")
+    width: int = option(128, "channels of the Transformer", "model", least=8)
+    encoder_layers: int = option(2, "self-attention layers over the scene", "model", least=0)
+    decoder_layers: int = option(2, "layers in which completions compare themselves", "model", least=0)
+    heads: int = option(4, "attention heads", "model", least=1)
 
-    epochs: int = option(50, "passes over the training scenes", "optimisation")
-    max_steps: int | None = option(None, "stop after so many steps, with the schedule of the full run", "optimisation")
+    epochs: int = option(50, "passes over the training scenes", "optimisation", least=1)
+    max_steps: int | None = option(None, "stop after so many steps, with the schedule of the full run",
+                                   "optimisation", least=1)
     batch_size: int = option(8, "scenes per process and forward pass; times processes times accumulate = effective",
-                             "optimisation")
-    accumulate: int = option(1, "forward passes per step, to reach a larger batch in the same memory", "optimisation")
-    lr: float = option(1e-4, "peak learning rate of AdamW", "optimisation")
-    warmup_steps: int = option(500, "steps of linear warm-up before the cosine decay to a hundredth", "optimisation")
-    weight_decay: float = option(0.05, "AdamW weight decay, on matrices only", "optimisation")
-    grad_clip: float = option(1.0, "largest gradient norm", "optimisation")
-    ema_decay: float = option(0.999, "decay of the averaged weights that are validated and exported", "optimisation")
-    max_bad_steps: int = option(20, "give up after so many steps in a row without a finite gradient", "optimisation")
+                             "optimisation", least=1)
+    accumulate: int = option(1, "forward passes per step, to reach a larger batch in the same memory",
+                             "optimisation", least=1)
+    lr: float = option(1e-4, "peak learning rate of AdamW", "optimisation", least=0)
+    warmup_steps: int = option(500, "steps of linear warm-up before the cosine decay to a hundredth",
+                               "optimisation", least=0)
+    weight_decay: float = option(0.05, "AdamW weight decay, on matrices only", "optimisation", least=0)
+    grad_clip: float = option(1.0, "largest gradient norm", "optimisation", least=0)
+    ema_decay: float = option(0.999, "decay of the averaged weights that are validated and exported",
+                              "optimisation", least=0, most=1)
+    max_bad_steps: int = option(20, "give up after so many steps in a row without a finite gradient",
+                                "optimisation", least=1)
 
-    lpips_weight: float = option(0.5, "factor of LPIPS beside L1 in the hole; 0 turns it off", "loss")
+    lpips_weight: float = option(0.5, "factor of LPIPS beside L1 in the hole; 0 turns it off", "loss", least=0)
     lpips_net: str = option("vgg", "backbone of LPIPS; alex is far cheaper, for CPU runs", "loss",
                             ("vgg", "alex", "squeeze"))
     lpips_weights: str | None = option(None, "torchvision checkpoint of the backbone; None: cache, then download",
                                        "loss")
-    psnr_weight: float = option(1.0, "factor of minus the PSNR in hole and overlap, per 100 dB", "loss")
-    oracle_weight: float = option(0.05, "factor of the pull towards the nearest candidate at each pixel", "loss")
-    oracle_fade: float = option(0.5, "share of the run over which that pull fades to zero", "loss")
+    psnr_weight: float = option(1.0, "factor of minus the PSNR in hole and overlap, per 100 dB", "loss", least=0)
+    oracle_weight: float = option(0.05, "factor of the pull towards the nearest candidate at each pixel",
+                                  "loss", least=0)
+    oracle_fade: float = option(0.5, "share of the run over which that pull fades to zero", "loss", least=0, most=1)
 
-    gpus: int = option(1, "GPUs on this machine; more than 1 starts that many workers, 0 is the CPU", "compute")
-    amp: str = option("bf16", "half precision on GPUs (a CPU run stays in fp32)", "compute", ("off", "bf16", "fp16"))
+    gpus: int = option(1, "GPUs on this machine; more than 1 starts that many workers, 0 is the CPU",
+                       "compute", least=0)
+    amp: str = option("bf16", "half precision on GPUs (a CPU run stays in fp32)", "compute",
+                      tuple(HALF_PRECISION))
     compile: bool = option(False, "torch.compile the network: minutes at the start, faster steps", "compute")
-    seed: int = option(0, "of initial weights, order and augmentation", "compute")
+    seed: int = option(0, "of initial weights, order and augmentation", "compute", least=0)
 
     checkpoint_dir: str = option("checkpoints/transformer_run1", "folder of checkpoints, logs and figures", "output")
     init_from: str | None = option(None, "weights to start from, pretrained/… for one, to fine-tune them", "output")
     resume: str | None = option(None, "'auto' goes on from CHECKPOINT_DIR/last.pth if there is one; or a path",
                                 "output")
-    save_every: int = option(500, "steps between checkpoints within an epoch", "output")
-    log_every: int = option(20, "steps between lines of metrics.jsonl", "output")
-    figure_scenes: int = option(6, "validation scenes drawn after each epoch", "output")
+    save_every: int = option(500, "steps between checkpoints within an epoch", "output", least=1)
+    log_every: int = option(20, "steps between lines of metrics.jsonl", "output", least=1)
+    figure_scenes: int = option(6, "validation scenes drawn after each epoch", "output", least=0)
 
 
 MODEL_OPTIONS = ("width", "encoder_layers", "decoder_layers", "heads")
@@ -430,48 +371,6 @@ def load_model(path):
     return model.eval(), state["config"]
 
 
-def load_data(config, worker):
-    """Datasets and loaders of both lists. Raises SceneError or TrainingError, before the first step."""
-    data_dir = Path(config.data_dir)
-    train_ids = []
-    if not config.synthesize:
-        train_ids = read_list(config.train_list or data_dir / "train_list.txt", data_dir)
-    val_ids = read_list(config.val_list or data_dir / "val_list.txt", data_dir)
-    both = sorted(set(train_ids) & set(val_ids))
-    if both:
-        raise TrainingError(f"{len(both)} scenes are in both lists, {both[0]} for one; run prepare_dataset.py split")
-    faults = check_scenes(data_dir, train_ids + val_ids) if worker.is_main else []
-    if distributed.any_rank(bool(faults), worker.device):
-        more = f"\n  … and {len(faults) - 20} more" if len(faults) > 20 else ""
-        raise TrainingError("the data set has faults; see them all with: python prepare_dataset.py check --data_dir "
-                            f"{data_dir}\n  " + "\n  ".join(faults[:20]) + more)
-    size = {"img_size": config.img_size, "n_max_completions": config.n_max_completions, "seed": config.seed}
-    if config.synthesize:
-        synthesizer = Synthesizer(config.objects, config.backgrounds, config.coco, **size)
-        train_set = SynthesizedDataset(synthesizer, config.scenes_per_epoch)
-    else:
-        train_set = AmodalFusionDataset(data_dir, train_ids, augment=config.augment, **size)
-    batch = worker.world * config.batch_size * config.accumulate
-    if len(train_set) < batch:
-        raise TrainingError(
-            f"{len(train_set)} training scenes are fewer than one step takes ({worker.world} processes × batch_size "
-            f"{config.batch_size} × accumulate {config.accumulate} = {batch}); lower --batch_size or --accumulate"
-        )
-    # Exact validation over uneven shards: each rank takes every world-th scene, sums and counts are reduced.
-    val_set = AmodalFusionDataset(data_dir, val_ids[worker.rank :: worker.world], **size)
-    sampler = distributed.EpochSampler(train_set, worker.world, worker.rank, seed=config.seed, drop_last=True)
-    common = {"batch_size": config.batch_size, "num_workers": config.workers, "worker_init_fn": ignore_signals,
-              "pin_memory": worker.device.type == "cuda", "persistent_workers": config.workers > 0}
-    train_loader = DataLoader(train_set, sampler=sampler, drop_last=True, **common)
-    return train_loader, sampler, DataLoader(val_set, **common)
-
-
-def ignore_signals(_):
-    """In a loader process: Ctrl-C and job schedulers signal the whole group, but who stops is the training process."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
 def to_device(batch, device):
     return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
@@ -495,9 +394,9 @@ def train_one_epoch(run, network, loader, sampler, perceptual, stop_signal):
         steps = min(steps, config.max_steps - run.step)
     network.train()
     parameters = list(run.model.parameters())
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.amp)
+    half = HALF_PRECISION[config.amp]
     autocast = torch.autocast(worker.device.type, half, enabled=half is not None and worker.device.type == "cuda")
-    batches = iter(loader)
+    batches = read_batches(loader)
     quiet = None if worker.is_main else True  # None: a bar only where there is a terminal
     sums, logged_at, skipped = {}, time.monotonic(), 0
     bar = tqdm(range(steps), desc=f"epoch {run.epoch + 1}/{config.epochs}", disable=quiet, leave=False)
@@ -581,7 +480,7 @@ def evaluate(model, loader, perceptual, config, worker):
     model.eval()
     quiet = None if worker.is_main else True
     sums, drawn = {}, []
-    for loaded in tqdm(loader, desc="validation", disable=quiet, leave=False):
+    for loaded in tqdm(read_batches(loader), desc="validation", total=len(loader), disable=quiet, leave=False):
         batch = to_device(loaded, worker.device)
         inputs = [batch[name] for name in ("partial", "mask", "completions", "valid")]
         out = model(*inputs)
@@ -618,6 +517,10 @@ def git_state():
 def train(config, worker, stop_signal):
     """Train as `config` says. Returns False when a signal ended the run early, with everything saved."""
     torch.set_float32_matmul_precision("high")
+    folder = Path(config.checkpoint_dir)
+    lock = claim_folder(folder) if worker.is_main else None  # held until the process ends
+    if distributed.any_rank(worker.is_main and lock is None, worker.device):
+        raise TrainingError(f"{folder}: another run is writing there; wait for it, or choose another --checkpoint_dir")
     train_loader, sampler, val_loader = load_data(config, worker)
     perceptual = None
     if config.lpips_weight > 0:
@@ -630,13 +533,16 @@ def train(config, worker, stop_signal):
         check_same_model(config.init_from, stored, config, MODEL_OPTIONS)
         model.load_state_dict(weights.state_dict())
     run = Run(model, config, worker)
-    run.folder.mkdir(parents=True, exist_ok=True)
     per_step = worker.world * config.batch_size * config.accumulate
     steps_per_epoch = len(sampler) * worker.world // per_step
     run.schedule(steps_per_epoch * config.epochs)
-    resume_from = run.folder / "last.pth" if config.resume == "auto" else config.resume
-    if resume_from and (config.resume != "auto" or resume_from.exists()):
-        run.resume(resume_from, MODEL_OPTIONS)
+    if config.resume not in (None, "auto"):
+        run.resume(config.resume, MODEL_OPTIONS)
+    elif (folder / "last.pth").exists():
+        if config.resume is None and not distributed.restarted():
+            raise TrainingError(f"{folder} holds a run already; go on with it by --resume auto, or choose another "
+                                "--checkpoint_dir for a new one")
+        run.resume(folder / "last.pth", MODEL_OPTIONS)
     network = run.model
     if config.compile:
         network.compile()  # in place: state dict keys stay clean
@@ -654,13 +560,8 @@ def train(config, worker, stop_signal):
             run.save("last.pth")
             return False
         run.metrics, drawn = evaluate(run.ema.module, val_loader, perceptual, config, worker)
+        epoch = run.epoch + 1
         log(run, "val", run.metrics)
-        if worker.is_main:
-            print(f"epoch {run.epoch + 1}, step {run.step}: " + describe(run.metrics), flush=True)
-            draw_curves(run.folder / "curves.png", run.folder / "metrics.jsonl")
-            if drawn:
-                titles = val_loader.dataset.scene_ids[: len(drawn)]
-                draw_scenes(run.folder / f"val_epoch_{run.epoch + 1:03d}.png", drawn, titles)
         if run.scenes_done >= steps_per_epoch * per_step:
             run.epoch, run.scenes_done = run.epoch + 1, 0
         best = run.metrics["loss"] < run.best
@@ -668,6 +569,11 @@ def train(config, worker, stop_signal):
         run.save("last.pth")
         if best:
             run.save("best_model.pth")
+        if worker.is_main:
+            print(f"epoch {epoch}, step {run.step}: " + describe(run.metrics), flush=True)
+            draw_curves(folder / "curves.png", folder / "metrics.jsonl")
+            if drawn:
+                draw_scenes(folder / f"val_epoch_{epoch:03d}.png", drawn, val_loader.dataset.scene_ids[: len(drawn)])
     return True
 
 
@@ -694,6 +600,8 @@ def main():
         finished = train(config, worker, stop_signal)
     except (TrainingError, SceneError, CheckpointError, LpipsUnavailable, distributed.DeviceError) as error:
         sys.exit(f"error: {error}")
+    except OSError as error:  # a full or read-only disk
+        sys.exit(f"error: {error.filename or config.checkpoint_dir}: {error.strerror or error}")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     if not finished:

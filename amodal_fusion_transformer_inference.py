@@ -40,7 +40,7 @@ from fusion.figures import draw_scene
 from fusion.images import SceneError, write_image
 from fusion.perceptual import LpipsUnavailable, PerceptualLoss
 from fusion.scenes import find_scenes, read_list, read_scene
-from fusion.tensors import to_arrays, to_tensors
+from fusion.tensors import HALF_PRECISION, to_arrays, to_tensors
 
 SHIPPED = Path(__file__).parent / "pretrained" / "amodal_fusion_transformer.pth"
 
@@ -51,13 +51,15 @@ class InferenceConfig:
 
     data_dir: str = option("", "folder of scenes", "data")
     list: str | None = option(None, "fuse only the scenes of this list, one id per line", "data")
-    n_max_completions: int | None = option(None, "use the first so many completions of a scene; None: all", "data")
+    n_max_completions: int | None = option(None, "use the first so many completions of a scene; None: all",
+                                           "data", least=1)
     img_size: int | None = option(None, "the network sees each scene at the area of img_size², px; outputs keep "
-                                        "their size; None: as in training", "data")
+                                        "their size; None: as in training", "data", least=16)
     checkpoint: str = option(str(SHIPPED), "checkpoint of the training script, or the weights that ship", "network")
     device: str = option("auto", "auto takes a GPU if there is one", "network", ("auto", "cuda", "cpu"))
-    amp: str = option("off", "half precision", "network", ("off", "bf16", "fp16"))
-    batch_size: int = option(4, "scenes per forward pass; scenes of different sizes never share one", "network")
+    amp: str = option("off", "half precision", "network", tuple(HALF_PRECISION))
+    batch_size: int = option(4, "scenes per forward pass; scenes of different sizes never share one",
+                             "network", least=1)
     output_dir: str = option("", "folder to write", "output")
     overwrite: bool = option(False, "fuse scenes again whose outputs are there", "output")
     figures: bool = option(True, "draw figure.png per scene, which takes longer than fusing it", "output")
@@ -66,7 +68,7 @@ class InferenceConfig:
     lpips_net: str = option("alex", "backbone of LPIPS in the metrics", "output", ("alex", "vgg", "squeeze"))
     lpips_weights: str | None = option(None, "torchvision checkpoint of that backbone; None: cache, then download",
                                        "output")
-    workers: int = option(min(4, os.cpu_count() or 1), "processes that read, and as many that write", "output")
+    workers: int = option(min(4, os.cpu_count() or 1), "processes that read, and as many that write", "output", least=0)
 
 
 class SceneReader(Dataset):
@@ -109,7 +111,7 @@ def fuse_scenes(model, scenes, size, device, amp="off"):
     small = [to_tensors(s.resized(size), slots) for s in scenes]
     batch = {name: torch.stack([item[name] for item in small]).to(device)
              for name in ("partial", "mask", "completions", "valid")}
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp)
+    half = HALF_PRECISION[amp]
     with torch.autocast(device.type, half, enabled=half is not None):
         logits = model(**batch)["logits"].float()  # (B,M,h,w)
     results = []

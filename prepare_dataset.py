@@ -43,12 +43,12 @@ PREVIEWED_SCENES = 6
 class SplitOptions:
     """How scenes are divided, for `create --split` and `split`."""
 
-    val_fraction: float = option(0.1, "share of scenes for validation", "split")
-    test_fraction: float = option(0.0, "share of scenes for testing", "split")
+    val_fraction: float = option(0.1, "share of scenes for validation", "split", least=0, most=1)
+    test_fraction: float = option(0.0, "share of scenes for testing", "split", least=0, most=1)
     group_by: str | None = option(None, "regular expression; scenes whose ids share what it matches at their start "
                                         "(its first group, if it has one) stay together, for scenes cut from one "
                                         "photo", "split")
-    seed: int = option(0, "another seed, another split", "split")
+    seed: int = option(0, "another seed, another split", "split", least=0)
 
 
 @dataclass
@@ -64,16 +64,16 @@ class CreateConfig(SplitOptions):
 
     input_dir: str = option("", "folder of amodal results, searched at every depth", "data")
     output_dir: str = option("", "data set to write; running again continues", "data")
-    n_max_completions: int = option(5, "completions to keep per scene, the most useful first", "data")
+    n_max_completions: int = option(5, "completions to keep per scene, the most useful first", "data", least=1)
     resize: bool = option(False, "make every scene img_size × img_size; otherwise sizes stay", "data")
-    img_size: int = option(256, "side in pixels, with --resize", "data")
+    img_size: int = option(256, "side in pixels, with --resize", "data", least=16)
     mask_hole: str = option("auto", "the mask's value in the hole; auto finds it from the pixels, scene by scene",
                             "data", ("auto", "black", "white"))
     background: str = option("auto", "what stands behind completions without alpha; auto keys out a near-white or "
                                      "near-black border", "data", BACKGROUNDS)
-    max_bad: float = option(0.1, "exit with status 1 when a larger share of the scenes is bad", "data")
+    max_bad: float = option(0.1, "exit with status 1 when a larger share of the scenes is bad", "data", least=0, most=1)
     overwrite: bool = option(False, "make all scenes anew, also those that are there", "data")
-    workers: int = option(os.cpu_count() or 1, "processes", "data")
+    workers: int = option(os.cpu_count() or 1, "processes", "data", least=1)
     split: bool = option(False, "write the lists as well", "split")
 
 
@@ -82,7 +82,7 @@ class CheckConfig:
     """Read every file of a data set as training would, and name every fault with its file."""
 
     data_dir: str = option("", "data set to read", "data")
-    workers: int = option(os.cpu_count() or 1, "processes", "data")
+    workers: int = option(os.cpu_count() or 1, "processes", "data", least=1)
 
 
 @dataclass
@@ -93,19 +93,21 @@ class SynthesizeConfig(SplitOptions):
     backgrounds: str | None = option(None, "folder of photos to put them on", "data")
     coco: str | None = option(None, "COCO-style instance annotations beside their photos, as well or instead", "data")
     output_dir: str = option("", "data set to write; running again continues", "data")
-    n_scenes: int = option(1000, "scenes to compose", "data")
-    img_size: int = option(256, "side of the scenes in pixels", "data")
-    n_max_completions: int = option(5, "most completions of a scene", "data")
+    n_scenes: int = option(1000, "scenes to compose", "data", least=1)
+    img_size: int = option(256, "side of the scenes in pixels", "data", least=16)
+    n_max_completions: int = option(5, "most completions of a scene", "data", least=1)
     hole: str = option("mixed", "how holes are cut", "data", HOLES)
     style: str = option("mixed", "how completions are drawn: visible pixels copied, all redrawn, or redrawn on white "
                                  "with many near-duplicates", "data", STYLES)
+    overwrite: bool = option(False, "compose all scenes anew, also those that are there", "data")
     preview: bool = option(True, "write preview.png, a sheet of the first scenes", "data")
-    workers: int = option(os.cpu_count() or 1, "processes", "data")
+    workers: int = option(os.cpu_count() or 1, "processes", "data", least=1)
     split: bool = option(True, "write the lists as well", "split")
 
 
 # What a scene on disk depends on: a run that continues must agree with the one before.
-SHAPING = ("n_max_completions", "resize", "img_size", "mask_hole", "background")
+SHAPING = {"create": ("n_max_completions", "resize", "img_size", "mask_hole", "background"),
+           "synthesize": ("objects", "backgrounds", "coco", "img_size", "n_max_completions", "hole", "style", "seed")}
 
 
 def create(config):
@@ -116,7 +118,7 @@ def create(config):
     if Path(config.input_dir).resolve() in (output.resolve(), *output.resolve().parents):
         raise ConfigError(f"--output_dir {output} lies inside --input_dir, it would be read as results; move it")
     output.mkdir(parents=True, exist_ok=True)
-    agree_with_earlier_run(config, output)
+    agree_with_earlier_run("create", config, output)
     clear_leftovers(output)
     raw_scenes, faults = find_raw_scenes(config.input_dir)
     if not raw_scenes:
@@ -126,7 +128,7 @@ def create(config):
     there = len(raw_scenes) - len(todo)
     print(f"{len(raw_scenes)} scenes below {config.input_dir}" + (f", {there} already there" if there else ""))
 
-    write_manifest(config, output, complete=False)
+    write_manifest("create", config, output, complete=False)
     reports, skipped = {}, {fault.split(":")[0]: fault for fault in faults}
     with ProcessPoolExecutor(config.workers) as pool:
         jobs = {pool.submit(create_scene, raw, config): raw for raw in todo}
@@ -147,7 +149,7 @@ def create(config):
     if good:
         draw_selection(output / "report.png", [selection_panels(raw, reports[raw.id], config) for raw in good])
         print(f"completions kept and dropped in {len(good)} scenes: {output / 'report.png'}, in all: report.csv")
-    write_manifest(config, output, complete=True, skipped=skipped)
+    write_manifest("create", config, output, complete=True, skipped=skipped)
     if config.split and len(raw_scenes) + len(faults) > len(skipped):
         split(output, config)
     share = len(skipped) / (len(raw_scenes) + len(faults))
@@ -157,16 +159,23 @@ def create(config):
     return 0
 
 
-def agree_with_earlier_run(config, output):
-    """Raise ConfigError when the data set at `output` was made with other options."""
-    manifest = output / "dataset.yaml"
-    if config.overwrite or not manifest.exists():
+def agree_with_earlier_run(command, config, output):
+    """Raise ConfigError when the data set at `output` was made by another command or with other options."""
+    path = output / "dataset.yaml"
+    if config.overwrite or not path.exists():
         return
-    earlier = yaml.safe_load(manifest.read_text(encoding="utf-8"))["options"]
-    for name in SHAPING:
-        if earlier[name] != getattr(config, name):
-            raise ConfigError(f"{output} was made with {name}={earlier[name]}, not {getattr(config, name)}; use "
-                              "another --output_dir, the same option, or --overwrite")
+    try:
+        manifest = yaml.safe_load(path.read_text(encoding="utf-8"))
+        made_by, earlier = manifest["made_by"].split()[-1], manifest["options"]
+        differing = [name for name in SHAPING[command] if made_by != command or earlier[name] != getattr(config, name)]
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{path}: does not tell how the data set was made ({error!r}); use another --output_dir, or "
+                          "--overwrite") from None
+    if made_by != command:
+        raise ConfigError(f"{output} was made by {made_by}; use another --output_dir, or --overwrite")
+    for name in differing:
+        raise ConfigError(f"{output} was made with {name}={earlier[name]}, not {getattr(config, name)}; use another "
+                          "--output_dir, the same option, or --overwrite")
 
 
 def clear_leftovers(output):
@@ -175,19 +184,14 @@ def clear_leftovers(output):
         shutil.rmtree(leftover)
 
 
-def recorded_options(config):
-    """The options that dataset.yaml names; the number of processes changes nothing."""
-    return {key: value for key, value in dataclasses.asdict(config).items() if key != "workers"}
-
-
-def write_manifest(config, output, complete, skipped=None):
+def write_manifest(command, config, output, complete, skipped=None):
     """dataset.yaml: options, counts, image size, skipped scenes."""
     scenes = [path for path in output.iterdir() if (path / "mask.png").is_file()]
     manifest = {
-        "made_by": "prepare_dataset.py create",
+        "made_by": f"prepare_dataset.py {command}",
         "complete": complete,
-        "options": recorded_options(config),
-        "image_size": [config.img_size, config.img_size] if config.resize else "as they came",
+        "options": {key: value for key, value in dataclasses.asdict(config).items() if key != "workers"},
+        "image_size": [config.img_size] * 2 if getattr(config, "resize", True) else "as they came",
         "scenes": len(scenes),
         "skipped": skipped or {},
     }
@@ -221,10 +225,12 @@ def synthesize(config):
     """`synthesize`: returns the exit status."""
     output = Path(config.output_dir)
     output.mkdir(parents=True, exist_ok=True)
+    agree_with_earlier_run("synthesize", config, output)
     clear_leftovers(output)
     synthesizer = Synthesizer(config.objects, config.backgrounds, config.coco, config.img_size,
                               config.n_max_completions, config.hole, config.style, config.seed)
-    job = partial(write_synthetic_scene, synthesizer, output)
+    write_manifest("synthesize", config, output, complete=False)
+    job = partial(write_synthetic_scene, synthesizer, output, config.overwrite)
     with ProcessPoolExecutor(config.workers) as pool:
         jobs = pool.map(job, range(config.n_scenes), chunksize=8)
         scene_ids = list(tqdm(jobs, total=config.n_scenes, desc="synthesize", disable=None))
@@ -233,17 +239,15 @@ def synthesize(config):
         draw_selection(output / "preview.png", [
             [("original", s.original, None), ("partial", s.partial, None),
              *((f"comp{number}", c, None) for number, c in enumerate(s.completions, 1))] for s in scenes])
-    manifest = {"made_by": "prepare_dataset.py synthesize", "options": recorded_options(config),
-                "scenes": config.n_scenes, "image_size": [config.img_size, config.img_size]}
-    write_text(output / "dataset.yaml", yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True))
+    write_manifest("synthesize", config, output, complete=True)
     print(f"{config.n_scenes} scenes in {output}")
     return split(output, config) if config.split else 0
 
 
-def write_synthetic_scene(synthesizer, output, index):
+def write_synthetic_scene(synthesizer, output, overwrite, index):
     """Compose scene `index` and write its folder unless it is there; returns its id."""
     scene_id = synthesizer.scene_id(index)
-    if not (output / scene_id).is_dir():
+    if overwrite or not (output / scene_id).is_dir():
         put_scene(output, synthesizer(index))
     return scene_id
 

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import math
 import types
 import typing
 
@@ -14,9 +15,11 @@ class ConfigError(Exception):
     """An option is unknown, missing or of the wrong type; the message names it."""
 
 
-def option(default, help, group="options", choices=None):
-    """A dataclass field with the help text, topic and allowed values of its flag."""
-    return dataclasses.field(default=default, metadata={"help": help, "group": group, "choices": choices})
+def option(default, help, group="options", choices=None, least=None, most=math.inf):
+    """A dataclass field with the help text, topic and allowed values of its flag; numbers from `least` to `most`."""
+    limits = None if least is None else (least, most)
+    metadata = {"help": help, "group": group, "choices": choices, "limits": limits}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -101,6 +104,11 @@ def _checked(field, value, source):
     choices = field.metadata["choices"]
     if choices and value not in choices:
         raise ConfigError(f"{source}: {field.name}: {value!r} is none of {', '.join(map(str, choices))}")
+    if field.metadata["limits"]:
+        least, most = field.metadata["limits"]
+        if not least <= value <= most:  # nan is outside, too
+            wanted = f"from {least} to {most}" if most < math.inf else f"{least} or more"
+            raise ConfigError(f"{source}: {field.name}: expected {wanted}, got {value}")
     return value
 
 
@@ -119,6 +127,7 @@ def parse(config_class, description, argv=None, yaml_file=False):
     path = given.pop("config", None)
     try:
         from_file = read_yaml(path, config_class) if path else {}
+        check_values(given, config_class, "command line")
     except ConfigError as error:
         parser.error(str(error))
     return config_class(**{**from_file, **given})
@@ -142,4 +151,8 @@ def parse_command(commands, description, argv=None):
         add_options(subparsers.add_parser(name, help=text, description=text, allow_abbrev=False), config_class)
     given = vars(parser.parse_args(argv))
     command = given.pop("command")
+    try:
+        check_values(given, commands[command], "command line")
+    except ConfigError as error:
+        parser.error(str(error))
     return command, commands[command](**given)

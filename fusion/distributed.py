@@ -34,6 +34,11 @@ def under_launcher():
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def restarted():
+    """True when the launcher has started this group again after one of its processes died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 def check_gpus(wanted):
     """Raise DeviceError unless `wanted` GPUs are there."""
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -121,7 +121,8 @@ def mean_and_interval(values, draws=1000):
 
 
 def _mean(values):
-    return mean_and_interval(values, draws=1)[0]
+    known = values[~np.isnan(values)]
+    return known.mean() if len(known) else math.nan
 
 
 def summarize(numbers):

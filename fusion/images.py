@@ -63,7 +63,10 @@ def _to_array(image, mode):
 
 
 def image_size(path):
-    """(height, width) from the header alone, EXIF orientation applied. Raises SceneError as read_image."""
+    """(height, width), EXIF orientation applied. Raises SceneError as read_image.
+
+    From the header alone for most formats; a PNG is decoded, because its EXIF may stand behind the pixels.
+    """
     try:
         with Image.open(path) as image:
             turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)

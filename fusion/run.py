@@ -1,13 +1,14 @@
 """The state of a training run: what is saved, what is resumed, and how fast it learns."""
 
 import dataclasses
+import fcntl
 import math
 from pathlib import Path
 
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from fusion.checkpoints import load_checkpoint, rng_state, save_checkpoint, set_rng_state
+from fusion.checkpoints import CheckpointError, load_checkpoint, rng_state, save_checkpoint, set_rng_state
 
 
 class TrainingError(Exception):
@@ -29,6 +30,23 @@ def average(decay):
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
 
     return update
+
+
+def claim_folder(folder):
+    """Make `folder` and keep other runs out of it for as long as this process lives, however it ends.
+
+    Returns:
+        the open lock file, to be kept; None when another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = open(folder / ".lock", "a", encoding="utf-8")  # noqa: SIM115
+    try:
+        # lockf, not flock: loader processes would inherit the latter and outlive a killed run for seconds
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
 
 
 def check_same_model(path, stored, config, model_options):
@@ -82,12 +100,33 @@ class Run:
             save_checkpoint(self.folder / name, {**parts, **counts, "rng": states, "config": config})
 
     def resume(self, path, model_options):
-        """Go on from a checkpoint. Raises CheckpointError, or TrainingError when one of `model_options` differs."""
+        """Go on from a checkpoint, with the options given now; those that differ are printed.
+
+        Another number of processes, another batch size or length of training are fine: the epoch is finished from the
+        scene where it stood.
+
+        Raises:
+            CheckpointError: the file is not a whole checkpoint of a training run.
+            TrainingError: one of `model_options` differs.
+        """
         state = load_checkpoint(path)
+        if "optimizer" not in state:
+            raise CheckpointError(f"{path}: weights alone, no training run to go on with; start from them by "
+                                  f"--init_from {path}")
         check_same_model(path, state["config"], self.config, model_options)
+        config = dataclasses.asdict(self.config)
+        changed = [f"{name} {stored} → {config[name]}" for name, stored in state["config"].items()
+                   if name in config and config[name] != stored and name not in ("resume", "max_steps")]
+        if changed and self.worker.is_main:
+            print(f"resumed from {path} with other options: {', '.join(changed)}", flush=True)
         for part in self.PARTS:
             getattr(self, part).load_state_dict(state[part])
         for count in self.COUNTS:
             setattr(self, count, state[count])
+        # optimizer and scheduler came with the learning rate and weight decay of then
+        rate = self.config.lr * self.scheduler.lr_lambdas[0](self.step)
+        for group, decay in zip(self.optimizer.param_groups, (self.config.weight_decay, 0.0)):
+            group.update(lr=rate, initial_lr=self.config.lr, weight_decay=decay)
+        self.scheduler.base_lrs = [self.config.lr] * len(self.optimizer.param_groups)
         if len(state["rng"]) == self.worker.world:
             set_rng_state(state["rng"][self.worker.rank])

@@ -170,7 +170,7 @@ def _is_raw(completion):
 
 
 def check_scene(folder, need_original=True):
-    """Faults that show without decoding: missing files, cut-off PNGs, sizes that differ. Returns messages."""
+    """Faults of single files and of sizes: missing, damaged or cut-off PNGs, sizes that differ. Returns messages."""
     folder = Path(folder)
     try:
         paths = completion_paths(folder)

@@ -4,6 +4,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+HALF_PRECISION = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # by the values of --amp
+
 
 def to_tensors(scene, slots):
     """A Scene → the tensors of AmodalFusionDataset, its completions padded to `slots`."""

@@ -1,5 +1,7 @@
 """Scenes that the tests draw, and a trained checkpoint."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -70,6 +72,12 @@ def backbone(tmp_path_factory):
 # A network small enough for a step in tenths of a second, and no downloads.
 SMALL = ("--gpus", 0, "--img_size", 64, "--width", 32, "--encoder_layers", 1, "--decoder_layers", 1, "--heads", 2,
          "--workers", 0, "--batch_size", 4, "--log_every", 1, "--warmup_steps", 2, "--figure_scenes", 2)
+
+
+def records(folder, kind="train"):
+    """Lines of a run's metrics.jsonl; one that is being written is left out."""
+    lines = (folder / "metrics.jsonl").read_text().split("\n")[:-1]
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
 
 
 @pytest.fixture(scope="session")

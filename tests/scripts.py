@@ -26,6 +26,7 @@ def _become(script, arguments, output, errors, setup):
         os.dup2(file, descriptor)
         os.close(file)
     os.chdir(ROOT)
+    multiprocessing.set_start_method("fork", force=True)  # as in a script that a shell starts
     sys.argv = [str(ROOT / script), *arguments]
     if setup is not None:
         setup()

@@ -1,0 +1,235 @@
+"""What happens to a training run when something goes wrong, each fault really made."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import fusion.datasets
+from fusion.checkpoints import load_checkpoint
+from tests.conftest import SMALL, records, write_dataset
+from tests.scripts import ROOT, Running, run, succeed, torchrun
+
+SCRIPT = "amodal_fusion_transformer.py"
+TINY = (*SMALL, "--lpips_weight", 0, "--img_size", 32, "--lr", 1e-3)
+
+
+def arguments(data, folder, *more):
+    return ("--data_dir", data, "--checkpoint_dir", folder, *TINY, *more)
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_the_exact_step_and_resume_loses_nothing(dataset, tmp_path, number):
+    folder = tmp_path / "run"
+    training = Running(SCRIPT, *arguments(dataset, folder, "--epochs", 500, "--workers", 1))
+    wait_for((folder / "metrics.jsonl").exists)
+    os.killpg(training.pid, number)  # as Ctrl-C does: the loader process is hit, too
+    process = training.finish()
+    assert process.returncode == 128 + number, process.stderr
+    assert "--resume auto" in process.stdout
+    step = records(folder)[-1]["step"]
+    assert load_checkpoint(folder / "last.pth")["step"] == step
+    if number == signal.SIGTERM:
+        more = ("--epochs", 500, "--max_steps", step + 3)
+        succeed(SCRIPT, *arguments(dataset, folder, *more, "--resume", "auto"))
+        succeed(SCRIPT, *arguments(dataset, tmp_path / "straight", *more))
+        broken, straight = ([r["loss"] for r in records(path)] for path in (folder, tmp_path / "straight"))
+        assert broken == pytest.approx(straight, abs=1e-6)
+
+
+def test_kill_at_any_moment_leaves_a_whole_checkpoint(dataset, tmp_path):
+    folder, rng = tmp_path / "run", np.random.default_rng(0)
+    steps = []
+    for _ in range(20):
+        training = Running(SCRIPT, *arguments(dataset, folder, "--epochs", 5000, "--resume", "auto", "--save_every", 2))
+        logged = len(records(folder)) if steps else 0
+        wait_for(lambda logged=logged: (folder / "metrics.jsonl").exists() and len(records(folder)) > logged + 1)
+        time.sleep(rng.uniform(0, 0.3))
+        os.killpg(training.pid, signal.SIGKILL)
+        assert training.finish().returncode == -signal.SIGKILL
+        assert not list(folder.glob("*.tmp"))
+        state = load_checkpoint(folder / "last.pth")
+        done = records(folder)[-1]["step"]
+        assert done - 2 <= state["step"] <= done + 1
+        steps.append(state["step"])
+    assert steps == sorted(steps) and steps[-1] > steps[0] + 10
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+def test_group_restarts_from_the_checkpoint_when_a_rank_is_killed(dataset, tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max-restarts",
+               "1", SCRIPT, *arguments(dataset, folder, "--batch_size", 2, "--epochs", 12, "--save_every", 1)]
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          cwd=ROOT) as group:
+        wait_for(lambda: (folder / "metrics.jsonl").exists() and len(records(folder)) >= 5)
+        os.kill(children(group.pid)[1], signal.SIGKILL)
+        output, _ = group.communicate(timeout=120)
+    assert group.returncode == 0, output
+    starts = [int(line.rsplit(" ", 1)[1]) for line in output.splitlines() if "starting at step" in line]
+    assert starts[0] == 0 and starts[1] >= 4  # it resumes without being told
+    assert [r["step"] for r in records(folder, "val")][-1] == 24
+    losses = {}
+    for record in records(folder):  # steps that were done twice had the same result
+        assert losses.setdefault(record["step"], record["loss"]) == pytest.approx(record["loss"], abs=1e-5)
+
+
+def half_the_disk():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+
+def test_full_disk_keeps_the_older_checkpoint(dataset, tmp_path):
+    folder = tmp_path / "run"
+    succeed(SCRIPT, *arguments(dataset, folder, "--epochs", 1))
+    before = (folder / "last.pth").read_bytes()
+    assert len(before) > 200_000
+    process = run(SCRIPT, *arguments(dataset, folder, "--epochs", 2, "--resume", "auto"), setup=half_the_disk)
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    assert "last.pth: could not be written" in process.stderr and "untouched" in process.stderr
+    assert (folder / "last.pth").read_bytes() == before
+    assert not [path for path in folder.iterdir() if ".tmp" in path.name]
+
+
+def poison_one_scene():
+    to_tensors = fusion.datasets.to_tensors
+
+    def poisoned(scene, slots):
+        tensors = to_tensors(scene, slots)
+        if scene.id == "train_3":
+            tensors["original"] *= float("nan")
+        return tensors
+
+    fusion.datasets.to_tensors = poisoned
+
+
+def test_a_step_without_a_finite_gradient_is_skipped_and_its_scenes_named(dataset, tmp_path):
+    folder = tmp_path / "run"
+    process = run(SCRIPT, *arguments(dataset, folder, "--epochs", 3), setup=poison_one_scene)
+    assert process.returncode == 0, process.stderr
+    lines = (folder / "bad_steps_rank0.txt").read_text().splitlines()
+    assert len(lines) == 3 and all("train_3" in line for line in lines)  # once an epoch
+    assert max(record["skipped"] for record in records(folder)) >= 1
+    state = load_checkpoint(folder / "last.pth")
+    assert state["step"] == 6 and all(torch.isfinite(value).all() for value in state["model"].values())
+
+
+def test_gradient_that_stays_nan_ends_training_with_the_scenes(dataset, tmp_path):
+    process = run(SCRIPT, *arguments(dataset, tmp_path / "run", "--epochs", 50, "--max_bad_steps", 3, "--lr", 1e30,
+                                     "--warmup_steps", 1))
+    assert process.returncode == 1 and "no finite gradient for 3 steps in a row" in process.stderr
+    lines = (tmp_path / "run" / "bad_steps_rank0.txt").read_text().splitlines()
+    assert len(lines) == 3 and "train_" in lines[0]
+
+
+def kill_the_loader():
+    read_scene = fusion.datasets.read_scene
+
+    def read_or_die(folder, *options, **more):
+        if folder.name == "train_5":
+            os.kill(os.getpid(), signal.SIGKILL)  # what the kernel does when memory runs out
+        return read_scene(folder, *options, **more)
+
+    fusion.datasets.read_scene = read_or_die
+
+
+def test_loader_that_dies_names_the_scene(dataset, tmp_path):
+    process = run(SCRIPT, *arguments(dataset, tmp_path / "run", "--workers", 1), setup=kill_the_loader)
+    assert process.returncode == 1 and "Traceback" not in process.stderr.split("error: ")[-1]
+    assert "data loading process died" in process.stderr and "being read were: train_5" in process.stderr
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_rots_under_the_run_is_named(tmp_path, workers):
+    data = write_dataset(tmp_path / "data")
+    training = Running(SCRIPT, *arguments(data, tmp_path / "run", "--workers", workers, "--epochs", 5000))
+    wait_for((tmp_path / "run" / "metrics.jsonl").exists)
+    victim = data / "train_5" / "comp1.png"
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 0xFF  # header, length and end are right: only decoding tells
+    (tmp_path / "rotten").write_bytes(content)
+    (tmp_path / "rotten").replace(victim)
+    process = training.finish()
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    assert f"error: {victim}: damaged" in process.stderr
+
+
+def test_a_cut_off_picture_stops_training_before_the_first_step(tmp_path):
+    data = write_dataset(tmp_path / "data")
+    victim = data / "train_3" / "comp1.png"
+    victim.write_bytes(victim.read_bytes()[:-20])
+    (data / "val_1" / "mask.png").unlink()
+    process = run(SCRIPT, *arguments(data, tmp_path / "run"))
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    assert str(victim) in process.stderr and "val_1/mask.png" in process.stderr
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_uneven_shards_and_too_few_scenes_do_not_hang(tmp_path):
+    data = write_dataset(tmp_path / "data", train=7, val=1)  # 3 and 4 scenes, 1 and 0 validation scenes
+    process = torchrun(SCRIPT, *arguments(data, tmp_path / "run", "--batch_size", 2, "--epochs", 2), timeout=90)
+    assert process.returncode == 0, process.stderr
+    assert [record["step"] for record in records(tmp_path / "run", "val")] == [1, 2]
+    process = torchrun(SCRIPT, *arguments(data, tmp_path / "other"), timeout=90)  # one scene less than a step takes
+    assert process.returncode == 1 and "7 training scenes are fewer than one step takes" in process.stderr
+
+
+def test_resume_with_other_options(dataset, tmp_path):
+    folder = tmp_path / "run"
+    succeed(SCRIPT, *arguments(dataset, folder, "--batch_size", 2, "--epochs", 3, "--max_steps", 3), start=torchrun)
+    # from two processes with 2 scenes each to one process with 3, in the middle of an epoch
+    process = succeed(SCRIPT, *arguments(dataset, folder, "--batch_size", 3, "--epochs", 3, "--resume", "auto", "--lr",
+                                         5e-4))
+    assert "batch_size 2 → 3" in process.stdout and "lr 0.001 → 0.0005" in process.stdout
+    assert "starting at step 3" in process.stdout
+    rates = [record["lr"] for record in records(folder)]
+    assert max(rates[3:]) <= 5e-4 < max(rates[:3])
+    state = load_checkpoint(folder / "last.pth")
+    assert state["epoch"] == 3 and {group["initial_lr"] for group in state["optimizer"]["param_groups"]} == {5e-4}
+    for option, complaint in ((("--width", 64), "width=32, not 64; set --width 32"),
+                              (("--heads", 4), "heads=2, not 4; set --heads 2")):
+        process = run(SCRIPT, *arguments(dataset, folder, "--resume", "auto", *option))
+        assert process.returncode == 1 and complaint in process.stderr
+
+
+def test_a_folder_belongs_to_one_run(dataset, tmp_path):
+    folder = tmp_path / "run"
+    first = Running(SCRIPT, *arguments(dataset, folder, "--epochs", 5000))
+    wait_for((folder / "last.pth").exists)
+    process = run(SCRIPT, *arguments(dataset, folder, "--resume", "auto"))
+    assert process.returncode == 1 and "another run is writing there" in process.stderr
+    os.killpg(first.pid, signal.SIGKILL)
+    first.finish()
+    process = run(SCRIPT, *arguments(dataset, folder))
+    assert process.returncode == 1 and "holds a run already; go on with it by --resume auto" in process.stderr
+    step = load_checkpoint(folder / "last.pth")["step"]
+    process = succeed(SCRIPT, *arguments(dataset, folder, "--resume", "auto", "--epochs", 5000, "--max_steps",
+                                         step + 1))
+    assert f"starting at step {step}" in process.stdout
+
+
+def test_fine_tuning_starts_from_weights_alone(dataset, checkpoint, tmp_path):
+    process = run(SCRIPT, *arguments(dataset, tmp_path / "run", "--init_from", checkpoint, "--epochs", 1, "--lr", 0))
+    assert process.returncode == 0, process.stderr
+    given, kept = load_checkpoint(checkpoint)["ema"], load_checkpoint(tmp_path / "run" / "last.pth")["model"]
+    assert all(torch.equal(value, given[f"module.{name}"]) for name, value in kept.items())
+    shipped = ROOT / "pretrained" / "amodal_fusion_transformer.pth"
+    process = run(SCRIPT, *arguments(dataset, tmp_path / "other", "--resume", shipped))
+    assert process.returncode == 1 and f"start from them by --init_from {shipped}" in process.stderr
