@@ -360,14 +360,17 @@ def load_model(path):
     """The network of a checkpoint with its averaged weights, in eval mode, and the stored config.
 
     Raises:
-        CheckpointError: see `load_checkpoint`.
+        CheckpointError: see `load_checkpoint`; or the weights are not those of this network.
     """
     state = load_checkpoint(path)
-    model = build_model(state["config"])
-    weights = state["model"]
-    if "ema" in state:  # a training checkpoint; shipped ones hold nothing but averaged weights
-        weights = {key.removeprefix("module."): value for key, value in state["ema"].items() if key != "n_averaged"}
-    model.load_state_dict(weights)
+    try:
+        model = build_model(state["config"])
+        weights = state["model"]
+        if "ema" in state:  # a training checkpoint; shipped ones hold nothing but averaged weights
+            weights = {key.removeprefix("module."): value for key, value in state["ema"].items() if key != "n_averaged"}
+        model.load_state_dict(weights)
+    except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: its weights do not fit this network ({error!r}); use another file") from None
     return model.eval(), state["config"]
 
 

@@ -32,7 +32,7 @@ from fusion.holes import HOLES
 from fusion.images import SceneError, atomic_file, read_image, write_text
 from fusion.keying import BACKGROUNDS, key_background
 from fusion.raw_scenes import find_raw_scenes, read_raw_scene
-from fusion.scenes import find_scenes, read_list, read_scene, write_scene
+from fusion.scenes import check_scene, find_scenes, read_list, read_scene, write_scene
 from fusion.synthesis import STYLES, Synthesizer
 
 LISTS = ("train_list.txt", "val_list.txt", "test_list.txt")
@@ -359,20 +359,12 @@ def check(config):
             except SceneError as error:
                 faults.append(str(error))
     with ProcessPoolExecutor(config.workers) as pool:
-        jobs = pool.map(partial(fault_of, data_dir), scene_ids, chunksize=8)
+        jobs = pool.map(check_scene, [data_dir / scene_id for scene_id in scene_ids], chunksize=8)
         faults += [fault for fault in tqdm(jobs, total=len(scene_ids), desc="check", disable=None) if fault]
     for fault in faults:
         print(fault)
     print(f"{len(scene_ids)} scenes read, {len(faults)} faults")
     return 1 if faults else 0
-
-
-def fault_of(data_dir, scene_id):
-    try:
-        read_scene(data_dir / scene_id)
-        return None
-    except SceneError as error:
-        return str(error)
 
 
 COMMANDS = {

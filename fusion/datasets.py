@@ -98,8 +98,9 @@ def load_data(config, worker):
     both = sorted(set(train_ids) & set(val_ids))
     if both:
         raise TrainingError(f"{len(both)} scenes are in both lists, {both[0]} for one; run prepare_dataset.py split")
-    faults = check_scenes(data_dir, train_ids + val_ids) if worker.is_main else []
-    if distributed.any_rank(bool(faults), worker.device):
+    share = (train_ids + val_ids)[worker.rank :: worker.world]
+    faults = distributed.gather(check_scenes(data_dir, share, quiet=None if worker.is_main else True))
+    if faults:
         more = f"\n  … and {len(faults) - 20} more" if len(faults) > 20 else ""
         raise TrainingError("the data set has faults; see them all with: python prepare_dataset.py check --data_dir "
                             f"{data_dir}\n  " + "\n  ".join(faults[:20]) + more)

@@ -89,6 +89,15 @@ def sum_over_ranks(values, device):
     return total.tolist()
 
 
+def gather(items):
+    """The lists of all ranks as one."""
+    if not dist.is_initialized():
+        return items
+    lists = [None] * dist.get_world_size()
+    dist.all_gather_object(lists, items)
+    return [item for items in lists for item in items]
+
+
 def any_rank(flag, device):
     """True on every rank when `flag` is true on one."""
     return sum_over_ranks([float(flag)], device)[0] > 0

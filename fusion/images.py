@@ -62,21 +62,6 @@ def _to_array(image, mode):
     return np.asarray(image.convert(mode))
 
 
-def image_size(path):
-    """(height, width), EXIF orientation applied. Raises SceneError as read_image.
-
-    From the header alone for most formats; a PNG is decoded, because its EXIF may stand behind the pixels.
-    """
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            return image.size if turned else image.size[::-1]
-    except FileNotFoundError:
-        raise SceneError(f"{path}: no such file") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise SceneError(f"{path}: not a readable picture ({error})") from None
-
-
 def resize(image, size, nearest=False):
     """Scale (H,W), (H,W,3) or (H,W,4) uint8 to `size` = (height, width).
 

@@ -9,6 +9,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from fusion.checkpoints import CheckpointError, load_checkpoint, rng_state, save_checkpoint, set_rng_state
+from fusion.distributed import gather
 
 
 class TrainingError(Exception):
@@ -89,10 +90,7 @@ class Run:
 
     def save(self, name):
         """Write CHECKPOINT_DIR/name from rank 0; all ranks must call it, for their random states."""
-        states = [rng_state()]
-        if self.worker.distributed:
-            states = [None] * self.worker.world
-            torch.distributed.all_gather_object(states, rng_state())
+        states = gather([rng_state()])
         if self.worker.is_main:
             parts = {part: getattr(self, part).state_dict() for part in self.PARTS}
             counts = {count: getattr(self, count) for count in self.COUNTS}

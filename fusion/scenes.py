@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
-from fusion.images import SceneError, image_size, read_image, resize, write_image
-
-PNG_END = b"IEND\xaeB`\x82"
+from fusion.images import SceneError, read_image, resize, write_image
 
 
 @dataclass
@@ -49,7 +48,7 @@ def completion_paths(folder):
 
 
 def find_scenes(data_dir):
-    """Ids of all folders below `data_dir` that hold a mask.png, sorted.
+    """Ids of all folders below `data_dir` that hold a mask.png or a partial.png, sorted.
 
     Raises:
         SceneError: there is no such folder or it holds no scene.
@@ -57,7 +56,10 @@ def find_scenes(data_dir):
     data_dir = Path(data_dir)
     if not data_dir.is_dir():
         raise SceneError(f"{data_dir}: no such folder")
-    scene_ids = sorted(path.name for path in data_dir.iterdir() if (path / "mask.png").is_file())
+    scene_ids = sorted(
+        path.name for path in data_dir.iterdir()
+        if not path.name.startswith(".") and any((path / name).exists() for name in ("mask.png", "partial.png"))
+    )
     if not scene_ids:
         raise SceneError(
             f"{data_dir}: no scene here (a scene is a folder with partial.png, mask.png, comp1.png …); "
@@ -122,22 +124,31 @@ def read_scene(folder, max_completions=None, need_original=False):
         need_original: a missing original.png is an error.
 
     Raises:
-        SceneError: a file is missing or damaged, sizes differ, the mask has no hole or is inverted, a completion
-            has no alpha, or all completions are transparent.
+        SceneError: files are missing or damaged (all are named), sizes differ, the mask has no hole or is inverted, a
+            completion has no alpha, or all completions are transparent.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise SceneError(f"{folder}: no such folder")
-    partial = read_image(folder / "partial.png", "RGB")
-    mask = read_image(folder / "mask.png", "L") >= 128
-    original = None
+    try:
+        paths = completion_paths(folder)
+    except OSError as error:
+        raise SceneError(f"{folder}: {error.strerror}; make it readable") from None
+    files = [("partial.png", "RGB"), ("mask.png", "L")]
     if need_original or (folder / "original.png").exists():
-        original = read_image(folder / "original.png", "RGB")
-    paths = completion_paths(folder)
-    if not paths:
-        raise SceneError(f"{folder}: no completion (comp1.png …)")
-    paths = paths[:max_completions]
-    completions = [read_image(path, "RGBA") for path in paths]
+        files.append(("original.png", "RGB"))
+    files += [(path.name, "RGBA") for path in paths[:max_completions]]
+    pictures, faults = {}, [] if paths else [f"{folder}: no completion (comp1.png …)"]
+    for name, mode in files:
+        try:
+            pictures[name] = read_image(folder / name, mode)
+        except SceneError as error:
+            faults.append(str(error))
+    if faults:
+        raise SceneError("\n".join(faults))
+    partial, mask, original = (pictures.pop(name, None) for name in ("partial.png", "mask.png", "original.png"))
+    mask = mask >= 128
+    paths, completions = paths[:max_completions], list(pictures.values())
 
     size = partial.shape[:2]
     named = [("mask.png", mask), ("original.png", original), *((p.name, c) for p, c in zip(paths, completions))]
@@ -169,35 +180,26 @@ def _is_raw(completion):
     return bool((border >= 240).all() or (border <= 8).all())
 
 
-def check_scene(folder, need_original=True):
-    """Faults of single files and of sizes: missing, damaged or cut-off PNGs, sizes that differ. Returns messages."""
-    folder = Path(folder)
+def check_scene(folder, need_original=False):
+    """What `read_scene` finds wrong with a scene, or None."""
     try:
-        paths = completion_paths(folder)
-    except OSError as error:
-        return [f"{folder}: {error.strerror}"]
-    faults = [] if paths else [f"{folder}: no completion (comp1.png …)"]
-    required = ["partial.png", "mask.png"] + ["original.png"] * need_original
-    sizes = {}
-    for path in [folder / name for name in required] + paths:
-        try:
-            sizes[path.name] = image_size(path)
-            with open(path, "rb") as file:
-                file.seek(-min(64, path.stat().st_size), 2)
-                if PNG_END not in file.read():
-                    faults.append(f"{path}: truncated or not a PNG; write it again")
-        except SceneError as error:
-            faults.append(str(error))
-    if len(set(sizes.values())) > 1:
-        listed = ", ".join(f"{name} {w}×{h}" for name, (h, w) in sizes.items())
-        faults.append(f"{folder}: sizes differ: {listed}")
-    return faults
+        read_scene(folder, need_original=need_original)
+        return None
+    except SceneError as error:
+        return str(error)
 
 
-def check_scenes(data_dir, scene_ids):
-    """`check_scene` over many scenes in threads (the work is waiting for the disk). Returns all messages."""
+def check_scenes(data_dir, scene_ids, quiet=True):
+    """Read every file of many training scenes, in threads: decoding and waiting let others run.
+
+    A damaged file shall stop a long run before its first step, not in the middle.
+
+    Returns:
+        list of messages.
+    """
     with ThreadPoolExecutor(16) as pool:
-        return [fault for faults in pool.map(lambda i: check_scene(Path(data_dir) / i), scene_ids) for fault in faults]
+        jobs = pool.map(lambda scene_id: check_scene(Path(data_dir) / scene_id, need_original=True), scene_ids)
+        return [fault for fault in tqdm(jobs, "check", len(scene_ids), disable=quiet, leave=False) if fault]
 
 
 def write_scene(folder, scene):
