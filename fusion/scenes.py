@@ -32,10 +32,13 @@ class Scene:
 
     def resized(self, size):
         """The scene at `size` = (height, width); nearest for the mask, premultiplied area for the rest."""
+        mask = resize(self.mask.astype(np.uint8), size, nearest=True).astype(bool)
+        # the hole is transparent, not black: its blank must not darken the pixels beside it
+        visible = resize(np.dstack([self.partial, np.where(self.mask, 0, 255).astype(np.uint8)]), size)
         return Scene(
             self.id,
-            resize(self.partial, size),
-            resize(self.mask.astype(np.uint8), size, nearest=True).astype(bool),
+            np.where(mask[..., None], 0, visible[..., :3]).astype(np.uint8),
+            mask,
             [resize(completion, size) for completion in self.completions],
             None if self.original is None else resize(self.original, size),
         )
