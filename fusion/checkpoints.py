@@ -46,12 +46,14 @@ def load_checkpoint(path):
         if damaged:
             raise CheckpointError(f"{path}: damaged ({damaged} fails its checksum); use another checkpoint")
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
-    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path}: not a whole checkpoint ({error}); use another one") from None
     except pickle.UnpicklingError:
         raise CheckpointError(f"{path}: holds pickled code, which is never run; only plain weights are read") from None
+    except Exception as error:  # damaged archives fail in many ways
+        raise CheckpointError(f"{path}: not a whole checkpoint ({error}); use another one") from None
     if not isinstance(state, dict) or state.get("kind") != KIND:
         raise CheckpointError(f"{path}: not a checkpoint of amodal_fusion_transformer.py")
     if state["version"] != VERSION:

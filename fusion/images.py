@@ -44,7 +44,9 @@ def read_image(path, mode):
     except UnidentifiedImageError:
         size = os.path.getsize(path)
         raise SceneError(f"{path}: {'empty file' if size == 0 else 'not a picture'}; write it again") from None
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:  # what Pillow's decoders raise
+    except SceneError:
+        raise
+    except Exception as error:  # decoders of damaged data raise whatever they stumble over
         raise SceneError(f"{path}: damaged or truncated picture ({error}); write it again") from None
 
 
