@@ -61,6 +61,7 @@ class AmodalFusionTransformer(nn.Module):
     """
 
     STRIDE = 16
+    GROUP_PIXELS = 2**21  # candidates of a batch go through the convolutions in groups of about so many pixels
     SCENE_GRID = 16  # the scene is seen on at most 16×16 tokens: cost stays linear in pixels
 
     def __init__(self, width=128, encoder_layers=2, decoder_layers=2, heads=4):
@@ -111,16 +112,17 @@ class AmodalFusionTransformer(nn.Module):
         """
         if valid is None:
             valid = torch.ones(completions.shape[:2], dtype=torch.bool, device=completions.device)
-        completions = completions.masked_fill(~valid[:, :, None, None, None], 0)
         fill = fill_hole(partial, mask)
         fill_candidate = torch.cat([fill, torch.ones_like(mask)], 1)  # (B,4,H,W)
         candidates = torch.cat([completions, fill_candidate[:, None]], 1)  # (B,M,4,H,W)
         present = F.pad(valid, (0, 1), value=True)  # (B,M)
+        candidates.masked_fill_(~present[:, :, None, None, None], 0)
 
-        pyramid, evidence = self.encode(partial, mask, fill, candidates)
-        tokens = self.relate(pyramid.pop(), present)
-        logits = self.decide(tokens, pyramid, evidence, candidates.shape[-2:])  # (B,M,H,W)
+        skips, x16, evidence = self.encode(partial, mask, fill, candidates)
+        tokens = self.relate(x16, present)
+        logits = self.decide(tokens, skips, evidence, candidates.shape[-2:])  # (B,M,H,W)
 
+        completions = candidates[:, :-1]
         log_weights = weigh(logits, completions)
         weights, residual = log_weights.exp().split([completions.shape[1], 1], 1)
         fused = blend(partial, mask, completions, fill, weights, residual)
@@ -128,38 +130,51 @@ class AmodalFusionTransformer(nn.Module):
                 "logits": logits, "log_weights": log_weights}
 
     def encode(self, partial, mask, fill, candidates):
-        """Candidates → features (B,M,C,h,w) at strides 2, 4, 8, 16, and `weigh_evidence`, (B,M,4,H/4,W/4)."""
+        """Convolutional encoder.
+
+        Returns:
+            skips, per group of candidates (so that large pictures need little memory at a time) the features
+            (B,G,C,h,w) at strides 2, 4, 8; features of all, (B,M,C,h,w), at stride 16; and `weigh_evidence`,
+            (B,M,4,H/4,W/4).
+        """
         height, width = partial.shape[-2:]
         edge = (0, -width % self.STRIDE, 0, -height % self.STRIDE)
         canvas = torch.where(mask > 0.5, fill, partial)
         if any(edge):
             canvas, mask = F.pad(canvas, edge, mode="replicate"), F.pad(mask, edge, mode="replicate")
             candidates = torch.stack([F.pad(c, edge, mode="replicate") for c in candidates.unbind(1)], 1)
-        alpha = candidates[:, :, 3:]  # (B,M,1,H,W)
-        painted = (candidates[:, :, :3] - 0.5) * alpha
-        visible = alpha * (1 - mask)[:, None]
-        disagreement = visible * (candidates[:, :, :3] - canvas[:, None]).abs().mean(2, keepdim=True)
-        with torch.autocast(partial.device.type, enabled=False):  # ratios of small errors want all their digits
-            evidence = self.weigh_evidence(disagreement, visible, alpha)  # (B,M,4,H/4,W/4)
-
-        rivals = alpha[:, :-1].sum(1)  # (B,1,H,W), all completions together
-        consensus = painted[:, :-1].sum(1) / rivals.clamp(min=1)
+        rivals = candidates[:, :-1, 3:].sum(1)  # (B,1,H,W), all completions together
+        consensus = sum((c[:, :3] - 0.5) * c[:, 3:] for c in candidates[:, :-1].unbind(1)) / rivals.clamp(min=1)
         shared = self.stem_scene(torch.cat([canvas - 0.5, mask, consensus, rivals.log1p()], 1))  # (B,C,H/2,W/2)
-        own = self.stem_candidate(torch.cat([painted, alpha, disagreement], 2).flatten(0, 1))
-        slots = candidates.shape[:2]
-        x2 = (own.unflatten(0, slots) + shared[:, None]).flatten(0, 1)  # (B·M,C,H/2,W/2)
-        x4 = self.block4(self.down4(x2) + self.embed_evidence(evidence.flatten(0, 1)))
-        x8 = self.down8(x4)
-        x16 = self.down16(x8)
-        return [x.unflatten(0, slots) for x in (x2, x4, x8, x16)], evidence
+
+        size = max(1, self.GROUP_PIXELS // canvas[:, 0].numel())
+        stems, views = [], []
+        for group in candidates.split(size, 1):  # (B,G,4,H,W)
+            alpha = group[:, :, 3:]
+            visible = alpha * (1 - mask)[:, None]
+            disagreement = visible * (group[:, :, :3] - canvas[:, None]).abs().mean(2, keepdim=True)
+            own = torch.cat([(group[:, :, :3] - 0.5) * alpha, alpha, disagreement], 2).flatten(0, 1)  # (B·G,5,H,W)
+            stems.append(self.stem_candidate(own).unflatten(0, group.shape[:2]) + shared[:, None])
+            view = torch.cat([disagreement, visible, alpha], 2).float()
+            views.append(F.avg_pool2d(view.flatten(0, 1), 4).unflatten(0, group.shape[:2]))
+        with torch.autocast(partial.device.type, enabled=False):  # ratios of small errors want all their digits
+            evidence = self.weigh_evidence(torch.cat(views, 1))  # (B,M,4,H/4,W/4)
+
+        skips, deepest = [], []
+        for x2, known in zip(stems, evidence.split(size, 1)):
+            x4 = self.block4(self.down4(x2.flatten(0, 1)) + self.embed_evidence(known.flatten(0, 1)))
+            x8 = self.down8(x4)
+            skips.append([x2, *(x.unflatten(0, x2.shape[:2]) for x in (x4, x8))])
+            deepest.append(self.down16(x8).unflatten(0, x2.shape[:2]))
+        return skips, torch.cat(deepest, 1), evidence
 
     @staticmethod
-    def weigh_evidence(disagreement, visible, alpha):
+    def weigh_evidence(view):
         """Who is right where one can tell, and what that says about the hole.
 
         Args:
-            disagreement, visible, alpha: (B,M,1,H,W), |candidate − photo|·visible, how visible it is, and its alpha,
-                in [0,1]; the fill comes last.
+            view: (B,M,3,H/4,W/4) in [0,1], |candidate − photo|·visible, how visible it is, and its alpha; the fill
+                comes last.
 
         Returns:
             (B,M,4,H/4,W/4), larger is better: minus the log of the error where nobody else explains the photo better,
@@ -169,10 +184,8 @@ class AmodalFusionTransformer(nn.Module):
             towards a typical one when little is visible.
         """
         typical, doubt = 0.04, 1e-3  # an error in [0,1]; the share of the picture at which half of it is believed
-        slots, size = visible.shape[:2], visible.shape[-2] * visible.shape[-1] // 16
-        disagreement, visible, alpha = (
-            F.avg_pool2d(x.flatten(0, 1).float(), 4).unflatten(0, slots) for x in (disagreement, visible, alpha)
-        )  # (B,M,1,H/4,W/4)
+        slots, size = view.shape[:2], view.shape[-2] * view.shape[-1]
+        disagreement, visible, alpha = view.split(1, 2)  # (B,M,1,H/4,W/4)
 
         # Where two completions overlap in plain view, the one behind is wrong: the clearest sign of their order.
         d, v, a = (x.flatten(2)[:, :-1] for x in (disagreement, visible, alpha))  # (B,N,P)
@@ -217,14 +230,19 @@ class AmodalFusionTransformer(nn.Module):
         return self.norm(tokens).unflatten(1, picture).permute(0, 3, 4, 1, 2)  # (B,M,C,h,w)
 
     def decide(self, tokens, skips, evidence, size):
-        """Upsample to stride 2, meet the encoder's features on the way, and give a logit (B,M,H,W) per candidate."""
-        slots = tokens.shape[:2]
-        x2, x4, x8 = (skip.flatten(0, 1) for skip in skips)
-        x = tokens.flatten(0, 1)
-        x = self.up8_block(F.interpolate(self.up8(x), scale_factor=2, mode="bilinear") + x8)
-        x = self.up4_block(F.interpolate(self.up4(x), scale_factor=2, mode="bilinear") + x4)
-        x = self.up2_block(F.interpolate(self.up2(x), scale_factor=2, mode="bilinear") + x2)
-        learned = self.weight_head(F.gelu(x)).float().unflatten(0, slots).squeeze(2)  # (B,M,H/2,W/2)
+        """Upsample to stride 2, meet the encoder's features on the way, and give a logit (B,M,H,W) per candidate.
+
+        `skips` is empty afterwards.
+        """
+        learned = []
+        for group in tokens.split(skips[0][0].shape[1], 1):
+            x2, x4, x8 = skips.pop(0)  # large: gone as soon as it has been used
+            x = self.up8(group.flatten(0, 1))
+            x = self.up8_block(F.interpolate(x, scale_factor=2, mode="bilinear") + x8.flatten(0, 1))
+            x = self.up4_block(F.interpolate(self.up4(x), scale_factor=2, mode="bilinear") + x4.flatten(0, 1))
+            x = self.up2_block(F.interpolate(self.up2(x), scale_factor=2, mode="bilinear") + x2.flatten(0, 1))
+            learned.append(self.weight_head(F.gelu(x)).float().view(*group.shape[:2], *x2.shape[-2:]))
+        learned = torch.cat(learned, 1)  # (B,M,H/2,W/2)
         rule = (evidence[:, :, :3] * self.trust[:, None, None]).sum(2)  # (B,M,H/4,W/4)
         rule = torch.cat([rule[:, :-1], self.fill_logit.expand_as(rule[:, -1:])], 1)
         # Logits are upsampled, not weights: alpha then cuts the objects' edges sharply at full resolution.

@@ -101,6 +101,16 @@ def test_every_parameter_gets_a_gradient():
     assert [name for name in without if "key_value.bias" not in name] == []
 
 
+def test_groups_of_candidates_change_nothing():
+    model, batch = make_model(), make_batch(size=(50, 70), n=4)
+    whole = fuse(model, batch)
+    for pixels in (1, 2 * 2 * 64 * 80):  # one at a time; two and two and one
+        model.GROUP_PIXELS = pixels
+        grouped = fuse(model, batch)
+        for name, value in whole.items():
+            assert torch.allclose(grouped[name], value, atol=1e-5), name
+
+
 def test_a_scene_does_not_depend_on_its_batch():
     model, batch = make_model(), make_batch(count=3)
     assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
