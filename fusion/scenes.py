@@ -32,6 +32,8 @@ class Scene:
 
     def resized(self, size):
         """The scene at `size` = (height, width); nearest for the mask, premultiplied area for the rest."""
+        if size == self.mask.shape:
+            return self
         mask = resize(self.mask.astype(np.uint8), size, nearest=True).astype(bool)
         # the hole is transparent, not black: its blank must not darken the pixels beside it
         visible = resize(np.dstack([self.partial, np.where(self.mask, 0, 255).astype(np.uint8)]), size)

@@ -1,0 +1,81 @@
+"""Where the time of a whole inference run goes.
+
+    python -m benchmarks.end_to_end --scenes 200 --img_size 256 --json end_to_end.json
+
+Drawn scenes go through the inference script's own functions one after the other in one process, each stage timed; then
+through the script itself, with its readers and writers in processes of their own, with and without figures.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from amodal_fusion_transformer import load_model
+from amodal_fusion_transformer_inference import SHIPPED, fuse_scenes, write_outputs
+from benchmarks.measure import report
+from fusion.scenes import find_scenes, read_scene, write_scene
+from fusion.tensors import to_arrays, to_tensors
+from tests.conftest import draw_scene
+
+SCRIPT = Path(__file__).parent.parent / "amodal_fusion_transformer_inference.py"
+
+
+def stages(data, output, size):
+    """Seconds of each stage over all scenes, in one process."""
+    model, _ = load_model(SHIPPED)
+    seconds = Counter()
+
+    def timed(name, function, *arguments):
+        start = time.perf_counter()
+        result = function(*arguments)
+        seconds[name] += time.perf_counter() - start
+        return result
+
+    for scene_id in find_scenes(data):
+        scene = timed("read", read_scene, data / scene_id)
+        batch = {name: value[None] for name, value in to_tensors(scene.resized((size, size)), 5).items()}
+        inputs = [batch[name] for name in ("partial", "mask", "completions", "valid")]
+        with torch.no_grad():
+            timed("network", model, *inputs)
+        (result,) = timed("network and blending", fuse_scenes, model, [scene], (size, size), torch.device("cpu"))
+        arrays = timed("to arrays", lambda result=result: to_arrays(result)[0])
+        timed("encode", write_outputs, output / scene_id, arrays, scene_id, False)
+        timed("encode and figure", write_outputs, output / scene_id, arrays, scene_id, True)
+    seconds["blending"] = seconds.pop("network and blending") - seconds["network"]
+    seconds["figure"] = seconds.pop("encode and figure") - seconds["encode"]
+    return seconds
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenes", type=int, default=200)
+    parser.add_argument("--img_size", type=int, default=256)
+    parser.add_argument("--json", help="file to write the figures to")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        for seed in range(options.scenes):
+            (root / "data" / f"scene_{seed:04d}").mkdir(parents=True)
+            write_scene(root / "data" / f"scene_{seed:04d}", draw_scene(seed, options.img_size, 5))
+        seconds = stages(root / "data", root / "stages", options.img_size)
+        total = sum(seconds.values())
+        rows = [{"what": name, "ms": f"{1000 * value / options.scenes:.1f}", "share": f"{value / total:.0%}"}
+                for name, value in seconds.most_common()]
+        for name, more in (("script", ()), ("script, --no-figures", ("--no-figures",))):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, str(SCRIPT), "--data_dir", root / "data", "--output_dir",
+                            root / name.replace(" ", "_"), "--img_size", str(options.img_size), "--no-metrics", *more],
+                           check=True, capture_output=True, env=dict(os.environ))
+            rows.append({"what": name, "ms": f"{1000 * (time.perf_counter() - start) / options.scenes:.1f}"})
+    report(rows, {"what": "stage", "ms": "ms a scene", "share": "share"}, options.json)
+
+
+if __name__ == "__main__":
+    main()

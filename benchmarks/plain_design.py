@@ -1,0 +1,54 @@
+"""The plain design, as a yardstick: what one would write first.
+
+All images are concatenated as 3 + 1 + 3N channels, encoded to tokens at stride 4, and sent through PyTorch's own
+Transformer with its default sizes (width 512, 8 heads, 6 + 6 layers); the decoder has one query, whose output is not
+used; a softmax over the N slots gives the weights. It has a fixed N, a fixed order of completions, and attention that
+grows with the square of the pixels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fusion.compositing import blend, fill_hole
+from fusion.layers import position_encoding
+
+
+class PlainDesign(nn.Module):
+    """Same inputs and outputs as AmodalFusionTransformer, for exactly `slots` completions; there is no residual."""
+
+    def __init__(self, slots, width=512, layers=6, heads=8):
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Conv2d(4 + 3 * slots, 64, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(64, 128, 3, stride=2, padding=1), nn.ReLU(),
+            nn.Conv2d(128, width, 3, stride=2, padding=1), nn.ReLU(),
+        )
+        self.transformer = nn.Transformer(width, heads, layers, layers, batch_first=True)
+        self.query = nn.Parameter(torch.zeros(1, 1, width))
+        self.decoder = nn.Sequential(
+            nn.ConvTranspose2d(width, 128, 4, stride=2, padding=1), nn.ReLU(),
+            nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1), nn.ReLU(),
+        )
+        self.weight_head = nn.Conv2d(64, slots, 1)
+
+    def forward(self, partial, mask, completions, valid=None):
+        """As AmodalFusionTransformer.forward; sides must be multiples of 4."""
+        colours = completions[:, :, :3] * completions[:, :, 3:]
+        x = self.encoder(torch.cat([partial, mask, colours.flatten(1, 2)], 1))  # (B,C,H/4,W/4)
+        grid = x.shape[-2:]
+        tokens = x.flatten(2).transpose(1, 2)  # (B,L,C)
+        tokens = tokens + position_encoding(grid, grid, tokens.shape[-1], x.device)
+        memory = self.transformer.encoder(tokens)
+        unused = self.transformer.decoder(self.query.expand(len(x), -1, -1), memory)
+        memory = memory + 0 * unused  # so that all parameters have a gradient
+        logits = self.weight_head(self.decoder(memory.transpose(1, 2).unflatten(2, grid)))  # (B,N,H,W)
+        if valid is not None:
+            logits = logits.masked_fill(~valid[:, :, None, None], -1e4)
+        weights, residual = logits.softmax(1), torch.zeros_like(mask)
+        fill = fill_hole(partial, mask)
+        # where a completion is transparent the plain design has only its colour to show, which is black
+        fused = blend(partial, mask, colours, fill, weights, residual)
+        log_weights = F.pad(logits.log_softmax(1), (0, 0, 0, 0, 0, 1), value=-1e4)
+        return {"weights": weights, "residual": residual, "fused": fused, "fill": fill, "logits": log_weights,
+                "log_weights": log_weights}
