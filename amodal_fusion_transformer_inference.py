@@ -62,7 +62,7 @@ class InferenceConfig:
                              "network", least=1)
     output_dir: str = option("", "folder to write", "output")
     overwrite: bool = option(False, "fuse scenes again whose outputs are there", "output")
-    figures: bool = option(True, "draw figure.png per scene, which takes longer than fusing it", "output")
+    figures: bool = option(True, "draw figure.png per scene", "output")
     metrics: bool = option(True, "with originals: metrics.csv, summary.md and summary.png", "output")
     evaluate: bool = option(False, "in the metrics, also what two inpainters make of the fused images", "output")
     lpips_net: str = option("alex", "backbone of LPIPS in the metrics", "output", ("alex", "vgg", "squeeze"))

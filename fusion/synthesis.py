@@ -17,6 +17,7 @@ from fusion.completers import complete, whole_background
 from fusion.holes import cut_hole
 from fusion.images import IMAGE_SUFFIXES, SceneError, read_image, resize
 from fusion.scenes import Scene
+from fusion.selection import select_completions
 
 STYLES = ("mixed", "copy", "redraw", "pix2gestalt")
 
@@ -88,10 +89,15 @@ class Synthesizer:
         useful = [c for c in completions if (c[..., 3] > 127)[mask].mean() > 0.005]
         if not useful:
             return None
-        chosen = [completions[i] for i in rng.permutation(len(completions))[: self.n_max]]
+        partial = np.where(mask[..., None], 0, photo).astype(np.uint8)
+        kept = range(len(completions))
+        if len(completions) > self.n_max and rng.random() < 0.85:
+            # as `create` does: with a random choice the front object would often be missing, and a network would
+            # learn to distrust whatever alone covers a pixel
+            kept, _ = select_completions(completions, mask, partial, self.n_max)
+        chosen = [completions[i] for i in rng.permutation(kept)[: self.n_max]]
         if not any(c is u for c in chosen for u in useful):
             return None
-        partial = np.where(mask[..., None], 0, photo).astype(np.uint8)
         return Scene(scene_id, partial, mask, chosen, photo)
 
     def _composed(self, rng):
