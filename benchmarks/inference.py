@@ -64,6 +64,7 @@ def main():
     parser.add_argument("--plain_limit", type=int, default=512, help="largest side for the plain design, pixels")
     parser.add_argument("--batch", type=int, default=1, help="scenes per forward pass")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="time that, too, at N = 5")
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--json", help="file to write the figures to")
     options = parser.parse_args()
@@ -72,7 +73,7 @@ def main():
     for size in options.sizes:
         for slots in options.slots:
             plain = size <= options.plain_limit and slots == 5
-            made = programs(slots, size, device, plain, slots == 5, options.batch)
+            made = programs(slots, size, device, plain, options.bf16 and slots == 5, options.batch)
             seconds = alternate(made, options.runs)
             row = {"size": size, "slots": slots, "seconds": {name: value[0] for name, value in seconds.items()}}
             row |= {name: spread([value / options.batch for value in times]) for name, times in seconds.items()}
