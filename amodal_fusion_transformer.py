@@ -58,6 +58,9 @@ class AmodalFusionTransformer(nn.Module):
         encoder_layers: self-attention layers over the scene.
         decoder_layers: layers in which candidates look at each other and at the scene.
         heads: attention heads.
+
+    Raises:
+        ValueError: width is not such a multiple.
     """
 
     STRIDE = 16
@@ -66,6 +69,8 @@ class AmodalFusionTransformer(nn.Module):
 
     def __init__(self, width=128, encoder_layers=2, decoder_layers=2, heads=4):
         super().__init__()
+        if width % 8 or width % heads:
+            raise ValueError(f"width {width} must be a multiple of 8 and of heads, {heads}")
         c2, c4, c8 = 24, 48, 96  # channels at strides 2, 4, 8
         # convolutional encoder; the stem is linear, so what all candidates share is convolved once
         self.stem_scene = nn.Conv2d(8, c2, 4, stride=2, padding=1)
@@ -548,7 +553,10 @@ def train(config, worker, stop_signal):
         perceptual = load_perceptual(config.lpips_net, config.lpips_weights, worker.distributed).to(worker.device)
 
     torch.manual_seed(config.seed)
-    model = build_model(dataclasses.asdict(config)).to(worker.device)
+    try:
+        model = build_model(dataclasses.asdict(config)).to(worker.device)
+    except ValueError as error:
+        raise TrainingError(str(error)) from None
     if config.init_from:
         weights, stored = load_model(config.init_from)
         check_same_model(config.init_from, stored, config, MODEL_OPTIONS)

@@ -204,7 +204,8 @@ def test_resume_with_other_options(dataset, tmp_path):
     state = load_checkpoint(folder / "last.pth")
     assert state["epoch"] == 3 and {group["initial_lr"] for group in state["optimizer"]["param_groups"]} == {5e-4}
     for option, complaint in ((("--width", 64), "width=32, not 64; set --width 32"),
-                              (("--heads", 4), "heads=2, not 4; set --heads 2")):
+                              (("--heads", 4), "heads=2, not 4; set --heads 2"),
+                              (("--width", 36), "width 36 must be a multiple of 8")):
         process = run(SCRIPT, *arguments(dataset, folder, "--resume", "auto", *option))
         assert process.returncode == 1 and complaint in process.stderr
 
