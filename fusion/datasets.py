@@ -137,6 +137,7 @@ def kill_loaders():
 
     Python itself would ask them by SIGTERM, which they ignore, and wait for ever.
     """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise about every loader that dies
     for process in multiprocessing.active_children():
         process.kill()
 
