@@ -137,7 +137,6 @@ def kill_loaders():
 
     Python itself would ask them by SIGTERM, which they ignore, and wait for ever.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise about every loader that dies
     for process in multiprocessing.active_children():
         process.kill()
 
@@ -150,7 +149,10 @@ def read_batches(loader):
         TrainingError: a loader process died, by lack of memory for one; names the scenes that were being read.
     """
     try:
-        yield from loader
+        batches = iter(loader)
+        # PyTorch's handler would raise wherever training happens to be; waiting for a batch notices, too
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        yield from batches
     except SceneError as error:  # PyTorch puts the loader process's traceback before the message
         raise SceneError(str(error).rsplit("SceneError: ", 1)[-1].strip()) from None
     except (RuntimeError, ConnectionError, EOFError) as error:  # the latter two in the middle of a transfer
