@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from fusion import distributed
-from fusion.checkpoints import CheckpointError, load_checkpoint
+from fusion.checkpoints import CheckpointError, averaged_weights, load_checkpoint
 from fusion.compositing import blend, fill_hole, push_pull, weigh
 from fusion.config import option, parse
 from fusion.datasets import AmodalFusionDataset, load_data, read_batches  # noqa: F401
@@ -388,10 +388,7 @@ def load_model(path):
     state = load_checkpoint(path)
     try:
         model = build_model(state["config"])
-        weights = state["model"]
-        if "ema" in state:  # a training checkpoint; shipped ones hold nothing but averaged weights
-            weights = {key.removeprefix("module."): value for key, value in state["ema"].items() if key != "n_averaged"}
-        model.load_state_dict(weights)
+        model.load_state_dict(averaged_weights(state))
     except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: its weights do not fit this network ({error!r}); use another file") from None
     return model.eval(), state["config"]

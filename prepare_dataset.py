@@ -166,16 +166,17 @@ def agree_with_earlier_run(command, config, output):
         return
     try:
         manifest = yaml.safe_load(path.read_text(encoding="utf-8"))
-        made_by, earlier = manifest["made_by"].split()[-1], manifest["options"]
-        differing = [name for name in SHAPING[command] if made_by != command or earlier[name] != getattr(config, name)]
+        made_by = manifest["made_by"].split()[-1]
+        earlier = {name: manifest["options"][name] for name in SHAPING.get(made_by, ())}
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{path}: does not tell how the data set was made ({error!r}); use another --output_dir, or "
                           "--overwrite") from None
     if made_by != command:
         raise ConfigError(f"{output} was made by {made_by}; use another --output_dir, or --overwrite")
-    for name in differing:
-        raise ConfigError(f"{output} was made with {name}={earlier[name]}, not {getattr(config, name)}; use another "
-                          "--output_dir, the same option, or --overwrite")
+    for name, value in earlier.items():
+        if value != getattr(config, name):
+            raise ConfigError(f"{output} was made with {name}={value}, not {getattr(config, name)}; use another "
+                              "--output_dir, the same option, or --overwrite")
 
 
 def clear_leftovers(output):

@@ -61,12 +61,18 @@ def load_checkpoint(path):
     return state
 
 
+def averaged_weights(state):
+    """The network's state dict in a checkpoint: the EMA of a training checkpoint, all there is in exported weights."""
+    if "ema" not in state:
+        return state["model"]
+    return {key.removeprefix("module."): value for key, value in state["ema"].items() if key != "n_averaged"}
+
+
 def export_weights(checkpoint, path):
     """Write a training checkpoint's averaged weights and config alone, a quarter of its size, for others to use."""
     state = load_checkpoint(checkpoint)
-    weights = {key.removeprefix("module."): value for key, value in state["ema"].items() if key != "n_averaged"}
     kept = {name: state[name] for name in ("config", "metrics", "epoch", "step")}
-    save_checkpoint(path, {"model": weights, **kept})
+    save_checkpoint(path, {"model": averaged_weights(state), **kept})
 
 
 def rng_state():
