@@ -19,6 +19,8 @@ from tqdm import tqdm
 
 from fusion.images import SceneError, read_image, resize, write_image
 
+PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+
 
 @dataclass
 class Scene:
@@ -186,12 +188,24 @@ def _is_raw(completion):
 
 
 def check_scene(folder, need_original=False):
-    """What `read_scene` finds wrong with a scene, or None."""
+    """What `read_scene` finds wrong with a scene, or a PNG of it whose end is missing; None when all is well."""
     try:
         read_scene(folder, need_original=need_original)
-        return None
     except SceneError as error:
         return str(error)
+    files = [path for path in (folder / f"{name}.png" for name in ("partial", "mask", "original")) if path.exists()]
+    faults = [f"{path}: truncated; write it again" for path in files + completion_paths(folder) if _is_cut_off(path)]
+    return "\n".join(faults) or None
+
+
+def _is_cut_off(path):
+    """Whether a PNG lacks its end: decoders need not notice when no more than the last few bytes are gone."""
+    with open(path, "rb") as file:
+        if file.read(len(PNG_START)) != PNG_START:
+            return False  # another format by the name of PNG
+        file.seek(-len(PNG_END), 2)
+        # some programs append data of their own after the end
+        return file.read() != PNG_END and PNG_END not in path.read_bytes()
 
 
 def check_scenes(data_dir, scene_ids, quiet=True):
