@@ -96,6 +96,9 @@ class AmodalFusionTransformer(nn.Module):
         nn.init.zeros_(self.weight_head.bias)
         self.trust = nn.Parameter(torch.tensor([0.5, 0.5, 1.0]))  # in local error, overall error, duels
         self.fill_logit = nn.Parameter(torch.tensor(0.0))
+        self.sharpness = nn.Conv2d(width, 1, 1)  # between exact copies one wins outright, between guesses a mean does
+        nn.init.zeros_(self.sharpness.weight)
+        nn.init.zeros_(self.sharpness.bias)
         self.to(memory_format=torch.channels_last)  # convolutions are faster this way round, on CPUs, too
 
     def forward(self, partial, mask, completions, valid=None):
@@ -239,6 +242,8 @@ class AmodalFusionTransformer(nn.Module):
 
         `skips` is empty afterwards.
         """
+        # the tokens of the fill have seen all its rivals
+        sharpness = self.sharpness(tokens[:, -1]).float().exp()  # (B,1,H/16,W/16)
         learned = []
         for group in tokens.split(skips[0][0].shape[1], 1):
             x2, x4, x8 = skips.pop(0)  # large: gone as soon as it has been used
@@ -251,8 +256,9 @@ class AmodalFusionTransformer(nn.Module):
         rule = (evidence[:, :, :3] * self.trust[:, None, None]).sum(2)  # (B,M,H/4,W/4)
         rule = torch.cat([rule[:, :-1], self.fill_logit.expand_as(rule[:, -1:])], 1)
         # Logits are upsampled, not weights: alpha then cuts the objects' edges sharply at full resolution.
-        logits = F.interpolate(learned + F.interpolate(rule, scale_factor=2, mode="bilinear"), scale_factor=2,
-                               mode="bilinear")
+        logits = learned + F.interpolate(rule, scale_factor=2, mode="bilinear")
+        logits = logits * F.interpolate(sharpness, scale_factor=8, mode="bilinear")
+        logits = F.interpolate(logits, scale_factor=2, mode="bilinear")
         return logits[..., : size[0], : size[1]]
 
 

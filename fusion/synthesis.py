@@ -83,6 +83,8 @@ class Synthesizer:
         mask = cut_hole(self.hole, cover, layers[rng.integers(len(layers))].whole[..., 3] > 127, least, rng)
         if mask is None or (cover[mask] >= 1).mean() < 0.15:
             return None
+        if (cover[mask] >= 2).mean() < 0.02 and rng.random() < 0.7:
+            return None  # nothing to decide there
         completions = complete(photo, layers, mask, style, self._foreign, rng)
         if rng.random() < 0.12:
             completions.append(whole_background(photo, layers, mask, behind, rng))
@@ -91,9 +93,10 @@ class Synthesizer:
             return None
         partial = np.where(mask[..., None], 0, photo).astype(np.uint8)
         kept = range(len(completions))
-        if len(completions) > self.n_max and rng.random() < 0.85:
+        if rng.random() < 0.8:
             # as `create` does: with a random choice the front object would often be missing, and a network would
-            # learn to distrust whatever alone covers a pixel
+            # learn to distrust whatever alone covers a pixel; what does not reach the hole goes, and may still stand
+            # in front of something that does
             kept, _ = select_completions(completions, mask, partial, self.n_max)
         chosen = [completions[i] for i in rng.permutation(kept)[: self.n_max]]
         if not any(c is u for c in chosen for u in useful):
@@ -110,31 +113,40 @@ class Synthesizer:
         # often a large thing carries the others, as plates and tables do
         smallest, largest = (0.15, 0.5) if (carried := rng.random() < 0.4) else (0.2, 0.9)
         for number in range(count):
-            cutout = _read(self.cutouts[rng.integers(len(self.cutouts))], "RGBA")
-            place = (centre + rng.normal(0, spread, 2)) * size
             side = np.exp(rng.uniform(np.log(smallest), np.log(largest)))
             if carried and number == 0:
                 side = rng.uniform(0.8, 1.4)
-            whole = _placed(cutout, size, place, size * side, rng)
+            whole = self._thing(centre, spread, side, rng, plain=0.5 if carried and number == 0 else 0.08)
             if (whole[..., 3] > 127).mean() > 0.01:
                 wholes.append(whole)
         if len(wholes) < 2:
             return None
         photo, winner = background.astype(np.float32), np.full((size, size), -1)
-        painted = list(range(len(wholes)))
-        for i in painted:
-            photo, winner = _paint(photo, winner, wholes, i, np.ones((size, size), bool))
+        for i, whole in enumerate(wholes):
+            photo, winner = _paint(photo, winner, whole, i)
         if len(wholes) >= 3 and rng.random() < 0.15:
             # a cyclic overlap: the rearmost comes over the foremost, wherever nothing else is between them
-            a, c = painted[0], painted[-1]
-            others = np.max([wholes[i][..., 3] for i in painted[1:-1]], 0) > 0
-            photo, winner = _paint(photo, winner, wholes, a, (wholes[c][..., 3] > 0) & ~others)
+            others = np.max([whole[..., 3] for whole in wholes[1:-1]], 0) > 0
+            photo, winner = _paint(photo, winner, wholes[0], 0, (wholes[-1][..., 3] > 0) & ~others)
+        if rng.random() < 0.35:
+            # things that nobody completed: what they stand on disagrees with the photo and may be right all the same
+            for _ in range(rng.integers(1, 7)):
+                photo, winner = _paint(photo, winner, self._thing(centre, 0.25, rng.uniform(0.06, 0.25), rng), -2)
         photo = np.clip(np.rint(photo), 0, 255).astype(np.uint8)
         layers = [Layer(whole, (winner == i) & (whole[..., 3] > 127), True) for i, whole in enumerate(wholes)]
         layers = [layer for layer in layers if layer.visible.mean() > 0.003]
         if len(layers) < 2:
             return None
         return photo, layers, background
+
+    def _thing(self, centre, spread, side, rng, plain=0.0):
+        """A cut-out, or with probability `plain` something plain, about `centre`, its longer side `side` pictures."""
+        if rng.random() < plain:
+            cutout = _plain_thing(rng)
+        else:
+            cutout = _read(self.cutouts[rng.integers(len(self.cutouts))], "RGBA")
+        place = (centre + rng.normal(0, spread, 2)) * self.img_size
+        return _placed(cutout, self.img_size, place, self.img_size * side, rng)
 
     def _annotated(self, rng):
         """A photo with its own objects: what lies under a nearer one is unknown and has to be made up."""
@@ -263,10 +275,24 @@ def _placed(cutout, size, centre, longer_side, rng):
     return canvas
 
 
-def _paint(photo, winner, wholes, i, where):
-    alpha = wholes[i][..., 3:] / 255 * where[..., None]
-    photo = photo + alpha * (wholes[i][..., :3] - photo)
-    return photo, np.where(alpha[..., 0] > 0.5, i, winner)
+def _plain_thing(rng):
+    """A plate, a sheet or a table top, (256,256,4): without them a network takes whatever is smooth for a smear."""
+    size = 256
+    y, x = np.mgrid[:size, :size] / (size / 2) - 1.0
+    power = rng.choice((2, 2, 4, 16))  # an ellipse, a rounded rectangle, a sheet
+    radius = (np.abs(x) ** power + np.abs(y / rng.uniform(0.5, 1)) ** power) ** (1 / power)
+    light = rng.normal(0, 25, 2)
+    shade = light[0] * x + light[1] * y
+    shade = shade + rng.normal(0, 15) * np.clip((radius - rng.uniform(0.5, 0.9)) * 12, 0, 1)  # a rim
+    grain = rng.normal(0, rng.uniform(0, 3), (size, size))
+    colour = rng.uniform(30, 250) + rng.normal(0, 20, 3) + (shade + grain)[..., None]
+    return np.dstack([np.clip(colour, 0, 255), 255 * np.clip((0.98 - radius) * size / 2, 0, 1)]).astype(np.uint8)
+
+
+def _paint(photo, winner, whole, number, where=True):
+    """`whole` over the photo, where told; `winner` says who is in front."""
+    alpha = whole[..., 3:] / 255 * np.broadcast_to(where, winner.shape)[..., None]
+    return photo + alpha * (whole[..., :3] - photo), np.where(alpha[..., 0] > 0.5, number, winner)
 
 
 def _grown_shape(visible, rng):
