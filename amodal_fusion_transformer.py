@@ -75,7 +75,7 @@ class AmodalFusionTransformer(nn.Module):
         # convolutional encoder; the stem is linear, so what all candidates share is convolved once
         self.stem_scene = nn.Conv2d(8, c2, 4, stride=2, padding=1)
         self.stem_candidate = nn.Conv2d(5, c2, 4, stride=2, padding=1, bias=False)
-        self.embed_evidence = nn.Conv2d(4, c4, 1)
+        self.embed_evidence = nn.Conv2d(5, c4, 1)
         self.down4 = nn.Sequential(nn.GELU(), nn.Conv2d(c2, c4, 3, stride=2, padding=1))
         self.block4 = ConvBlock(c4)
         self.down8 = nn.Sequential(nn.Conv2d(c4, c8, 3, stride=2, padding=1), ConvBlock(c8))
@@ -96,9 +96,11 @@ class AmodalFusionTransformer(nn.Module):
         nn.init.zeros_(self.weight_head.bias)
         self.trust = nn.Parameter(torch.tensor([0.5, 0.5, 1.0]))  # in local error, overall error, duels
         self.fill_logit = nn.Parameter(torch.tensor(0.0))
-        self.sharpness = nn.Conv2d(width, 1, 1)  # between exact copies one wins outright, between guesses a mean does
+        # exact copies win outright, guesses share: log of a factor on the logits, −0.5 + 2·how much is copied
+        self.sharpness = nn.Conv2d(width, 1, 1)
         nn.init.zeros_(self.sharpness.weight)
-        nn.init.zeros_(self.sharpness.bias)
+        nn.init.constant_(self.sharpness.bias, -0.5)
+        self.sharpness_of_copies = nn.Parameter(torch.tensor(2.0))
         self.to(memory_format=torch.channels_last)  # convolutions are faster this way round, on CPUs, too
 
     def forward(self, partial, mask, completions, valid=None):
@@ -143,7 +145,7 @@ class AmodalFusionTransformer(nn.Module):
         Returns:
             skips, per group of candidates (so that large pictures need little memory at a time) the features
             (B,G,C,h,w) at strides 2, 4, 8; features of all, (B,M,C,h,w), at stride 16; and `weigh_evidence`,
-            (B,M,4,H/4,W/4).
+            (B,M,5,H/4,W/4).
         """
         height, width = partial.shape[-2:]
         edge = (0, -width % self.STRIDE, 0, -height % self.STRIDE)
@@ -166,7 +168,7 @@ class AmodalFusionTransformer(nn.Module):
             view = torch.cat([disagreement, visible, alpha], 2).float()
             views.append(F.avg_pool2d(view.flatten(0, 1), 4).unflatten(0, group.shape[:2]))
         with torch.autocast(partial.device.type, enabled=False):  # ratios of small errors want all their digits
-            evidence = self.weigh_evidence(torch.cat(views, 1))  # (B,M,4,H/4,W/4)
+            evidence = self.weigh_evidence(torch.cat(views, 1))  # (B,M,5,H/4,W/4)
 
         skips, deepest = [], []
         for x2, known in zip(stems, evidence.split(size, 1)):
@@ -185,13 +187,15 @@ class AmodalFusionTransformer(nn.Module):
                 comes last.
 
         Returns:
-            (B,M,4,H/4,W/4), larger is better: minus the log of the error where nobody else explains the photo better,
+            (B,M,5,H/4,W/4), larger is better: minus the log of the error where nobody else explains the photo better,
             carried smoothly into the hole; the same of its mean over the picture; log ratio of errors where a
-            candidate meets those that it competes with at this pixel; and, as log of the share of the picture, how
-            much of it is visible. The first two say whom to believe, the third who is in front. Errors shrink
-            towards a typical one when little is visible.
+            candidate meets those that it competes with at this pixel; as log of the share of the picture, how much
+            of it is visible; and the share of that, in [0,1], which is an exact copy of the photo (the fill's is the
+            mean of the completions at this pixel). The first two say whom to believe, the third who is in front, the
+            last how firmly. Errors shrink towards a typical one when little is visible.
         """
         typical, doubt = 0.04, 1e-3  # an error in [0,1]; the share of the picture at which half of it is believed
+        exact = 0.01  # an error that is none
         slots, size = view.shape[:2], view.shape[-2] * view.shape[-1]
         disagreement, visible, alpha = view.split(1, 2)  # (B,M,1,H/4,W/4)
 
@@ -210,7 +214,13 @@ class AmodalFusionTransformer(nn.Module):
         seen = own.mean((2, 3), keepdim=True)
         overall = ((error * own).mean((2, 3), keepdim=True) + doubt * typical) / (seen + doubt)
         local = (seen * push_pull(error, own) + doubt * overall) / (seen + doubt)
-        evidence = [-local.clamp(min=1e-4).log(), -overall.log(), duel.flatten(0, 1), seen.clamp(min=1e-4).log()]
+        copied = ((own * (-error / exact).exp()).mean((2, 3), keepdim=True) + doubt / 4) / (seen + doubt)
+        copied = copied.unflatten(0, slots).expand_as(alpha)  # (B,M,1,H/4,W/4)
+        standing = alpha[:, :-1] + 1e-6
+        mean = (copied[:, :-1] * standing).sum(1, keepdim=True) / standing.sum(1, keepdim=True)
+        copied = torch.cat([copied[:, :-1], mean], 1)
+        evidence = [-local.clamp(min=1e-4).log(), -overall.log(), duel.flatten(0, 1), seen.clamp(min=1e-4).log(),
+                    copied.flatten(0, 1)]
         return torch.cat([e.expand_as(local) for e in evidence], 1).unflatten(0, slots)
 
     def relate(self, x16, present):
@@ -242,8 +252,6 @@ class AmodalFusionTransformer(nn.Module):
 
         `skips` is empty afterwards.
         """
-        # the tokens of the fill have seen all its rivals
-        sharpness = self.sharpness(tokens[:, -1]).float().exp()  # (B,1,H/16,W/16)
         learned = []
         for group in tokens.split(skips[0][0].shape[1], 1):
             x2, x4, x8 = skips.pop(0)  # large: gone as soon as it has been used
@@ -257,7 +265,10 @@ class AmodalFusionTransformer(nn.Module):
         rule = torch.cat([rule[:, :-1], self.fill_logit.expand_as(rule[:, -1:])], 1)
         # Logits are upsampled, not weights: alpha then cuts the objects' edges sharply at full resolution.
         logits = learned + F.interpolate(rule, scale_factor=2, mode="bilinear")
-        logits = logits * F.interpolate(sharpness, scale_factor=8, mode="bilinear")
+        # the fill's tokens have seen all its rivals
+        sharpness = F.interpolate(self.sharpness(tokens[:, -1]).float(), scale_factor=4, mode="bilinear")
+        sharpness = (sharpness + self.sharpness_of_copies * evidence[:, -1, 4:]).exp()  # (B,1,H/4,W/4)
+        logits = logits * F.interpolate(sharpness, scale_factor=2, mode="bilinear")
         logits = F.interpolate(logits, scale_factor=2, mode="bilinear")
         return logits[..., : size[0], : size[1]]
 

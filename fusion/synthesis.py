@@ -128,10 +128,10 @@ class Synthesizer:
             # a cyclic overlap: the rearmost comes over the foremost, wherever nothing else is between them
             others = np.max([whole[..., 3] for whole in wholes[1:-1]], 0) > 0
             photo, winner = _paint(photo, winner, wholes[0], 0, (wholes[-1][..., 3] > 0) & ~others)
-        if rng.random() < 0.35:
+        if rng.random() < 0.5:
             # things that nobody completed: what they stand on disagrees with the photo and may be right all the same
             for _ in range(rng.integers(1, 7)):
-                photo, winner = _paint(photo, winner, self._thing(centre, 0.25, rng.uniform(0.06, 0.25), rng), -2)
+                photo, winner = _paint(photo, winner, self._thing(centre, 0.25, rng.uniform(0.06, 0.35), rng), -2)
         photo = np.clip(np.rint(photo), 0, 255).astype(np.uint8)
         layers = [Layer(whole, (winner == i) & (whole[..., 3] > 127), True) for i, whole in enumerate(wholes)]
         layers = [layer for layer in layers if layer.visible.mean() > 0.003]
