@@ -216,8 +216,8 @@ class AmodalFusionTransformer(nn.Module):
         local = (seen * push_pull(error, own) + doubt * overall) / (seen + doubt)
         copied = ((own * (-error / exact).exp()).mean((2, 3), keepdim=True) + doubt / 4) / (seen + doubt)
         copied = copied.unflatten(0, slots).expand_as(alpha)  # (B,M,1,H/4,W/4)
-        standing = alpha[:, :-1] + 1e-6
-        mean = (copied[:, :-1] * standing).sum(1, keepdim=True) / standing.sum(1, keepdim=True)
+        standing = alpha[:, :-1] + 1e-3 * alpha[:, :-1].mean((3, 4), keepdim=True)  # where nobody stands, all
+        mean = (copied[:, :-1] * standing).sum(1, keepdim=True) / standing.sum(1, keepdim=True).clamp(min=1e-9)
         copied = torch.cat([copied[:, :-1], mean], 1)
         evidence = [-local.clamp(min=1e-4).log(), -overall.log(), duel.flatten(0, 1), seen.clamp(min=1e-4).log(),
                     copied.flatten(0, 1)]
