@@ -96,11 +96,9 @@ class AmodalFusionTransformer(nn.Module):
         nn.init.zeros_(self.weight_head.bias)
         self.trust = nn.Parameter(torch.tensor([0.5, 0.5, 1.0]))  # in local error, overall error, duels
         self.fill_logit = nn.Parameter(torch.tensor(0.0))
-        # exact copies win outright, guesses share: log of a factor on the logits, −0.5 + 2·how much is copied
-        self.sharpness = nn.Conv2d(width, 1, 1)
-        nn.init.zeros_(self.sharpness.weight)
-        nn.init.constant_(self.sharpness.bias, -0.5)
-        self.sharpness_of_copies = nn.Parameter(torch.tensor(2.0))
+        # between exact copies one wins outright, guesses share: log of a factor on all logits, where nothing is copied,
+        # and what is added where everything is
+        self.sharpness = nn.Parameter(torch.tensor([-1.0, 3.5]))
         self.to(memory_format=torch.channels_last)  # convolutions are faster this way round, on CPUs, too
 
     def forward(self, partial, mask, completions, valid=None):
@@ -265,9 +263,7 @@ class AmodalFusionTransformer(nn.Module):
         rule = torch.cat([rule[:, :-1], self.fill_logit.expand_as(rule[:, -1:])], 1)
         # Logits are upsampled, not weights: alpha then cuts the objects' edges sharply at full resolution.
         logits = learned + F.interpolate(rule, scale_factor=2, mode="bilinear")
-        # the fill's tokens have seen all its rivals
-        sharpness = F.interpolate(self.sharpness(tokens[:, -1]).float(), scale_factor=4, mode="bilinear")
-        sharpness = (sharpness + self.sharpness_of_copies * evidence[:, -1, 4:]).exp()  # (B,1,H/4,W/4)
+        sharpness = (self.sharpness[0] + self.sharpness[1] * evidence[:, -1, 4:]).exp()  # (B,1,H/4,W/4)
         logits = logits * F.interpolate(sharpness, scale_factor=2, mode="bilinear")
         logits = F.interpolate(logits, scale_factor=2, mode="bilinear")
         return logits[..., : size[0], : size[1]]

@@ -85,6 +85,8 @@ class Synthesizer:
             return None
         if (cover[mask] >= 2).mean() < 0.02 and rng.random() < 0.7:
             return None  # nothing to decide there
+        if self.cutouts and rng.random() < 0.5:
+            photo, layers = self._cluttered(photo, layers, mask, rng)
         completions = complete(photo, layers, mask, style, self._foreign, rng)
         if rng.random() < 0.12:
             completions.append(whole_background(photo, layers, mask, behind, rng))
@@ -128,16 +130,28 @@ class Synthesizer:
             # a cyclic overlap: the rearmost comes over the foremost, wherever nothing else is between them
             others = np.max([whole[..., 3] for whole in wholes[1:-1]], 0) > 0
             photo, winner = _paint(photo, winner, wholes[0], 0, (wholes[-1][..., 3] > 0) & ~others)
-        if rng.random() < 0.5:
-            # things that nobody completed: what they stand on disagrees with the photo and may be right all the same
-            for _ in range(rng.integers(1, 7)):
-                photo, winner = _paint(photo, winner, self._thing(centre, 0.25, rng.uniform(0.06, 0.35), rng), -2)
         photo = np.clip(np.rint(photo), 0, 255).astype(np.uint8)
         layers = [Layer(whole, (winner == i) & (whole[..., 3] > 127), True) for i, whole in enumerate(wholes)]
         layers = [layer for layer in layers if layer.visible.mean() > 0.003]
         if len(layers) < 2:
             return None
         return photo, layers, background
+
+    def _cluttered(self, photo, layers, mask, rng):
+        """Things on the objects, beside the hole, that nobody completed: what stands behind one disagrees with the
+        photo there, and is right in the hole all the same. Returns the photo and its layers anew."""
+        for _ in range(rng.integers(1, 7)):
+            beneath = layers[rng.integers(len(layers))].visible & ~mask
+            if not beneath.any():
+                continue
+            rows, columns = np.nonzero(beneath)
+            at = rng.integers(len(rows))
+            centre, side = np.array([rows[at], columns[at]]) / self.img_size, np.sqrt(beneath.mean())
+            thing = self._thing(centre, 0.01, side * rng.uniform(0.3, 1.1), rng)
+            if not (thing[..., 3] > 0)[mask].any():
+                photo = _paint(photo, beneath, thing, 0)[0]
+                layers = [Layer(x.whole, x.visible & (thing[..., 3] < 128), x.true) for x in layers]
+        return np.clip(np.rint(photo), 0, 255).astype(np.uint8), layers
 
     def _thing(self, centre, spread, side, rng, plain=0.0):
         """A cut-out, or with probability `plain` something plain, about `centre`, its longer side `side` pictures."""
