@@ -99,7 +99,9 @@ class Synthesizer:
             # as `create` does: with a random choice the front object would often be missing, and a network would
             # learn to distrust whatever alone covers a pixel; what does not reach the hole goes, and may still stand
             # in front of something that does
-            kept, _ = select_completions(completions, mask, partial, self.n_max)
+            kept, rows = select_completions(completions, mask, partial, self.n_max)
+            if rng.random() < 0.3:  # proposals miss things; here only such as the hole hardly touches
+                kept = [i for i in kept if rows[i]["hole_share"] > 0.08]
         chosen = [completions[i] for i in rng.permutation(kept)[: self.n_max]]
         if not any(c is u for c in chosen for u in useful):
             return None
