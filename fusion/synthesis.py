@@ -85,7 +85,7 @@ class Synthesizer:
             return None
         if (cover[mask] >= 2).mean() < 0.02 and rng.random() < 0.7:
             return None  # nothing to decide there
-        if self.cutouts and rng.random() < 0.5:
+        if self.cutouts and rng.random() < 0.65:
             photo, layers = self._cluttered(photo, layers, mask, rng)
         completions = complete(photo, layers, mask, style, self._foreign, rng)
         if rng.random() < 0.12:
@@ -142,7 +142,7 @@ class Synthesizer:
     def _cluttered(self, photo, layers, mask, rng):
         """Things on the objects, beside the hole, that nobody completed: what stands behind one disagrees with the
         photo there, and is right in the hole all the same. Returns the photo and its layers anew."""
-        for _ in range(rng.integers(1, 7)):
+        for _ in range(rng.integers(1, 13)):
             beneath = layers[rng.integers(len(layers))].visible & ~mask
             if not beneath.any():
                 continue
