@@ -98,7 +98,7 @@ class AmodalFusionTransformer(nn.Module):
         self.fill_logit = nn.Parameter(torch.tensor(0.0))
         # between exact copies one wins outright, guesses share: log of a factor on all logits, where nothing is copied,
         # and what is added where everything is
-        self.sharpness = nn.Parameter(torch.tensor([-1.0, 3.5]))
+        self.sharpness = nn.Parameter(torch.tensor([-1.0, 2.8]))
         self.to(memory_format=torch.channels_last)  # convolutions are faster this way round, on CPUs, too
 
     def forward(self, partial, mask, completions, valid=None):
@@ -188,12 +188,12 @@ class AmodalFusionTransformer(nn.Module):
             (B,M,5,H/4,W/4), larger is better: minus the log of the error where nobody else explains the photo better,
             carried smoothly into the hole; the same of its mean over the picture; log ratio of errors where a
             candidate meets those that it competes with at this pixel; as log of the share of the picture, how much
-            of it is visible; and the share of that, in [0,1], which is an exact copy of the photo (the fill's is the
-            mean of the completions at this pixel). The first two say whom to believe, the third who is in front, the
+            of it is visible; and, from 0 to 1, how surely it copies the photo, by the share of it that is exact: a
+            scaled copy is so only in part (the fill's is the mean of the completions at this pixel). The first two say whom to believe, the third who is in front, the
             last how firmly. Errors shrink towards a typical one when little is visible.
         """
         typical, doubt = 0.04, 1e-3  # an error in [0,1]; the share of the picture at which half of it is believed
-        exact = 0.01  # an error that is none
+        exact, some = 0.01, 0.15  # an error that is none; a share of exact pixels that half proves a copy
         slots, size = view.shape[:2], view.shape[-2] * view.shape[-1]
         disagreement, visible, alpha = view.split(1, 2)  # (B,M,1,H/4,W/4)
 
@@ -213,7 +213,7 @@ class AmodalFusionTransformer(nn.Module):
         overall = ((error * own).mean((2, 3), keepdim=True) + doubt * typical) / (seen + doubt)
         local = (seen * push_pull(error, own) + doubt * overall) / (seen + doubt)
         copied = ((own * (-error / exact).exp()).mean((2, 3), keepdim=True) + doubt / 4) / (seen + doubt)
-        copied = copied.unflatten(0, slots).expand_as(alpha)  # (B,M,1,H/4,W/4)
+        copied = (copied.square() / (copied.square() + some**2)).unflatten(0, slots).expand_as(alpha)  # (B,M,1,H/4,W/4)
         standing = alpha[:, :-1] + 1e-3 * alpha[:, :-1].mean((3, 4), keepdim=True)  # where nobody stands, all
         mean = (copied[:, :-1] * standing).sum(1, keepdim=True) / standing.sum(1, keepdim=True).clamp(min=1e-9)
         copied = torch.cat([copied[:, :-1], mean], 1)
