@@ -188,9 +188,10 @@ class AmodalFusionTransformer(nn.Module):
             (B,M,5,H/4,W/4), larger is better: minus the log of the error where nobody else explains the photo better,
             carried smoothly into the hole; the same of its mean over the picture; log ratio of errors where a
             candidate meets those that it competes with at this pixel; as log of the share of the picture, how much
-            of it is visible; and, from 0 to 1, how surely it copies the photo, by the share of it that is exact: a
-            scaled copy is so only in part (the fill's is the mean of the completions at this pixel). The first two say whom to believe, the third who is in front, the
-            last how firmly. Errors shrink towards a typical one when little is visible.
+            of it is visible; and, from 0 to 1, how surely it copies the photo, by the share of it that is exact, which
+            for a scaled copy is only a part (the fill's is the mean of the completions at this pixel). The first two
+            say whom to believe, the third who is in front, the last how firmly. Errors shrink towards a typical one
+            when little is visible.
         """
         typical, doubt = 0.04, 1e-3  # an error in [0,1]; the share of the picture at which half of it is believed
         exact, some = 0.01, 0.15  # an error that is none; a share of exact pixels that half proves a copy
