@@ -120,6 +120,25 @@ def test_a_scene_does_not_depend_on_its_batch():
     assert torch.allclose(together[1:2], alone, atol=1e-5)
 
 
+def test_exact_copies_win_outright_and_redrawn_ones_share():
+    """An untrained network weighs two completions of one object: alike, but for noise that hides no order."""
+    model = AmodalFusionTransformer(width=32, encoder_layers=1, decoder_layers=1, heads=2).eval()
+    torch.manual_seed(0)
+    photo = torch.rand(1, 3, 64, 64)
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., 24:40, 24:40] = 1
+
+    def most(noise):
+        worse = (photo + 0.1 + noise * torch.randn_like(photo)).clamp(0, 1)
+        better = (photo + noise * torch.randn_like(photo)).clamp(0, 1)
+        completions = torch.stack([torch.cat([x, torch.ones_like(mask)], 1) for x in (better, worse)], 1)
+        with torch.no_grad():
+            return model(photo * (1 - mask), mask, completions)["weights"][:, 0][mask[:, 0] > 0].min()
+
+    exact, redrawn = most(0.0), most(0.1)
+    assert exact > 0.999 and 0.35 < redrawn < 0.9
+
+
 def test_bf16_agrees_with_fp32():
     model, batch = make_model(), make_batch()
     exact = fuse(model, batch)["fused"]

@@ -119,3 +119,22 @@ def test_missing_material_is_named(material, sources, complaint):
     (material / "empty").mkdir(exist_ok=True)
     with pytest.raises(SceneError, match=complaint):
         Synthesizer(**{name: material / path for name, path in sources.items()})
+
+
+def test_clutter_stands_on_objects_and_leaves_the_hole_alone(material):
+    make, rng = synthesizer(material), np.random.default_rng(0)
+    changed = 0
+    for _ in range(20):
+        drawn = make._composed(rng)
+        if drawn is None:
+            continue
+        photo, layers, _ = drawn
+        mask = np.zeros(photo.shape[:2], bool)
+        mask[20:36, 20:36] = True
+        cluttered, fewer = make._cluttered(photo, layers, mask, rng)
+        assert np.array_equal(cluttered[mask], photo[mask])
+        for before, after in zip(layers, fewer):
+            assert np.array_equal(before.whole, after.whole)
+            assert not (after.visible & ~before.visible).any()
+        changed += (cluttered != photo).any()
+    assert changed >= 5
