@@ -151,7 +151,7 @@ class Synthesizer:
             centre, side = np.array([rows[at], columns[at]]) / self.img_size, np.sqrt(beneath.mean())
             thing = self._thing(centre, 0.01, side * rng.uniform(0.3, 1.1), rng)
             if not (thing[..., 3] > 0)[mask].any():
-                photo = _paint(photo, beneath, thing, 0)[0]
+                photo = _over(photo, thing, thing[..., 3] / 255)
                 layers = [Layer(x.whole, x.visible & (thing[..., 3] < 128), x.true) for x in layers]
         return np.clip(np.rint(photo), 0, 255).astype(np.uint8), layers
 
@@ -292,7 +292,7 @@ def _placed(cutout, size, centre, longer_side, rng):
 
 
 def _plain_thing(rng):
-    """A plate, a sheet or a table top, (256,256,4): without them a network takes whatever is smooth for a smear."""
+    """A plate, a sheet or a table top, (256,256,4): photographs are full of them, collections of cut-outs are not."""
     size = 256
     y, x = np.mgrid[:size, :size] / (size / 2) - 1.0
     power = rng.choice((2, 2, 4, 16))  # an ellipse, a rounded rectangle, a sheet
@@ -305,10 +305,14 @@ def _plain_thing(rng):
     return np.dstack([np.clip(colour, 0, 255), 255 * np.clip((0.98 - radius) * size / 2, 0, 1)]).astype(np.uint8)
 
 
+def _over(photo, whole, alpha):
+    return photo + alpha[..., None] * (whole[..., :3] - photo)
+
+
 def _paint(photo, winner, whole, number, where=True):
     """`whole` over the photo, where told; `winner` says who is in front."""
-    alpha = whole[..., 3:] / 255 * np.broadcast_to(where, winner.shape)[..., None]
-    return photo + alpha * (whole[..., :3] - photo), np.where(alpha[..., 0] > 0.5, number, winner)
+    alpha = whole[..., 3] / 255 * where
+    return _over(photo, whole, alpha), np.where(alpha > 0.5, number, winner)
 
 
 def _grown_shape(visible, rng):
