@@ -23,7 +23,7 @@ def complete(photo, layers, mask, style, foreign, rng):
         list of (H,W,4) uint8, straight alpha, in no order.
     """
     # Either the completer saw the whole photo and the hole came later, or it had to work around the hole.
-    whole_photo = style == "copy" and rng.random() < 0.75
+    seen = np.ones_like(mask) if style == "copy" and rng.random() < 0.9 else ~mask
     quality = rng.uniform(0, 1)  # models differ in how often they are right
     completions = []
     for layer in layers:
@@ -33,8 +33,7 @@ def complete(photo, layers, mask, style, foreign, rng):
         elif rng.random() < 0.15:
             samples = 2
         for _ in range(samples):
-            known = layer.visible if whole_photo else layer.visible & ~mask
-            completions.append(_complete_one(photo, layer, layers, known, mask, style, quality, foreign, rng))
+            completions.append(_complete_one(photo, layer, layers, seen, mask, style, quality, foreign, rng))
     if style == "pix2gestalt" and rng.random() < 0.5:
         completions.append(_other_granularity(completions, rng))
     if rng.random() < 0.06:  # a wrong object: one of these somewhere else
@@ -49,13 +48,16 @@ def complete(photo, layers, mask, style, foreign, rng):
     return completions
 
 
-def _complete_one(photo, layer, layers, known, mask, style, quality, foreign, rng):
-    colour, alpha = layer.whole[..., :3].copy(), layer.whole[..., 3].copy()
-    hidden = (alpha > 0) & ~known
+def _complete_one(photo, layer, layers, seen, mask, style, quality, foreign, rng):
+    colour, alpha, known = layer.whole[..., :3].copy(), layer.whole[..., 3].copy(), layer.visible & seen
+    # It knows the photo, where an object's rim is mixed with what lies behind, and never the object alone.
+    rim = (alpha > 0) & (alpha < 255) & (cv2.dilate(known.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0) & seen
+    colour[rim] = photo[rim]
+    hidden = (alpha > 0) & ~known & ~rim
     if hidden.any():
         colour, alpha = _draw_hidden(layer, colour, alpha, known, hidden, quality, foreign, rng)
     # Those that copy are given clean masks and clear views, mostly: what they keep can be trusted.
-    careless = style != "copy" or rng.random() < 0.3
+    careless = style != "copy" or rng.random() < 0.2
     if careless and rng.random() < 0.15:
         colour = _leftovers(photo, mask, colour, known, alpha, rng)
     if careless and rng.random() < 0.3 and len(layers) > 1:
@@ -67,8 +69,8 @@ def _complete_one(photo, layer, layers, known, mask, style, quality, foreign, rn
         result = _redraw(result, rng, strong=style == "pix2gestalt")
     elif rng.random() < 0.85:
         # copied exactly where the object can be seen, up to its rim
-        solid = known & (layer.whole[..., 3] == 255)
-        result[solid] = layer.whole[solid]
+        kept = (known & (layer.whole[..., 3] == 255)) | rim
+        result[kept] = np.dstack([photo, layer.whole[..., 3]])[kept]
         if rng.random() < 0.5:  # many completers write hard masks
             result[..., 3] = np.where(result[..., 3] > 127, 255, 0)
     if style == "pix2gestalt":

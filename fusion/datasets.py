@@ -68,7 +68,7 @@ class AmodalFusionDataset(SceneDataset):
         rng = np.random.default_rng((self.seed, epoch, index))
         if self.augment:
             kept = rng.permutation(len(scene.completions))
-            if rng.random() < 0.3:
+            if rng.random() < 0.1:  # seldom: without the front object the one behind is wrong
                 kept = kept[: rng.integers(1, len(kept) + 1)]
             scene.completions = [scene.completions[i] for i in kept]
         tensors = to_tensors(scene, self.n_max_completions)

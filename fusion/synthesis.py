@@ -111,16 +111,9 @@ class Synthesizer:
         """Cut-outs over a background: everything is known, also what is covered."""
         size = self.img_size
         background = _random_crop(_read(self.backgrounds[rng.integers(len(self.backgrounds))], "RGB"), size, rng)
-        count = rng.integers(2, 7)
-        centre, spread = rng.uniform(0.3, 0.7, 2), rng.uniform(0.06, 0.22)
         wholes = []
-        # often a large thing carries the others, as plates and tables do
-        smallest, largest = (0.15, 0.5) if (carried := rng.random() < 0.4) else (0.2, 0.9)
-        for number in range(count):
-            side = np.exp(rng.uniform(np.log(smallest), np.log(largest)))
-            if carried and number == 0:
-                side = rng.uniform(0.8, 1.4)
-            whole = self._thing(centre, spread, side, rng, plain=0.5 if carried and number == 0 else 0.08)
+        for side, place, plain in self._arrangement(rng):
+            whole = self._thing(place, side, rng, plain)
             if (whole[..., 3] > 127).mean() > 0.01:
                 wholes.append(whole)
         if len(wholes) < 2:
@@ -139,6 +132,23 @@ class Synthesizer:
             return None
         return photo, layers, background
 
+    @staticmethod
+    def _arrangement(rng):
+        """What stands where, back to front: [(longer side, centre, probability of a plain thing)], in pictures."""
+        draw, centre = rng.random(), rng.uniform(0.3, 0.7, 2)
+        if draw < 0.35:  # a laid table, a shelf, a close-up: large things carry many small ones, all over the picture
+            large, small = rng.integers(1, 4), rng.integers(3, 10)
+            sides = [*rng.uniform(0.6, 1.4, large), *np.exp(rng.uniform(np.log(0.15), np.log(0.6), small))]
+            return [(side, rng.uniform(0.1, 0.9, 2), 0.5 if i < large else 0.1) for i, side in enumerate(sides)]
+        spread, count = rng.uniform(0.06, 0.22), rng.integers(2, 7)
+        carried = draw < 0.6  # often a large thing carries the others, as plates and tables do
+        smallest, largest = (0.15, 0.5) if carried else (0.2, 0.9)
+        sides = np.exp(rng.uniform(np.log(smallest), np.log(largest), count))
+        if carried:
+            sides[0] = rng.uniform(0.8, 1.4)
+        plain = [0.5 if carried and i == 0 else 0.08 for i in range(count)]
+        return [(side, centre + rng.normal(0, spread, 2), p) for side, p in zip(sides, plain)]
+
     def _cluttered(self, photo, layers, mask, rng):
         """Things on the objects, beside the hole, that nobody completed: what stands behind one disagrees with the
         photo there, and is right in the hole all the same. Returns the photo and its layers anew."""
@@ -149,20 +159,19 @@ class Synthesizer:
             rows, columns = np.nonzero(beneath)
             at = rng.integers(len(rows))
             centre, side = np.array([rows[at], columns[at]]) / self.img_size, np.sqrt(beneath.mean())
-            thing = self._thing(centre, 0.01, side * rng.uniform(0.3, 1.1), rng)
+            thing = self._thing(centre, side * rng.uniform(0.3, 1.1), rng)
             if not (thing[..., 3] > 0)[mask].any():
                 photo = _over(photo, thing, thing[..., 3] / 255)
                 layers = [Layer(x.whole, x.visible & (thing[..., 3] < 128), x.true) for x in layers]
         return np.clip(np.rint(photo), 0, 255).astype(np.uint8), layers
 
-    def _thing(self, centre, spread, side, rng, plain=0.0):
-        """A cut-out, or with probability `plain` something plain, about `centre`, its longer side `side` pictures."""
+    def _thing(self, centre, side, rng, plain=0.0):
+        """A cut-out, or with probability `plain` something plain, at `centre`, its longer side `side` pictures."""
         if rng.random() < plain:
             cutout = _plain_thing(rng)
         else:
             cutout = _read(self.cutouts[rng.integers(len(self.cutouts))], "RGBA")
-        place = (centre + rng.normal(0, spread, 2)) * self.img_size
-        return _placed(cutout, self.img_size, place, self.img_size * side, rng)
+        return _placed(cutout, self.img_size, centre * self.img_size, self.img_size * side, rng)
 
     def _annotated(self, rng):
         """A photo with its own objects: what lies under a nearer one is unknown and has to be made up."""

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import yaml
 
+from fusion.completers import complete
 from fusion.holes import HOLES, cut_hole
 from fusion.images import SceneError, write_image
 from fusion.scenes import read_list, read_scene
-from fusion.synthesis import Synthesizer
+from fusion.synthesis import Layer, Synthesizer
 from tests.conftest import SMALL, draw_scene, write_dataset
 from tests.scripts import run, succeed
 
@@ -138,3 +139,22 @@ def test_clutter_stands_on_objects_and_leaves_the_hole_alone(material):
             assert not (after.visible & ~before.visible).any()
         changed += (cluttered != photo).any()
     assert changed >= 5
+
+
+def test_a_copied_rim_has_the_colours_of_the_photo():
+    """Where alpha is soft the photo shows a mixture, and that is what a completer saw."""
+    rng = np.random.default_rng(0)
+    alpha = np.zeros((64, 64), np.uint8)
+    alpha[20:44, 20:44] = 128
+    alpha[22:42, 22:42] = 255
+    whole = np.dstack([np.full((64, 64, 3), 200, np.uint8), alpha])
+    photo = np.rint(60 + alpha[..., None] / 255 * (whole[..., :3] - 60.0)).astype(np.uint8)
+    layer = Layer(whole, alpha > 127, True)
+    mask = np.zeros((64, 64), bool)
+    mask[:, 40:] = True
+    rim = (alpha == 128) & ~mask
+    kept = 0
+    for _ in range(20):
+        copied = complete(photo, [layer], mask, "copy", lambda _: photo, rng)[0]
+        kept += np.array_equal(copied[rim, :3], photo[rim])
+    assert kept >= 15  # careless completers damage it

@@ -1,0 +1,97 @@
+"""How much of the oracle's lead is there for a method that chooses among objects rather than pixels.
+
+    python -m benchmarks.reachable --data_dir SCENES
+
+The oracle knows the original and takes the nearest candidate at every single pixel, noise included. Here the choice is
+as well informed but coarser: per block of so many pixels a side, or per "set", all pixels of the hole that the same
+completions cover. In a block, completions are painted over the fill one after another as long as that brings it nearer
+to the original; in a set one candidate wins.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from amodal_fusion_transformer_inference import SHIPPED, fuse_scenes, load_model, network_size
+from benchmarks.measure import report
+from fusion.metrics import RULES, apply_rules, gap_closed, oracle, overlap_region, region_psnr
+from fusion.scenes import find_scenes, read_scene
+
+BLOCKS = (4, 8, 16, 32)
+
+
+def squared_error(image, original):
+    return (image - original).square().mean(1, keepdim=True)  # (B,1,H,W)
+
+
+def choose_per_block(mask, completions, fill, original, side):
+    """The best painting by blocks of `side` pixels, (1,3,H,W); completions (1,N,4,H,W), the others as everywhere."""
+    def upsample(blocks):
+        return blocks.repeat_interleave(side, 2).repeat_interleave(side, 3)[..., : mask.shape[2], : mask.shape[3]]
+
+    canvas = fill
+    for _ in range(completions.shape[1]):
+        error = squared_error(canvas, original)
+        painted = [canvas + front[:, 3:] * (front[:, :3] - canvas) for front in completions.unbind(1)]
+        gains = torch.cat([F.avg_pool2d((error - squared_error(image, original)) * mask, side, ceil_mode=True)
+                           for image in painted], 1)  # (1,N,H/side,W/side)
+        best, winner = gains.max(1, keepdim=True)
+        winner = upsample(winner.masked_fill(best <= 0, -1))
+        for slot, image in enumerate(painted):
+            canvas = torch.where(winner == slot, image, canvas)
+    return canvas
+
+
+def choose_per_set(mask, completions, fill, original):
+    """The best single candidate wherever the same completions cover the hole, (1,3,H,W)."""
+    covers = completions[:, :, 3] > 0.5  # (1,N,H,W)
+    powers = 2 ** torch.arange(covers.shape[1]).view(1, -1, 1, 1)
+    number = (covers * powers).sum(1, keepdim=True)  # (1,1,H,W), which set
+    chosen = fill
+    for present in number[mask > 0.5].unique():
+        region = (number == present) & (mask > 0.5)
+        candidates = [c[:, :3] for i, c in enumerate(completions.unbind(1)) if present.item() >> i & 1]
+        best = min([fill, *candidates], key=lambda image: squared_error(image, original)[region].mean().item())
+        chosen = torch.where(region, best, chosen)
+    return chosen
+
+
+@torch.no_grad()
+def score(scene, model, img_size):
+    """{method: (PSNR in the hole, PSNR in the overlap)} of one scene."""
+    result = fuse_scenes(model, [scene], network_size(scene.mask.shape, img_size), torch.device("cpu"))[0]
+    inputs = [result[name] for name in ("partial", "mask", "completions", "valid")]
+    fill, original, mask = result["fill"], result["original"], result["mask"]
+    overlap = overlap_region(*inputs[1:])
+    images = apply_rules(*inputs, fill) | {"ours": result["fused"], "oracle": oracle(*inputs, fill, original)[0],
+                                          "set": choose_per_set(mask, inputs[2], fill, original)}
+    images |= {f"{side}²": choose_per_block(mask, inputs[2], fill, original, side) for side in BLOCKS}
+    return {name: [region_psnr(image, original, region).item() for region in (mask, overlap)]
+            for name, image in images.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, required=True)
+    parser.add_argument("--checkpoint", default=SHIPPED)
+    parser.add_argument("--img_size", type=int, default=256)
+    parser.add_argument("--json", help="file to write the figures to")
+    options = parser.parse_args()
+    model, _ = load_model(options.checkpoint)
+    scores = [score(read_scene(options.data_dir / scene_id, need_original=True), model, options.img_size)
+              for scene_id in find_scenes(options.data_dir)]
+    figures = torch.tensor([[row[name] for row in scores] for name in scores[0]])  # (methods, scenes, 2)
+    means = dict(zip(scores[0], figures.nanmean(1).tolist()))
+    best = [max(means[rule][i] for rule in RULES) for i in (0, 1)]
+    rows = []
+    for name in ("ours", "set", *(f"{side}²" for side in reversed(BLOCKS)), "oracle"):
+        gaps = [gap_closed(means[name][i], best[i], means["oracle"][i]) for i in (0, 1)]
+        rows.append({"choice": name, "psnr": f"{means[name][0]:.2f} / {means[name][1]:.2f}",
+                     "gap": f"{gaps[0]:.2f} / {gaps[1]:.2f}", "means": means[name]})
+    report(rows, {"choice": "one choice per", "psnr": "PSNR, hole / overlap", "gap": "gap closed"}, options.json)
+
+
+if __name__ == "__main__":
+    main()
