@@ -11,6 +11,7 @@ from PIL import Image
 from fusion.compositing import fill_hole, paint_over, push_pull
 from fusion.images import SceneError, atomic_file, read_image, resize, write_image
 from fusion.metrics import (
+    MOST_PSNR,
     RULES,
     apply_rules,
     gap_closed,
@@ -138,13 +139,13 @@ def test_rules_and_oracle_on_a_scene_with_a_known_answer():
     overlap = overlap_region(mask, completions, valid)
     assert overlap.sum() == 16 * 8
     score = {name: region_psnr(image, original, overlap).item() for name, image in fused.items()}
-    assert score["visible_fit"] == pytest.approx(99)  # the front one fits
+    assert score["visible_fit"] == pytest.approx(MOST_PSNR)  # the front one fits
     assert score["over_given"] < 10  # paints the rear one last
-    assert score["over_area"] == pytest.approx(99)  # the smaller one in front
+    assert score["over_area"] == pytest.approx(MOST_PSNR)  # the smaller one in front
     assert score["over_lowest"] < 10  # the rear one reaches lower
-    assert score["over_given"] < score["mean"] < 99
+    assert score["over_given"] < score["mean"] < MOST_PSNR
     best, choice = oracle(partial, mask, completions, valid, fill, original)
-    assert region_psnr(best, original, overlap) == 99
+    assert region_psnr(best, original, overlap) == MOST_PSNR
     assert (choice[overlap[:, 0] > 0] == 0).all()
     for image in [*fused.values(), best]:
         assert torch.equal(image * (1 - mask), partial)
