@@ -5,17 +5,48 @@ Three styles. "copy" keeps the visible pixels exactly (PCNet and its kin), "redr
 alpha is keyed from the white.
 """
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 
 from fusion.keying import key_background
 
 
+def as_received(photo, layers, rng):
+    """The photo and its objects as the completer had them: often saved again, or at its own size and scaled back, so
+    that its copies are nearly exact, and its masks softer than the photo's edges."""
+    size, draw = photo.shape[0], rng.random()
+    if draw < 0.3:
+        return photo, layers
+    if draw < 0.75:
+        small = int(size * rng.uniform(0.35, 1))
+        enlarge = cv2.INTER_LINEAR if rng.random() < 0.5 else cv2.INTER_CUBIC
+
+        def scaled(image):
+            return cv2.resize(cv2.resize(image, (small, small), interpolation=cv2.INTER_AREA), (size, size),
+                              interpolation=enlarge)
+
+        photo = scaled(photo)
+        layers = [replace(layer, whole=_with_alpha(layer.whole, scaled(layer.whole[..., 3]))) for layer in layers]
+    if draw > 0.6:
+        photo = _jpeg(photo, rng.integers(60, 96))
+    return photo, layers
+
+
+def _with_alpha(rgba, alpha):
+    """Another alpha; where there was none, colours go on."""
+    beyond = (alpha > 0) & (rgba[..., 3] == 0)
+    rgba = np.dstack([rgba[..., :3], alpha])
+    rgba[beyond, :3] = _inpainted(rgba[..., :3], ~beyond & (alpha > 200))[beyond]
+    return rgba
+
+
 def complete(photo, layers, mask, style, foreign, rng):
     """Completions of all objects.
 
     Args:
-        photo (H,W,3) uint8; layers: list of Layer; mask (H,W) bool, True = hole.
+        photo (H,W,3) uint8, as the completer had it; layers: list of Layer; mask (H,W) bool, True = hole.
         style: "copy", "redraw" or "pix2gestalt".
         foreign: function of rng → (H,W,3), some other texture.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fusion.completers import complete, whole_background
+from fusion.completers import as_received, complete, whole_background
 from fusion.holes import cut_hole
 from fusion.images import IMAGE_SUFFIXES, SceneError, read_image, resize
 from fusion.scenes import Scene
@@ -87,9 +87,10 @@ class Synthesizer:
             return None  # nothing to decide there
         if self.cutouts and rng.random() < 0.65:
             photo, layers = self._cluttered(photo, layers, mask, rng)
-        completions = complete(photo, layers, mask, style, self._foreign, rng)
+        received = as_received(photo, layers, rng) if style == "copy" else (photo, layers)
+        completions = complete(*received, mask, style, self._foreign, rng)
         if rng.random() < 0.12:
-            completions.append(whole_background(photo, layers, mask, behind, rng))
+            completions.append(whole_background(*received, mask, behind, rng))
         useful = [c for c in completions if (c[..., 3] > 127)[mask].mean() > 0.005]
         if not useful:
             return None
