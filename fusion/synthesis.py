@@ -89,7 +89,7 @@ class Synthesizer:
             photo, layers = self._cluttered(photo, layers, mask, rng)
         received = as_received(photo, layers, rng) if style == "copy" else (photo, layers)
         completions = complete(*received, mask, style, self._foreign, rng)
-        if rng.random() < 0.12:
+        if rng.random() < 0.05:
             completions.append(whole_background(*received, mask, behind, rng))
         useful = [c for c in completions if (c[..., 3] > 127)[mask].mean() > 0.005]
         if not useful:
@@ -137,12 +137,12 @@ class Synthesizer:
     def _arrangement(rng):
         """What stands where, back to front: [(longer side, centre, probability of a plain thing)], in pictures."""
         draw, centre = rng.random(), rng.uniform(0.3, 0.7, 2)
-        if draw < 0.35:  # a laid table, a shelf, a close-up: large things carry many small ones, all over the picture
+        if draw < 0.5:  # a laid table, a shelf, a close-up: large things carry many small ones, all over the picture
             large, small = rng.integers(1, 4), rng.integers(3, 10)
             sides = [*rng.uniform(0.6, 1.4, large), *np.exp(rng.uniform(np.log(0.15), np.log(0.6), small))]
             return [(side, rng.uniform(0.1, 0.9, 2), 0.5 if i < large else 0.1) for i, side in enumerate(sides)]
         spread, count = rng.uniform(0.06, 0.22), rng.integers(2, 7)
-        carried = draw < 0.6  # often a large thing carries the others, as plates and tables do
+        carried = draw < 0.75  # often a large thing carries the others, as plates and tables do
         smallest, largest = (0.15, 0.5) if carried else (0.2, 0.9)
         sides = np.exp(rng.uniform(np.log(smallest), np.log(largest), count))
         if carried:
@@ -153,8 +153,11 @@ class Synthesizer:
     def _cluttered(self, photo, layers, mask, rng):
         """Things on the objects, beside the hole, that nobody completed: what stands behind one disagrees with the
         photo there, and is right in the hole all the same. Returns the photo and its layers anew."""
-        for _ in range(rng.integers(1, 13)):
-            beneath = layers[rng.integers(len(layers))].visible & ~mask
+        on, things = range(len(layers)), rng.integers(1, 13)
+        if rng.random() < 0.5:  # all on the largest, as on a plate, of which little shows then
+            on, things = [np.argmax([(layer.visible & ~mask).sum() for layer in layers])], rng.integers(4, 20)
+        for _ in range(things):
+            beneath = layers[rng.choice(on)].visible & ~mask
             if not beneath.any():
                 continue
             rows, columns = np.nonzero(beneath)
