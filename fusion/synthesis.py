@@ -85,7 +85,7 @@ class Synthesizer:
             return None
         if (cover[mask] >= 2).mean() < 0.02 and rng.random() < 0.7:
             return None  # nothing to decide there
-        if self.cutouts and rng.random() < 0.65:
+        if self.cutouts and rng.random() < 0.75:
             photo, layers = self._cluttered(photo, layers, mask, rng)
         received = as_received(photo, layers, rng) if style == "copy" else (photo, layers)
         completions = complete(*received, mask, style, self._foreign, rng)
@@ -153,17 +153,18 @@ class Synthesizer:
     def _cluttered(self, photo, layers, mask, rng):
         """Things on the objects, beside the hole, that nobody completed: what stands behind one disagrees with the
         photo there, and is right in the hole all the same. Returns the photo and its layers anew."""
-        on, things = range(len(layers)), rng.integers(1, 13)
-        if rng.random() < 0.5:  # all on the largest, as on a plate, of which little shows then
-            on, things = [np.argmax([(layer.visible & ~mask).sum() for layer in layers])], rng.integers(4, 20)
+        on, things, largest_thing, enough = range(len(layers)), rng.integers(1, 13), 1.1, 0
+        if rng.random() < 0.7:  # all on the largest, as on a laid table, most of which may be hidden
+            areas = [(layer.visible & ~mask).sum() for layer in layers]
+            on, things, largest_thing, enough = [np.argmax(areas)], 60, 0.7, max(areas) * rng.uniform(0.2, 0.8)
         for _ in range(things):
             beneath = layers[rng.choice(on)].visible & ~mask
-            if not beneath.any():
-                continue
+            if beneath.sum() <= enough:
+                break
             rows, columns = np.nonzero(beneath)
             at = rng.integers(len(rows))
             centre, side = np.array([rows[at], columns[at]]) / self.img_size, np.sqrt(beneath.mean())
-            thing = self._thing(centre, side * rng.uniform(0.3, 1.1), rng)
+            thing = self._thing(centre, side * rng.uniform(0.3, largest_thing), rng)
             if not (thing[..., 3] > 0)[mask].any():
                 photo = _over(photo, thing, thing[..., 3] / 255)
                 layers = [Layer(x.whole, x.visible & (thing[..., 3] < 128), x.true) for x in layers]
