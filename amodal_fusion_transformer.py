@@ -39,7 +39,7 @@ from fusion.layers import ConvBlock, DecoderLayer, EncoderLayer, position_encodi
 from fusion.metrics import apply_rules, gap_closed, oracle, overlap_region, region_psnr
 from fusion.perceptual import LpipsUnavailable, load_perceptual
 from fusion.run import Run, TrainingError, check_same_model, claim_folder
-from fusion.tensors import HALF_PRECISION, to_arrays
+from fusion.tensors import HALF_PRECISION, to_arrays, training_precision
 
 # ----------------------------------------------------------------------------
 # Model
@@ -371,7 +371,7 @@ class TrainConfig:
 
     gpus: int = option(1, "GPUs on this machine; more than 1 starts that many workers, 0 is the CPU",
                        "compute", least=0)
-    amp: str = option("bf16", "half precision on GPUs (a CPU run stays in fp32)", "compute",
+    amp: str = option("bf16", "half precision; a CPU takes bf16 if it has instructions for it, else fp32", "compute",
                       tuple(HALF_PRECISION))
     compile: bool = option(False, "torch.compile the network: minutes at the start, faster steps", "compute")
     seed: int = option(0, "of initial weights, order and augmentation", "compute", least=0)
@@ -431,8 +431,8 @@ def train_one_epoch(run, network, loader, sampler, perceptual, stop_signal):
         steps = min(steps, config.max_steps - run.step)
     network.train()
     parameters = list(run.model.parameters())
-    half = HALF_PRECISION[config.amp]
-    autocast = torch.autocast(worker.device.type, half, enabled=half is not None and worker.device.type == "cuda")
+    half = training_precision(config.amp, worker.device)
+    autocast = torch.autocast(worker.device.type, half, enabled=half is not None)
     batches = read_batches(loader)
     quiet = None if worker.is_main else True  # None: a bar only where there is a terminal
     sums, logged_at, skipped = {}, time.monotonic(), 0
@@ -448,8 +448,8 @@ def train_one_epoch(run, network, loader, sampler, perceptual, stop_signal):
             with contextlib.nullcontext() if last or not worker.distributed else network.no_sync():
                 with autocast:
                     out = network(batch["partial"], batch["mask"], batch["completions"], batch["valid"])
-                loss, parts = fusion_loss(out, batch, perceptual, config.lpips_weight, oracle_weight,
-                                          config.psnr_weight)
+                    loss, parts = fusion_loss(out, batch, perceptual, config.lpips_weight, oracle_weight,
+                                              config.psnr_weight)
                 run.scaler.scale(loss / config.accumulate).backward()
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0) + value.detach().mean() / config.accumulate

@@ -17,7 +17,7 @@ from amodal_fusion_transformer import AmodalFusionTransformer, fusion_loss
 from benchmarks.measure import alternate, random_scenes, report, spread
 from benchmarks.plain_design import PlainDesign
 from fusion.perceptual import PerceptualLoss
-from fusion.tensors import HALF_PRECISION
+from fusion.tensors import HALF_PRECISION, training_precision
 
 
 def random_lpips(net):
@@ -32,12 +32,12 @@ def random_lpips(net):
 def step(model, batch, perceptual, amp, device):
     """A function that does one training step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    half = HALF_PRECISION[amp]
+    half = training_precision(amp, torch.device(device))
 
     def program():
         with torch.autocast(device, half, enabled=half is not None):
             out = model(batch["partial"], batch["mask"], batch["completions"], batch["valid"])
-        loss, _ = fusion_loss(out, batch, perceptual, 0.5, psnr_weight=1.0)
+            loss, _ = fusion_loss(out, batch, perceptual, 0.5, psnr_weight=1.0)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -53,11 +53,12 @@ def main():
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--lpips_net", choices=("vgg", "alex"), default="vgg")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--amp", choices=tuple(HALF_PRECISION), default="bf16", help="as in the training script")
     parser.add_argument("--plain_limit", type=int, default=256, help="largest side for the plain design, pixels")
     parser.add_argument("--json", help="file to write the figures to")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    amp = "bf16" if device == "cuda" else "off"
+    amp = options.amp
     perceptual, rows = random_lpips(options.lpips_net).to(device), []
     for size in options.sizes:
         batch = random_scenes(options.batch, options.slots, size, device)

@@ -78,11 +78,15 @@ class PerceptualLoss(nn.Module):
 
     def forward(self, fused, original):
         """fused, original (B,3,H,W) in [0,1], at least 32×32 → distance per scene, (B,)."""
-        # fp32 even under autocast: half-precision features of flat regions are zero and their norm's gradient NaN.
-        with torch.autocast(fused.device.type, enabled=False):
+        device = fused.device.type
+        # The backbone follows bf16, which reaches as far down as fp32, but never fp16: there the features of flat
+        # regions are zero, and their norm's gradient NaN.
+        bf16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
             features = self._features(fused)
             with torch.no_grad():
                 targets = self._features(original)
+        with torch.autocast(device, enabled=False):
             distance = 0
             for feature, target, head in zip(features, targets, self.lpips.lins):
                 distance = distance + head((feature - target).square()).mean((1, 2, 3))
@@ -90,7 +94,7 @@ class PerceptualLoss(nn.Module):
 
     def _features(self, image):
         """Unit-length features of each slice; image in [0,1] is scaled to the [−1,1] that LPIPS was fitted to."""
-        slices = self.lpips.net(self.lpips.scaling_layer(2 * image.float() - 1))
+        slices = [x.float() for x in self.lpips.net(self.lpips.scaling_layer(2 * image.float() - 1))]
         # vector_norm, because the gradient of lpips' own sqrt(sum) is NaN where all features are zero.
         return [x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10) for x in slices]
 

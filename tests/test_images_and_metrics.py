@@ -201,12 +201,28 @@ def test_lpips_equals_the_package_and_is_frozen(backbone):
     assert torch.equal(loss(a, b), loss(a, b))
 
 
-def test_lpips_gradient_is_finite_where_features_vanish(backbone):
+def test_lpips_follows_bf16_and_never_fp16(backbone):
+    loss = PerceptualLoss("alex", backbone)
+    torch.manual_seed(0)
+    a, b = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    exact = loss(a, b)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = loss(a, b)
+    with torch.autocast("cpu", torch.float16):
+        assert torch.equal(loss(a, b), exact)
+    assert half.dtype == torch.float32 and not torch.equal(half, exact)
+    assert torch.allclose(half, exact, rtol=0.02)
+
+
+@pytest.mark.parametrize("half", [None, torch.bfloat16, torch.float16])
+def test_lpips_gradient_is_finite_where_features_vanish(backbone, half):
     loss = PerceptualLoss("alex", backbone)
     for parameter in loss.lpips.net.parameters():
         parameter.data.zero_()
     flat = torch.zeros(1, 3, 64, 64, requires_grad=True)
-    loss(flat, torch.rand(1, 3, 64, 64)).sum().backward()
+    with torch.autocast("cpu", half, enabled=half is not None):
+        distance = loss(flat, torch.rand(1, 3, 64, 64)).sum()
+    distance.backward()
     assert flat.grad.isfinite().all()
 
 

@@ -13,7 +13,7 @@ import amodal_fusion_transformer as aft
 from fusion.compositing import weigh
 from fusion.config import ConfigError, read_yaml
 from fusion.run import learning_rate
-from fusion.tensors import to_tensors
+from fusion.tensors import to_tensors, training_precision
 from tests.conftest import SMALL, draw_scene, records, write_dataset
 from tests.scripts import ROOT, run, succeed, torchrun
 
@@ -71,6 +71,23 @@ def test_gpus_option_starts_workers_with_the_elastic_launcher(dataset, tmp_path)
                              timeout=120, check=False, cwd=ROOT)
     assert process.returncode == 0, process.stderr
     assert "2 × cpu" in process.stdout and (tmp_path / "best_model.pth").exists()
+
+
+@pytest.mark.parametrize(("cpu", "amp", "expected"), [
+    ({"avx512_bf16": True}, "bf16", torch.bfloat16), ({"amx_bf16": True}, "bf16", torch.bfloat16),
+    ({"avx512_f": True}, "bf16", None), ({"avx512_bf16": True}, "fp16", None), ({"avx512_bf16": True}, "off", None),
+])
+def test_a_cpu_takes_bf16_only_where_it_has_instructions_for_it(cpu, amp, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu, raising=False)
+    assert training_precision(amp, torch.device("cpu")) is expected
+    assert training_precision("fp16", torch.device("cuda")) is torch.float16
+
+
+def test_half_precision_trains_like_full_precision(dataset, tmp_path):
+    train(dataset, tmp_path / "full", *L1_ONLY, "--epochs", 2, "--lr", 1e-3)
+    train(dataset, tmp_path / "half", *L1_ONLY, "--epochs", 2, "--lr", 1e-3, "--amp", "bf16")
+    full, half = (records(tmp_path / name, "val")[-1]["loss"] for name in ("full", "half"))
+    assert half == pytest.approx(full, abs=2e-3)
 
 
 def test_accumulation_is_a_larger_batch(dataset, tmp_path):
