@@ -75,7 +75,7 @@ class AmodalFusionTransformer(nn.Module):
         # convolutional encoder; the stem is linear, so what all candidates share is convolved once
         self.stem_scene = nn.Conv2d(8, c2, 4, stride=2, padding=1)
         self.stem_candidate = nn.Conv2d(5, c2, 4, stride=2, padding=1, bias=False)
-        self.embed_evidence = nn.Conv2d(5, c4, 1)
+        self.embed_evidence = nn.Conv2d(6, c4, 1)
         self.down4 = nn.Sequential(nn.GELU(), nn.Conv2d(c2, c4, 3, stride=2, padding=1))
         self.block4 = ConvBlock(c4)
         self.down8 = nn.Sequential(nn.Conv2d(c4, c8, 3, stride=2, padding=1), ConvBlock(c8))
@@ -94,11 +94,15 @@ class AmodalFusionTransformer(nn.Module):
         self.weight_head = nn.Conv2d(c2, 1, 1)
         nn.init.zeros_(self.weight_head.weight)
         nn.init.zeros_(self.weight_head.bias)
-        self.trust = nn.Parameter(torch.tensor([0.5, 0.5, 1.0]))  # in local error, overall error, duels
+        self.trust = nn.Parameter(torch.tensor([0.5, 0.5, 1.0, 0.6]))  # in local and overall error, duels, shapes
         self.fill_logit = nn.Parameter(torch.tensor(0.0))
         # between exact copies one wins outright, guesses share: log of a factor on all logits, where nothing is copied,
         # and what is added where everything is
         self.sharpness = nn.Parameter(torch.tensor([-1.0, 2.8]))
+        # what each place says of the order of two candidates that meet there, and how much it knows; silent at first
+        self.vote_head = nn.Conv2d(c2, 2, 1)
+        nn.init.zeros_(self.vote_head.weight)
+        nn.init.zeros_(self.vote_head.bias)
         self.to(memory_format=torch.channels_last)  # convolutions are faster this way round, on CPUs, too
 
     def forward(self, partial, mask, completions, valid=None):
@@ -126,9 +130,9 @@ class AmodalFusionTransformer(nn.Module):
         present = F.pad(valid, (0, 1), value=True)  # (B,M)
         candidates.masked_fill_(~present[:, :, None, None, None], 0)
 
-        skips, x16, evidence = self.encode(partial, mask, fill, candidates)
+        skips, x16, evidence, alpha = self.encode(partial, mask, fill, candidates)
         tokens = self.relate(x16, present)
-        logits = self.decide(tokens, skips, evidence, candidates.shape[-2:])  # (B,M,H,W)
+        logits = self.decide(tokens, skips, evidence, alpha, candidates.shape[-2:])  # (B,M,H,W)
 
         completions = candidates[:, :-1]
         log_weights = weigh(logits, completions)
@@ -143,7 +147,7 @@ class AmodalFusionTransformer(nn.Module):
         Returns:
             skips, per group of candidates (so that large pictures need little memory at a time) the features
             (B,G,C,h,w) at strides 2, 4, 8; features of all, (B,M,C,h,w), at stride 16; and `weigh_evidence`,
-            (B,M,5,H/4,W/4).
+            (B,M,6,H/4,W/4).
         """
         height, width = partial.shape[-2:]
         edge = (0, -width % self.STRIDE, 0, -height % self.STRIDE)
@@ -165,8 +169,9 @@ class AmodalFusionTransformer(nn.Module):
             stems.append(self.stem_candidate(own).unflatten(0, group.shape[:2]) + shared[:, None])
             view = torch.cat([disagreement, visible, alpha], 2).float()
             views.append(F.avg_pool2d(view.flatten(0, 1), 4).unflatten(0, group.shape[:2]))
+        views = torch.cat(views, 1)  # (B,M,3,H/4,W/4)
         with torch.autocast(partial.device.type, enabled=False):  # ratios of small errors want all their digits
-            evidence = self.weigh_evidence(torch.cat(views, 1))  # (B,M,5,H/4,W/4)
+            evidence = self.weigh_evidence(views)  # (B,M,6,H/4,W/4)
 
         skips, deepest = [], []
         for x2, known in zip(stems, evidence.split(size, 1)):
@@ -174,7 +179,7 @@ class AmodalFusionTransformer(nn.Module):
             x8 = self.down8(x4)
             skips.append([x2, *(x.unflatten(0, x2.shape[:2]) for x in (x4, x8))])
             deepest.append(self.down16(x8).unflatten(0, x2.shape[:2]))
-        return skips, torch.cat(deepest, 1), evidence
+        return skips, torch.cat(deepest, 1), evidence, views[:, :, 2]
 
     @staticmethod
     def weigh_evidence(view):
@@ -185,16 +190,18 @@ class AmodalFusionTransformer(nn.Module):
                 comes last.
 
         Returns:
-            (B,M,5,H/4,W/4), larger is better: minus the log of the error where nobody else explains the photo better,
-            carried smoothly into the hole; the same of its mean over the picture; log ratio of errors where a
-            candidate meets those that it competes with at this pixel; as log of the share of the picture, how much
-            of it is visible; and, from 0 to 1, how surely it copies the photo, by the share of it that is exact, which
-            for a scaled copy is only a part (the fill's is the mean of the completions at this pixel). The first two
-            say whom to believe, the third who is in front, the last how firmly. Errors shrink towards a typical one
-            when little is visible.
+            (B,M,6,H/4,W/4), larger is better: minus the log of the error where nobody else explains the photo better,
+            carried smoothly into the hole; the same of its mean over the picture; against those that a candidate
+            competes with at this pixel, log ratio of errors where they meet in plain view, and log ratio of the shares
+            of their shapes that lie outside each other; as log of the share of the picture, how much of it is visible;
+            and, from 0 to 1, how surely it copies the photo, by the share of it that is exact, which for a scaled copy
+            is only a part (the fill's is the mean of the completions at this pixel). The first two say whom to believe,
+            the next two who is in front, the last how firmly. Errors shrink towards a typical one when little is
+            visible.
         """
         typical, doubt = 0.04, 1e-3  # an error in [0,1]; the share of the picture at which half of it is believed
         exact, some = 0.01, 0.15  # an error that is none; a share of exact pixels that half proves a copy
+        slack = 0.02  # a share outside that means nothing
         slots, size = view.shape[:2], view.shape[-2] * view.shape[-1]
         disagreement, visible, alpha = view.split(1, 2)  # (B,M,1,H/4,W/4)
 
@@ -202,7 +209,10 @@ class AmodalFusionTransformer(nn.Module):
         d, v, a = (x.flatten(2)[:, :-1] for x in (disagreement, visible, alpha))  # (B,N,P)
         wrong = (d @ v.mT + doubt / 10 * size * typical) / (v @ v.mT + doubt / 10 * size)
         wrong = wrong.log()  # (B,N,N), log error of the row's completion where it meets the column's
-        duel = F.pad((wrong.mT - wrong) @ a, (0, 0, 0, 1)).view_as(visible)
+        # What lies within another one's shape is in front of it: behind it nobody would have seen it to complete it.
+        outside = 1 - a @ a.mT / a.sum(2, keepdim=True).clamp(min=1e-3)  # (B,N,N), share of the row's completion
+        outside = (outside + slack).log()
+        duel, within = (F.pad((x.mT - x) @ a, (0, 0, 0, 1)).view_as(visible) for x in (wrong, outside))
 
         # A plate is not wrong where the food on it hides it: an error counts as far as nobody else fits better.
         error = disagreement / visible.clamp(min=1e-6)
@@ -218,8 +228,8 @@ class AmodalFusionTransformer(nn.Module):
         standing = alpha[:, :-1] + 1e-3 * alpha[:, :-1].mean((3, 4), keepdim=True)  # where nobody stands, all
         mean = (copied[:, :-1] * standing).sum(1, keepdim=True) / standing.sum(1, keepdim=True).clamp(min=1e-9)
         copied = torch.cat([copied[:, :-1], mean], 1)
-        evidence = [-local.clamp(min=1e-4).log(), -overall.log(), duel.flatten(0, 1), seen.clamp(min=1e-4).log(),
-                    copied.flatten(0, 1)]
+        evidence = [-local.clamp(min=1e-4).log(), -overall.log(), duel.flatten(0, 1), within.flatten(0, 1),
+                    seen.clamp(min=1e-4).log(), copied.flatten(0, 1)]
         return torch.cat([e.expand_as(local) for e in evidence], 1).unflatten(0, slots)
 
     def relate(self, x16, present):
@@ -246,28 +256,48 @@ class AmodalFusionTransformer(nn.Module):
             tokens = layer(tokens, present, scene, position)
         return self.norm(tokens).unflatten(1, picture).permute(0, 3, 4, 1, 2)  # (B,M,C,h,w)
 
-    def decide(self, tokens, skips, evidence, size):
+    def decide(self, tokens, skips, evidence, alpha, size):
         """Upsample to stride 2, meet the encoder's features on the way, and give a logit (B,M,H,W) per candidate.
 
         `skips` is empty afterwards.
         """
-        learned = []
+        learned, votes = [], []
         for group in tokens.split(skips[0][0].shape[1], 1):
             x2, x4, x8 = skips.pop(0)  # large: gone as soon as it has been used
             x = self.up8(group.flatten(0, 1))
             x = self.up8_block(F.interpolate(x, scale_factor=2, mode="bilinear") + x8.flatten(0, 1))
             x = self.up4_block(F.interpolate(self.up4(x), scale_factor=2, mode="bilinear") + x4.flatten(0, 1))
             x = self.up2_block(F.interpolate(self.up2(x), scale_factor=2, mode="bilinear") + x2.flatten(0, 1))
-            learned.append(self.weight_head(F.gelu(x)).float().view(*group.shape[:2], *x2.shape[-2:]))
+            x = F.gelu(x)
+            learned.append(self.weight_head(x).float().view(*group.shape[:2], *x2.shape[-2:]))
+            votes.append(F.avg_pool2d(self.vote_head(x), 2).float().unflatten(0, group.shape[:2]))
         learned = torch.cat(learned, 1)  # (B,M,H/2,W/2)
-        rule = (evidence[:, :, :3] * self.trust[:, None, None]).sum(2)  # (B,M,H/4,W/4)
+        rule = (evidence[:, :, :4] * self.trust[:, None, None]).sum(2)  # (B,M,H/4,W/4)
         rule = torch.cat([rule[:, :-1], self.fill_logit.expand_as(rule[:, -1:])], 1)
+        with torch.autocast(alpha.device.type, enabled=False):
+            rule = rule + self.settle(torch.cat(votes, 1), alpha)
         # Logits are upsampled, not weights: alpha then cuts the objects' edges sharply at full resolution.
         logits = learned + F.interpolate(rule, scale_factor=2, mode="bilinear")
-        sharpness = (self.sharpness[0] + self.sharpness[1] * evidence[:, -1, 4:]).exp()  # (B,1,H/4,W/4)
+        sharpness = (self.sharpness[0] + self.sharpness[1] * evidence[:, -1, 5:]).exp()  # (B,1,H/4,W/4)
         logits = logits * F.interpolate(sharpness, scale_factor=2, mode="bilinear")
         logits = F.interpolate(logits, scale_factor=2, mode="bilinear")
         return logits[..., : size[0], : size[1]]
+
+    @staticmethod
+    def settle(votes, alpha):
+        """Two candidates have one order wherever they meet: all places where they do vote on it.
+
+        Args:
+            votes: (B,M,2,h,w), how much speaks for a candidate, and a logit of how much that counts; alpha (B,M,h,w).
+
+        Returns:
+            logits (B,M,h,w): the lead of each over all those that it meets at this pixel.
+        """
+        lead, weight = votes.flatten(3).unbind(2)  # (B,M,P)
+        cover = alpha.flatten(2)
+        weight = cover * weight.sigmoid()
+        lead = (weight * lead) @ weight.mT / (weight @ weight.mT + 1e-3 * cover.shape[2])  # (B,M,M)
+        return ((lead - lead.mT) @ cover).view_as(alpha)
 
 
 # ----------------------------------------------------------------------------

@@ -17,6 +17,7 @@ def make_model(seed=0):
     torch.manual_seed(seed)
     model = AmodalFusionTransformer(width=32, encoder_layers=1, decoder_layers=2, heads=2)
     nn.init.normal_(model.weight_head.weight, std=0.15)
+    nn.init.normal_(model.vote_head.weight, std=0.15)
     return model.eval()
 
 
@@ -137,6 +138,33 @@ def test_exact_copies_win_outright_and_redrawn_ones_share():
 
     exact, redrawn = most(0.0), most(0.1)
     assert exact > 0.999 and 0.35 < redrawn < 0.9
+
+
+def test_what_lies_within_another_one_is_in_front():
+    """A small thing wholly in the hole, on a large one that surrounds it: nothing visible tells their order."""
+    photo = torch.full((1, 3, 64, 64), 0.5)
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., 16:48, 16:48] = 1
+    small, large = torch.zeros(1, 4, 64, 64), torch.ones(1, 4, 64, 64)
+    small[..., 24:40, 24:40], large[:, :3] = 1, 0.45
+    model = AmodalFusionTransformer(width=32, encoder_layers=1, decoder_layers=1, heads=2).eval()
+    with torch.no_grad():
+        weights = model(photo * (1 - mask), mask, torch.stack([small, large], 1))["weights"][0, :, 28:36, 28:36]
+    assert (weights[0] > 2 * weights[1]).all()
+
+
+def test_one_place_settles_the_order_wherever_two_candidates_meet():
+    alpha = torch.zeros(1, 3, 4, 8)
+    alpha[:, 0] = alpha[:, 1] = 1  # these two meet everywhere,
+    alpha[:, 2, :, 6:] = 1  # this one meets them on the right
+    votes = torch.zeros(1, 3, 2, 4, 8)
+    votes[:, 0, 0, :, 0] = 5.0  # something on the left speaks for the first
+    logits = AmodalFusionTransformer.settle(votes, alpha)
+    assert (logits[:, 0] > 0.1).all() and (logits[:, 1] < -0.1).all()
+    assert torch.allclose(logits[:, 0], -logits[:, 1])
+    assert logits[:, 2].abs().max() < 1e-6  # nobody who meets it has said anything there
+    votes[:, 0, 1, :, 0] = -20.0  # what does not know anything does not count
+    assert AmodalFusionTransformer.settle(votes, alpha).abs().max() < 1e-3
 
 
 def test_bf16_agrees_with_fp32():
