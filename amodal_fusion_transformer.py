@@ -1,6 +1,6 @@
 """Amodal Fusion Transformer: which of several amodal completions does each hidden pixel belong to?
 
-This file holds the network, the data set and the training loop. Train on six GPUs, as the config says:
+This file holds the network, the loss and the training loop. Train on six GPUs, as the config says:
 
     python amodal_fusion_transformer.py --config transformer_train_config.yaml
     torchrun --nproc_per_node 6 amodal_fusion_transformer.py --config transformer_train_config.yaml
@@ -30,9 +30,10 @@ from tqdm import tqdm
 
 from fusion import distributed
 from fusion.checkpoints import CheckpointError, averaged_weights, load_checkpoint
-from fusion.compositing import blend, fill_hole, push_pull, weigh
+from fusion.compositing import blend, fill_hole, weigh
 from fusion.config import option, parse
 from fusion.datasets import AmodalFusionDataset, load_data, read_batches  # noqa: F401
+from fusion.evidence import settle, weigh_evidence
 from fusion.figures import draw_curves, draw_scenes
 from fusion.images import SceneError
 from fusion.layers import ConvBlock, DecoderLayer, EncoderLayer, position_encoding
@@ -171,7 +172,7 @@ class AmodalFusionTransformer(nn.Module):
             views.append(F.avg_pool2d(view.flatten(0, 1), 4).unflatten(0, group.shape[:2]))
         views = torch.cat(views, 1)  # (B,M,3,H/4,W/4)
         with torch.autocast(partial.device.type, enabled=False):  # ratios of small errors want all their digits
-            evidence = self.weigh_evidence(views)  # (B,M,6,H/4,W/4)
+            evidence = weigh_evidence(views)  # (B,M,6,H/4,W/4)
 
         skips, deepest = [], []
         for x2, known in zip(stems, evidence.split(size, 1)):
@@ -180,57 +181,6 @@ class AmodalFusionTransformer(nn.Module):
             skips.append([x2, *(x.unflatten(0, x2.shape[:2]) for x in (x4, x8))])
             deepest.append(self.down16(x8).unflatten(0, x2.shape[:2]))
         return skips, torch.cat(deepest, 1), evidence, views[:, :, 2]
-
-    @staticmethod
-    def weigh_evidence(view):
-        """Who is right where one can tell, and what that says about the hole.
-
-        Args:
-            view: (B,M,3,H/4,W/4) in [0,1], |candidate − photo|·visible, how visible it is, and its alpha; the fill
-                comes last.
-
-        Returns:
-            (B,M,6,H/4,W/4), larger is better: minus the log of the error where nobody else explains the photo better,
-            carried smoothly into the hole; the same of its mean over the picture; against those that a candidate
-            competes with at this pixel, log ratio of errors where they meet in plain view, and log ratio of the shares
-            of their shapes that lie outside each other; as log of the share of the picture, how much of it is visible;
-            and, from 0 to 1, how surely it copies the photo, by the share of it that is exact, which for a scaled copy
-            is only a part (the fill's is the mean of the completions at this pixel). The first two say whom to believe,
-            the next two who is in front, the last how firmly. Errors shrink towards a typical one when little is
-            visible.
-        """
-        typical, doubt = 0.04, 1e-3  # an error in [0,1]; the share of the picture at which half of it is believed
-        exact, some = 0.01, 0.15  # an error that is none; a share of exact pixels that half proves a copy
-        slack = 0.02  # a share outside that means nothing
-        slots, size = view.shape[:2], view.shape[-2] * view.shape[-1]
-        disagreement, visible, alpha = view.split(1, 2)  # (B,M,1,H/4,W/4)
-
-        # Where two completions overlap in plain view, the one behind is wrong: the clearest sign of their order.
-        d, v, a = (x.flatten(2)[:, :-1] for x in (disagreement, visible, alpha))  # (B,N,P)
-        wrong = (d @ v.mT + doubt / 10 * size * typical) / (v @ v.mT + doubt / 10 * size)
-        wrong = wrong.log()  # (B,N,N), log error of the row's completion where it meets the column's
-        # What lies within another one's shape is in front of it: behind it nobody would have seen it to complete it.
-        outside = 1 - a @ a.mT / a.sum(2, keepdim=True).clamp(min=1e-3)  # (B,N,N), share of the row's completion
-        outside = (outside + slack).log()
-        duel, within = (F.pad((x.mT - x) @ a, (0, 0, 0, 1)).view_as(visible) for x in (wrong, outside))
-
-        # A plate is not wrong where the food on it hides it: an error counts as far as nobody else fits better.
-        error = disagreement / visible.clamp(min=1e-6)
-        fits = visible * (-error / typical).exp()
-        fits = torch.cat([fits[:, :-1] / fits[:, :-1].sum(1, keepdim=True).clamp(min=1e-6), fits[:, -1:]], 1)
-        own = (visible * fits.clamp(max=1)).flatten(0, 1)  # (B·M,1,H/4,W/4)
-        error = error.flatten(0, 1)
-        seen = own.mean((2, 3), keepdim=True)
-        overall = ((error * own).mean((2, 3), keepdim=True) + doubt * typical) / (seen + doubt)
-        local = (seen * push_pull(error, own) + doubt * overall) / (seen + doubt)
-        copied = ((own * (-error / exact).exp()).mean((2, 3), keepdim=True) + doubt / 4) / (seen + doubt)
-        copied = (copied.square() / (copied.square() + some**2)).unflatten(0, slots).expand_as(alpha)  # (B,M,1,H/4,W/4)
-        standing = alpha[:, :-1] + 1e-3 * alpha[:, :-1].mean((3, 4), keepdim=True)  # where nobody stands, all
-        mean = (copied[:, :-1] * standing).sum(1, keepdim=True) / standing.sum(1, keepdim=True).clamp(min=1e-9)
-        copied = torch.cat([copied[:, :-1], mean], 1)
-        evidence = [-local.clamp(min=1e-4).log(), -overall.log(), duel.flatten(0, 1), within.flatten(0, 1),
-                    seen.clamp(min=1e-4).log(), copied.flatten(0, 1)]
-        return torch.cat([e.expand_as(local) for e in evidence], 1).unflatten(0, slots)
 
     def relate(self, x16, present):
         """Transformer: candidates' features (B,M,C,h,w) see the scene and each other → the same shape."""
@@ -275,29 +225,13 @@ class AmodalFusionTransformer(nn.Module):
         rule = (evidence[:, :, :4] * self.trust[:, None, None]).sum(2)  # (B,M,H/4,W/4)
         rule = torch.cat([rule[:, :-1], self.fill_logit.expand_as(rule[:, -1:])], 1)
         with torch.autocast(alpha.device.type, enabled=False):
-            rule = rule + self.settle(torch.cat(votes, 1), alpha)
+            rule = rule + settle(torch.cat(votes, 1), alpha)
         # Logits are upsampled, not weights: alpha then cuts the objects' edges sharply at full resolution.
         logits = learned + F.interpolate(rule, scale_factor=2, mode="bilinear")
         sharpness = (self.sharpness[0] + self.sharpness[1] * evidence[:, -1, 5:]).exp()  # (B,1,H/4,W/4)
         logits = logits * F.interpolate(sharpness, scale_factor=2, mode="bilinear")
         logits = F.interpolate(logits, scale_factor=2, mode="bilinear")
         return logits[..., : size[0], : size[1]]
-
-    @staticmethod
-    def settle(votes, alpha):
-        """Two candidates have one order wherever they meet: all places where they do vote on it.
-
-        Args:
-            votes: (B,M,2,h,w), how much speaks for a candidate, and a logit of how much that counts; alpha (B,M,h,w).
-
-        Returns:
-            logits (B,M,h,w): the lead of each over all those that it meets at this pixel.
-        """
-        lead, weight = votes.flatten(3).unbind(2)  # (B,M,P)
-        cover = alpha.flatten(2)
-        weight = cover * weight.sigmoid()
-        lead = (weight * lead) @ weight.mT / (weight @ weight.mT + 1e-3 * cover.shape[2])  # (B,M,M)
-        return ((lead - lead.mT) @ cover).view_as(alpha)
 
 
 # ----------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from amodal_fusion_transformer import AmodalFusionTransformer, fusion_loss
+from fusion.evidence import settle
 from fusion.layers import position_encoding
 from fusion.tensors import to_tensors
 from tests.conftest import draw_scene
@@ -159,12 +160,12 @@ def test_one_place_settles_the_order_wherever_two_candidates_meet():
     alpha[:, 2, :, 6:] = 1  # this one meets them on the right
     votes = torch.zeros(1, 3, 2, 4, 8)
     votes[:, 0, 0, :, 0] = 5.0  # something on the left speaks for the first
-    logits = AmodalFusionTransformer.settle(votes, alpha)
+    logits = settle(votes, alpha)
     assert (logits[:, 0] > 0.1).all() and (logits[:, 1] < -0.1).all()
     assert torch.allclose(logits[:, 0], -logits[:, 1])
     assert logits[:, 2].abs().max() < 1e-6  # nobody who meets it has said anything there
     votes[:, 0, 1, :, 0] = -20.0  # what does not know anything does not count
-    assert AmodalFusionTransformer.settle(votes, alpha).abs().max() < 1e-3
+    assert settle(votes, alpha).abs().max() < 1e-3
 
 
 def test_bf16_agrees_with_fp32():
