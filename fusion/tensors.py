@@ -13,7 +13,7 @@ def training_precision(amp, device):
     A CPU takes bf16 where it has instructions for it (avx512_bf16, AMX); others imitate it, slower than fp32.
     """
     if device.type == "cpu":
-        known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # torch ≥ 2.11
+        known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # not in older torch
         if amp != "bf16" or not (known.get("avx512_bf16") or known.get("amx_bf16")):
             return None
     return HALF_PRECISION[amp]
