@@ -91,19 +91,17 @@ class AmodalFusionTransformer(nn.Module):
         self.up8, self.up8_block = nn.Conv2d(width, c8, 1), ConvBlock(c8)
         self.up4, self.up4_block = nn.Conv2d(c8, c4, 1), ConvBlock(c4)
         self.up2, self.up2_block = nn.Conv2d(c4, c2, 1), nn.Conv2d(c2, c2, 3, padding=1)
-        # weight head: starts at zero, which leaves the rule below, a soft relative of visible fit
+        # both heads start at zero, which leaves the rule below, a soft relative of visible fit
         self.weight_head = nn.Conv2d(c2, 1, 1)
-        nn.init.zeros_(self.weight_head.weight)
-        nn.init.zeros_(self.weight_head.bias)
+        self.vote_head = nn.Conv2d(c2, 2, 1)  # who is in front where two candidates meet, and how surely
+        for head in (self.weight_head, self.vote_head):
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
         self.trust = nn.Parameter(torch.tensor([0.5, 0.5, 1.0, 0.6]))  # in local and overall error, duels, shapes
         self.fill_logit = nn.Parameter(torch.tensor(0.0))
         # between exact copies one wins outright, guesses share: log of a factor on all logits, where nothing is copied,
         # and what is added where everything is
         self.sharpness = nn.Parameter(torch.tensor([-1.0, 2.8]))
-        # what each place says of the order of two candidates that meet there, and how much it knows; silent at first
-        self.vote_head = nn.Conv2d(c2, 2, 1)
-        nn.init.zeros_(self.vote_head.weight)
-        nn.init.zeros_(self.vote_head.bias)
         self.to(memory_format=torch.channels_last)  # convolutions are faster this way round, on CPUs, too
 
     def forward(self, partial, mask, completions, valid=None):
@@ -147,8 +145,8 @@ class AmodalFusionTransformer(nn.Module):
 
         Returns:
             skips, per group of candidates (so that large pictures need little memory at a time) the features
-            (B,G,C,h,w) at strides 2, 4, 8; features of all, (B,M,C,h,w), at stride 16; and `weigh_evidence`,
-            (B,M,6,H/4,W/4).
+            (B,G,C,h,w) at strides 2, 4, 8; features of all, (B,M,C,h,w), at stride 16; `weigh_evidence`,
+            (B,M,6,H/4,W/4); and alpha, (B,M,H/4,W/4).
         """
         height, width = partial.shape[-2:]
         edge = (0, -width % self.STRIDE, 0, -height % self.STRIDE)

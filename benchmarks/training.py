@@ -29,10 +29,9 @@ def random_lpips(net):
         return PerceptualLoss(net, path)
 
 
-def step(model, batch, perceptual, amp, device):
-    """A function that does one training step."""
+def step(model, batch, perceptual, half, device):
+    """A function that does one training step, under autocast to `half` unless that is None."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    half = training_precision(amp, torch.device(device))
 
     def program():
         with torch.autocast(device, half, enabled=half is not None):
@@ -58,18 +57,18 @@ def main():
     parser.add_argument("--json", help="file to write the figures to")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    amp = options.amp
+    half = training_precision(options.amp, torch.device(device))
     perceptual, rows = random_lpips(options.lpips_net).to(device), []
     for size in options.sizes:
         batch = random_scenes(options.batch, options.slots, size, device)
         ours = AmodalFusionTransformer().to(device).train()
-        made = {"ours": step(ours, batch, perceptual, amp, device), "network": step(ours, batch, None, amp, device)}
+        made = {"ours": step(ours, batch, perceptual, half, device), "network": step(ours, batch, None, half, device)}
         if size <= options.plain_limit:
             plain = PlainDesign(options.slots).to(device).train()
-            made |= {"plain": step(plain, batch, perceptual, amp, device),
-                     "plain network": step(plain, batch, None, amp, device)}
+            made |= {"plain": step(plain, batch, perceptual, half, device),
+                     "plain network": step(plain, batch, None, half, device)}
         if device == "cuda":
-            made["compiled"] = step(torch.compile(ours), batch, perceptual, amp, device)
+            made["compiled"] = step(torch.compile(ours), batch, perceptual, half, device)
         seconds = alternate(made, options.runs)
         row = {"size": size, "seconds": {name: value[0] for name, value in seconds.items()}}
         row |= {name: spread(value) for name, value in seconds.items()}
@@ -78,7 +77,7 @@ def main():
             row["network ratio"] = f"{seconds['plain network'][0] / seconds['network'][0]:.1f}"
         rows.append(row)
         print(row, flush=True)
-    print(f"\nbatch {options.batch}, N = {options.slots}, LPIPS with {options.lpips_net}, amp {amp}")
+    print(f"\nbatch {options.batch}, N = {options.slots}, LPIPS with {options.lpips_net}, {half or torch.float32}")
     report(rows, {"size": "side", "ours": "ours", "plain": "plain design", "ratio": "plain / ours",
                   "network": "ours without LPIPS", "plain network": "plain without LPIPS",
                   "network ratio": "plain / ours without LPIPS", "compiled": "ours compiled"}, options.json)
