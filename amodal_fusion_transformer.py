@@ -123,24 +123,22 @@ class AmodalFusionTransformer(nn.Module):
         """
         if valid is None:
             valid = torch.ones(completions.shape[:2], dtype=torch.bool, device=completions.device)
+        else:  # whatever an empty slot holds
+            completions = completions.masked_fill(~valid[:, :, None, None, None], 0)
         fill = fill_hole(partial, mask)
-        fill_candidate = torch.cat([fill, torch.ones_like(mask)], 1)  # (B,4,H,W)
-        candidates = torch.cat([completions, fill_candidate[:, None]], 1)  # (B,M,4,H,W)
-        present = F.pad(valid, (0, 1), value=True)  # (B,M)
-        candidates.masked_fill_(~present[:, :, None, None, None], 0)
+        present = F.pad(valid, (0, 1), value=True)  # (B,M), the fill comes last
 
-        skips, x16, evidence, alpha = self.encode(partial, mask, fill, candidates)
+        skips, x16, evidence, alpha = self.encode(partial, mask, completions, fill)
         tokens = self.relate(x16, present)
-        logits = self.decide(tokens, skips, evidence, alpha, candidates.shape[-2:])  # (B,M,H,W)
+        logits = self.decide(tokens, skips, evidence, alpha, mask.shape[-2:])  # (B,M,H,W)
 
-        completions = candidates[:, :-1]
         log_weights = weigh(logits, completions)
         weights, residual = log_weights.exp().split([completions.shape[1], 1], 1)
         fused = blend(partial, mask, completions, fill, weights, residual)
         return {"weights": weights, "residual": residual, "fused": fused, "fill": fill,
                 "logits": logits, "log_weights": log_weights}
 
-    def encode(self, partial, mask, fill, candidates):
+    def encode(self, partial, mask, completions, fill):
         """Convolutional encoder.
 
         Returns:
@@ -148,32 +146,35 @@ class AmodalFusionTransformer(nn.Module):
             (B,G,C,h,w) at strides 2, 4, 8; features of all, (B,M,C,h,w), at stride 16; `weigh_evidence`,
             (B,M,6,H/4,W/4); and alpha, (B,M,H/4,W/4).
         """
-        height, width = partial.shape[-2:]
+        height, width = mask.shape[-2:]
         edge = (0, -width % self.STRIDE, 0, -height % self.STRIDE)
-        canvas = torch.where(mask > 0.5, fill, partial)
-        if any(edge):
-            canvas, mask = F.pad(canvas, edge, mode="replicate"), F.pad(mask, edge, mode="replicate")
-            candidates = torch.stack([F.pad(c, edge, mode="replicate") for c in candidates.unbind(1)], 1)
-        rivals = candidates[:, :-1, 3:].sum(1)  # (B,1,H,W), all completions together
-        consensus = sum((c[:, :3] - 0.5) * c[:, 3:] for c in candidates[:, :-1].unbind(1)) / rivals.clamp(min=1)
-        shared = self.stem_scene(torch.cat([canvas - 0.5, mask, consensus, rivals.log1p()], 1))  # (B,C,H/2,W/2)
 
-        size = max(1, self.GROUP_PIXELS // canvas[:, 0].numel())
+        def padded(x):
+            return F.pad(x, edge, mode="replicate") if any(edge) else x
+
+        canvas = torch.where(mask > 0.5, fill, partial)
+        rivals = completions[:, :, 3:].sum(1)  # (B,1,H,W), all completions together
+        consensus = sum((c[:, :3] - 0.5) * c[:, 3:] for c in completions.unbind(1)) / rivals.clamp(min=1)
+        shared = torch.cat([canvas - 0.5, mask, consensus, rivals.log1p()], 1)
+        shared = self.stem_scene(padded(shared))  # (B,C,H/2,W/2)
+
+        groups = list(completions.split(max(1, self.GROUP_PIXELS // mask.numel()), 1))
+        groups[-1] = torch.cat([groups[-1], torch.cat([fill, torch.ones_like(mask)], 1)[:, None]], 1)
         stems, views = [], []
-        for group in candidates.split(size, 1):  # (B,G,4,H,W)
+        for group in groups:  # (B,G,4,H,W)
             alpha = group[:, :, 3:]
             visible = alpha * (1 - mask)[:, None]
             disagreement = visible * (group[:, :, :3] - canvas[:, None]).abs().mean(2, keepdim=True)
             own = torch.cat([(group[:, :, :3] - 0.5) * alpha, alpha, disagreement], 2).flatten(0, 1)  # (B·G,5,H,W)
-            stems.append(self.stem_candidate(own).unflatten(0, group.shape[:2]) + shared[:, None])
-            view = torch.cat([disagreement, visible, alpha], 2).float()
-            views.append(F.avg_pool2d(view.flatten(0, 1), 4).unflatten(0, group.shape[:2]))
+            stems.append(self.stem_candidate(padded(own)).unflatten(0, group.shape[:2]) + shared[:, None])
+            view = padded(torch.cat([disagreement, visible, alpha], 2).float().flatten(0, 1))
+            views.append(F.avg_pool2d(view, 4).unflatten(0, group.shape[:2]))
         views = torch.cat(views, 1)  # (B,M,3,H/4,W/4)
         with torch.autocast(partial.device.type, enabled=False):  # ratios of small errors want all their digits
             evidence = weigh_evidence(views)  # (B,M,6,H/4,W/4)
 
         skips, deepest = [], []
-        for x2, known in zip(stems, evidence.split(size, 1)):
+        for x2, known in zip(stems, evidence.split([group.shape[1] for group in groups], 1)):
             x4 = self.block4(self.down4(x2.flatten(0, 1)) + self.embed_evidence(known.flatten(0, 1)))
             x8 = self.down8(x4)
             skips.append([x2, *(x.unflatten(0, x2.shape[:2]) for x in (x4, x8))])
@@ -210,7 +211,7 @@ class AmodalFusionTransformer(nn.Module):
         `skips` is empty afterwards.
         """
         learned, votes = [], []
-        for group in tokens.split(skips[0][0].shape[1], 1):
+        for group in tokens.split([x2.shape[1] for x2, *_ in skips], 1):
             x2, x4, x8 = skips.pop(0)  # large: gone as soon as it has been used
             x = self.up8(group.flatten(0, 1))
             x = self.up8_block(F.interpolate(x, scale_factor=2, mode="bilinear") + x8.flatten(0, 1))
@@ -290,7 +291,7 @@ class TrainConfig:
     img_size: int = option(256, "side of the square that the network sees, px; cost grows with its square",
                            "data", least=32)
     n_max_completions: int = option(5, "completions per scene; the network itself takes any number", "data", least=1)
-    augment: bool = option(True, "mirror scenes, shuffle and drop completions", "data")
+    augment: bool = option(True, "mirror and recolour scenes, shuffle and drop completions", "data")
     workers: int = option(4, "data loading processes per GPU; 0 loads in the training process", "data", least=0)
 
     synthesize: bool = option(False, "compose training scenes on the fly instead of reading train_list", "synthesis")

@@ -44,7 +44,7 @@ class AmodalFusionDataset(SceneDataset):
         scene_ids: which of them.
         img_size: side of the square that the network sees, in pixels; scenes of other sizes are scaled.
         n_max_completions: slots N; of scenes with more, the first N count.
-        augment: mirror the scene, shuffle its completions and drop some, each at random.
+        augment: mirror and recolour the scene, shuffle its completions and drop some, each at random.
         seed: with the epoch and the index it determines the augmentation, whatever the number of workers.
 
     Items are asked for by index or by (epoch, index) and are dicts of float32 tensors: partial (3,H,W),
@@ -74,7 +74,20 @@ class AmodalFusionDataset(SceneDataset):
         tensors = to_tensors(scene, self.n_max_completions)
         if self.augment and rng.random() < 0.5:
             tensors = {name: t.flip(-1) if t.dim() > 1 else t for name, t in tensors.items()}
+        if self.augment and rng.random() < 0.7:
+            recolour(tensors, rng)
         return tensors
+
+
+def recolour(tensors, rng):
+    """Swap the colour channels and bend each by a gamma, alike in all pictures of a scene, in place.
+
+    What copies the photo goes on copying it exactly, and what is wrong stays wrong; only the material looks new.
+    """
+    order = torch.from_numpy(rng.permutation(3))
+    gamma = torch.from_numpy(rng.uniform(-0.4, 0.4, 3)).float().exp()[:, None, None]
+    for picture in (tensors["partial"], tensors["original"], tensors["completions"][:, :3]):  # (…,3,H,W)
+        picture.copy_(picture.index_select(-3, order).pow(gamma))
 
 
 class SynthesizedDataset(SceneDataset):
