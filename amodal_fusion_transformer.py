@@ -427,7 +427,7 @@ def train_one_epoch(run, network, loader, sampler, perceptual, stop_signal):
         else:
             skipped += 1
             run.bad_steps += 1
-            report_bad_step(run, loader.dataset, torch.cat(scenes))
+            run.report_bad_step([str(loader.dataset.scene_ids[index]) for index in torch.cat(scenes).tolist()])
         run.scaler.update()
         run.optimizer.zero_grad(set_to_none=True)
         run.scheduler.step()
@@ -441,7 +441,7 @@ def train_one_epoch(run, network, loader, sampler, perceptual, stop_signal):
             seconds, logged_at = time.monotonic() - logged_at, time.monotonic()
             record |= {"lr": run.scheduler.get_last_lr()[0], "grad_norm": float(norm), "skipped": skipped,
                        "scenes_per_second": per_step * config.log_every / seconds}
-            log(run, "train", record)
+            run.log("train", record)
             bar.set_postfix(loss=f"{record['loss']:.4f}")
             sums = {}
         if distributed.any_rank(bool(stop_signal), worker.device):
@@ -449,24 +449,6 @@ def train_one_epoch(run, network, loader, sampler, perceptual, stop_signal):
         if run.step % config.save_every == 0:
             run.save("last.pth")
     return False
-
-
-def report_bad_step(run, dataset, indices):
-    """Say which scenes gave a gradient that is not finite, and stop training when that does not end."""
-    scene_ids = [str(dataset.scene_ids[index]) for index in indices.tolist()]
-    with open(run.folder / f"bad_steps_rank{run.worker.rank}.txt", "a", encoding="utf-8") as file:
-        file.write(f"step {run.step}: {' '.join(scene_ids)}\n")
-    if run.bad_steps >= run.config.max_bad_steps:
-        raise TrainingError(f"no finite gradient for {run.bad_steps} steps in a row; the scenes are listed in "
-                            f"{run.folder}/bad_steps_rank*.txt; look at them, or lower --lr")
-
-
-def log(run, kind, record):
-    """Append one line to metrics.jsonl, from rank 0."""
-    if run.worker.is_main:
-        record = {"kind": kind, "epoch": run.epoch + 1, "step": run.step, **record}
-        with open(run.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
 
 
 @torch.no_grad()
@@ -564,7 +546,7 @@ def train(config, worker, stop_signal):
             return False
         run.metrics, drawn = evaluate(run.ema.module, val_loader, perceptual, config, worker)
         epoch = run.epoch + 1
-        log(run, "val", run.metrics)
+        run.log("val", run.metrics)
         if run.scenes_done >= steps_per_epoch * per_step:
             run.epoch, run.scenes_done = run.epoch + 1, 0
         best = run.metrics["loss"] < run.best

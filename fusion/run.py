@@ -2,6 +2,7 @@
 
 import dataclasses
 import fcntl
+import json
 import math
 from pathlib import Path
 
@@ -96,6 +97,21 @@ class Run:
             counts = {count: getattr(self, count) for count in self.COUNTS}
             config = dataclasses.asdict(self.config)
             save_checkpoint(self.folder / name, {**parts, **counts, "rng": states, "config": config})
+
+    def log(self, kind, record):
+        """Append one line to metrics.jsonl, from rank 0."""
+        if self.worker.is_main:
+            record = {"kind": kind, "epoch": self.epoch + 1, "step": self.step, **record}
+            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def report_bad_step(self, scene_ids):
+        """Write down which scenes gave a gradient that is not finite. Raises TrainingError when that does not end."""
+        with open(self.folder / f"bad_steps_rank{self.worker.rank}.txt", "a", encoding="utf-8") as file:
+            file.write(f"step {self.step}: {' '.join(scene_ids)}\n")
+        if self.bad_steps >= self.config.max_bad_steps:
+            raise TrainingError(f"no finite gradient for {self.bad_steps} steps in a row; the scenes are listed in "
+                                f"{self.folder}/bad_steps_rank*.txt; look at them, or lower --lr")
 
     def resume(self, path, model_options):
         """Go on from a checkpoint, with the options given now; those that differ are printed.

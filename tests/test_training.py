@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -12,6 +13,7 @@ import yaml
 import amodal_fusion_transformer as aft
 from fusion.compositing import weigh
 from fusion.config import ConfigError, read_yaml
+from fusion.datasets import recolour
 from fusion.run import learning_rate
 from fusion.tensors import to_tensors, training_precision
 from tests.conftest import SMALL, draw_scene, records, write_dataset
@@ -174,6 +176,19 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(dataset):
     assert plain["valid"].tolist() == [True, True, True, False, False]
     assert plain["partial"][:, plain["mask"][0] > 0].max() == 0
     assert not plain["completions"][3:].any()
+
+
+def test_recolouring_keeps_what_agrees_with_the_photo():
+    plain = to_tensors(draw_scene(0), 3)
+    scene = {name: t.clone() for name, t in plain.items()}
+    recolour(scene, np.random.default_rng(0))
+    assert (scene["original"] - plain["original"]).abs().mean() > 0.02
+    outside = plain["mask"] < 0.5
+    assert torch.equal(*((scene[name] * outside) for name in ("partial", "original")))
+    assert not (scene["partial"] * ~outside).any()
+    before, after = ((t["completions"][:, :3] == t["original"]).all(1) for t in (plain, scene))  # exact copies
+    assert before.any() and not before.all() and torch.equal(before, after)
+    assert torch.equal(scene["completions"][:, 3], plain["completions"][:, 3])
 
 
 def test_loss_judges_the_hole_only():
