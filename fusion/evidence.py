@@ -57,11 +57,14 @@ def weigh_evidence(view):
     return torch.cat([e.expand_as(local) for e in evidence], 1).unflatten(0, slots)
 
 
-def settle(votes, alpha):
+def settle(votes, alpha, copied):
     """Two candidates have one order wherever they meet: all places where they do vote on it.
 
     Args:
         votes: (B,M,2,h,w), how much speaks for a candidate, and a logit of how much that counts; alpha (B,M,h,w).
+            The fill comes last.
+        copied: (B,M), from 0 to 1, how surely each copies the photo. Against the fill, votes count as far as it does
+            not: with exact copies the evidence knows better (docs/experiments.md, point 18).
 
     Returns:
         logits (B,M,h,w): the lead of each over all those that it meets at this pixel.
@@ -70,4 +73,6 @@ def settle(votes, alpha):
     cover = alpha.flatten(2)
     weight = cover * weight.sigmoid()
     lead = (weight * lead) @ weight.mT / (weight @ weight.mT + 1e-3 * cover.shape[2])  # (B,M,M)
-    return ((lead - lead.mT) @ cover).view_as(alpha)
+    heard = torch.ones_like(lead)
+    heard[:, -1] = heard[:, :, -1] = 1 - copied
+    return ((lead - lead.mT) * heard @ cover).view_as(alpha)

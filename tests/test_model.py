@@ -160,12 +160,24 @@ def test_one_place_settles_the_order_wherever_two_candidates_meet():
     alpha[:, 2, :, 6:] = 1  # this one meets them on the right
     votes = torch.zeros(1, 3, 2, 4, 8)
     votes[:, 0, 0, :, 0] = 5.0  # something on the left speaks for the first
-    logits = settle(votes, alpha)
+    alone = torch.zeros(1, 3)  # nobody copies the photo
+    logits = settle(votes, alpha, alone)
     assert (logits[:, 0] > 0.1).all() and (logits[:, 1] < -0.1).all()
     assert torch.allclose(logits[:, 0], -logits[:, 1])
     assert logits[:, 2].abs().max() < 1e-6  # nobody who meets it has said anything there
     votes[:, 0, 1, :, 0] = -20.0  # what does not know anything does not count
-    assert settle(votes, alpha).abs().max() < 1e-3
+    assert settle(votes, alpha, alone).abs().max() < 1e-3
+
+
+def test_votes_do_not_set_an_exact_copy_against_the_fill():
+    alpha = torch.ones(1, 3, 4, 8)  # two completions, and the fill
+    votes = torch.zeros(1, 3, 2, 4, 8)
+    votes[:, 2, 0] = 5.0  # all speak for the fill
+    logits = settle(votes, alpha, torch.tensor([[1.0, 0.0, 0.5]]))
+    assert logits[:, 0].abs().max() < 1e-6 and (logits[:, 1] < -1).all()
+    assert torch.allclose(logits[:, 2], -logits[:, 1])
+    votes[:, 0, 0] = 7.0  # between completions they count, whoever copies
+    assert (settle(votes, alpha, torch.tensor([[1.0, 0.0, 0.5]]))[:, 0] > 1).all()
 
 
 def test_bf16_agrees_with_fp32():
