@@ -224,7 +224,8 @@ class AmodalFusionTransformer(nn.Module):
         rule = (evidence[:, :, :4] * self.trust[:, None, None]).sum(2)  # (B,M,H/4,W/4)
         rule = torch.cat([rule[:, :-1], self.fill_logit.expand_as(rule[:, -1:])], 1)
         with torch.autocast(alpha.device.type, enabled=False):
-            rule = rule + settle(torch.cat(votes, 1), alpha, evidence[:, :, 5, 0, 0])
+            copied = evidence[:, :, 5, 0, 0]  # (B,M), of a completion alike all over the picture
+            rule = rule + settle(torch.cat(votes, 1), alpha, copied)
         # Logits are upsampled, not weights: alpha then cuts the objects' edges sharply at full resolution.
         logits = learned + F.interpolate(rule, scale_factor=2, mode="bilinear")
         sharpness = (self.sharpness[0] + self.sharpness[1] * evidence[:, -1, 5:]).exp()  # (B,1,H/4,W/4)

@@ -107,7 +107,7 @@ def test_every_parameter_gets_a_gradient():
 def test_groups_of_candidates_change_nothing():
     model, batch = make_model(), make_batch(size=(50, 70), n=4)
     whole = fuse(model, batch)
-    for pixels in (1, 2 * 2 * 64 * 80):  # one at a time; two and two and one
+    for pixels in (1, 2 * 2 * 64 * 80):  # one at a time; two and two; the fill goes with the last
         model.GROUP_PIXELS = pixels
         grouped = fuse(model, batch)
         for name, value in whole.items():
