@@ -37,8 +37,8 @@ class Synthesizer:
 
     Args:
         objects: folder of RGBA cut-outs, or None; backgrounds: folder of photos, needed with `objects`.
-        coco: COCO-style instance annotations beside their photos, or None. When both are given, half of the scenes
-            are annotated photos, and half of the things in the others are cut out of these.
+        coco: COCO-style instance annotations beside their photos, or None. Half of the scenes come from each when
+            both are given.
         img_size: side of the scenes in pixels; n_max_completions: of a scene, at least one.
         hole: one of fusion.holes.HOLES; style: one of STYLES, how the completer draws.
         seed: another seed, other scenes.
@@ -172,21 +172,11 @@ class Synthesizer:
 
     def _thing(self, centre, side, rng, plain=0.0):
         """A cut-out, or with probability `plain` something plain, at `centre`, its longer side `side` pictures."""
-        cutout = _plain_thing(rng) if rng.random() < plain else self._cutout(rng)
-        if rng.random() < 0.15:  # in the skin of some photo: a few hundred cut-outs are soon known by heart
-            cutout = np.dstack([resize(self._foreign(rng), cutout.shape[:2]), cutout[..., 3]])
+        if rng.random() < plain:
+            cutout = _plain_thing(rng)
+        else:
+            cutout = _read(self.cutouts[rng.integers(len(self.cutouts))], "RGBA")
         return _placed(cutout, self.img_size, centre * self.img_size, self.img_size * side, rng)
-
-    def _cutout(self, rng):
-        """One of the folder's, or as often an object of an annotated photo."""
-        if self.photos and rng.random() < 0.5:
-            path, annotations = self.photos[rng.integers(len(self.photos))]
-            picture = _read(path, "RGB")
-            mask = _instance_masks(path, [annotations[rng.integers(len(annotations))]], picture.shape[:2])[0]
-            if 0.01 < mask.mean() < 0.8:
-                alpha = cv2.GaussianBlur(mask * np.float32(255), (0, 0), 0.8)
-                return np.dstack([picture, np.rint(alpha).astype(np.uint8)])
-        return _read(self.cutouts[rng.integers(len(self.cutouts))], "RGBA")
 
     def _annotated(self, rng):
         """A photo with its own objects: what lies under a nearer one is unknown and has to be made up."""
