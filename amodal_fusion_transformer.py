@@ -13,6 +13,7 @@ on one GPU, or on the CPU (a small run; LPIPS with VGG would take most of the ti
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import signal
@@ -29,6 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from fusion import distributed
+from fusion.backbone import ImageNetFeatures
 from fusion.checkpoints import CheckpointError, averaged_weights, load_checkpoint
 from fusion.compositing import blend, fill_hole, weigh
 from fusion.config import option, parse
@@ -66,6 +68,8 @@ class AmodalFusionTransformer(nn.Module):
 
     STRIDE = 16
     GROUP_PIXELS = 2**21  # candidates of a batch go through the convolutions in groups of about so many pixels
+    GROUP_PLACES = 2**12  # and through the Transformer decoder at so many places at a time
+    KEPT_PIXELS = 2**24  # above so many pixels of candidates, features at stride 2 are computed twice, not kept
     SCENE_GRID = 16  # the scene is seen on at most 16×16 tokens: cost stays linear in pixels
 
     def __init__(self, width=128, encoder_layers=2, decoder_layers=2, heads=4):
@@ -79,8 +83,14 @@ class AmodalFusionTransformer(nn.Module):
         self.embed_evidence = nn.Conv2d(6, c4, 1)
         self.down4 = nn.Sequential(nn.GELU(), nn.Conv2d(c2, c4, 3, stride=2, padding=1))
         self.block4 = ConvBlock(c4)
-        self.down8 = nn.Sequential(nn.Conv2d(c4, c8, 3, stride=2, padding=1), ConvBlock(c8))
-        self.down16 = nn.Sequential(nn.Conv2d(c8, width, 3, stride=2, padding=1), ConvBlock(width), ConvBlock(width))
+        self.down8, self.block8 = nn.Conv2d(c4, c8, 3, stride=2, padding=1), ConvBlock(c8)
+        self.down16 = nn.Conv2d(c8, width, 3, stride=2, padding=1)
+        self.block16 = nn.Sequential(ConvBlock(width), ConvBlock(width))
+        # what ImageNet features, at strides 8 and 16, see in the filled photo and in a candidate painted over it
+        self.backbone = ImageNetFeatures()
+        sizes = list(zip(self.backbone.CHANNELS, (c8, width)))
+        self.embed_photo = nn.ModuleList(nn.Conv2d(features, c, 1, bias=False) for features, c in sizes)
+        self.embed_painted = nn.ModuleList(nn.Conv2d(2 * features, c, 1) for features, c in sizes)
         # Transformer encoder and decoder
         self.fill_token = nn.Parameter(0.02 * torch.randn(width))
         self.pool_candidates = nn.Linear(3 * width, width)
@@ -142,9 +152,9 @@ class AmodalFusionTransformer(nn.Module):
         """Convolutional encoder.
 
         Returns:
-            skips, per group of candidates (so that large pictures need little memory at a time) the features
-            (B,G,C,h,w) at strides 2, 4, 8; features of all, (B,M,C,h,w), at stride 16; `weigh_evidence`,
-            (B,M,6,H/4,W/4); and alpha, (B,M,H/4,W/4).
+            skips, per group of candidates (so that large pictures need little memory at a time) a function that
+            gives the features at stride 2, and those at strides 4 and 8, (B,G,C,h,w); features of all, (B,M,C,h,w),
+            at stride 16; `weigh_evidence`, (B,M,6,H/4,W/4); and alpha, (B,M,H/4,W/4).
         """
         height, width = mask.shape[-2:]
         edge = (0, -width % self.STRIDE, 0, -height % self.STRIDE)
@@ -158,27 +168,51 @@ class AmodalFusionTransformer(nn.Module):
         shared = torch.cat([canvas - 0.5, mask, consensus, rivals.log1p()], 1)
         shared = self.stem_scene(padded(shared))  # (B,C,H/2,W/2)
 
-        groups = list(completions.split(max(1, self.GROUP_PIXELS // mask.numel()), 1))
-        groups[-1] = torch.cat([groups[-1], torch.cat([fill, torch.ones_like(mask)], 1)[:, None]], 1)
-        stems, views = [], []
-        for group in groups:  # (B,G,4,H,W)
+        size = max(1, self.GROUP_PIXELS // mask.numel())
+        groups = list(completions.split(size, 1))
+        last = groups.pop() if groups[-1].shape[1] < size else completions[:, :0]  # has room for the fill, or is full
+        groups.append(torch.cat([last, torch.cat([fill, torch.ones_like(mask)], 1)[:, None]], 1))
+
+        def compare(group):  # (B,G,4,H,W) → three of (B,G,1,H,W)
             alpha = group[:, :, 3:]
             visible = alpha * (1 - mask)[:, None]
             disagreement = visible * (group[:, :, :3] - canvas[:, None]).abs().mean(2, keepdim=True)
+            return disagreement, visible, alpha
+
+        def stem(group):
+            disagreement, _, alpha = compare(group)
             own = torch.cat([(group[:, :, :3] - 0.5) * alpha, alpha, disagreement], 2).flatten(0, 1)  # (B·G,5,H,W)
-            stems.append(self.stem_candidate(padded(own)).unflatten(0, group.shape[:2]) + shared[:, None])
-            view = padded(torch.cat([disagreement, visible, alpha], 2).float().flatten(0, 1))
+            return self.stem_candidate(padded(own)).unflatten(0, group.shape[:2]) + shared[:, None]
+
+        views = []
+        for group in groups:
+            view = padded(torch.cat(compare(group), 2).float().flatten(0, 1))
             views.append(F.avg_pool2d(view, 4).unflatten(0, group.shape[:2]))
         views = torch.cat(views, 1)  # (B,M,3,H/4,W/4)
         with torch.autocast(partial.device.type, enabled=False):  # ratios of small errors want all their digits
             evidence = weigh_evidence(views)  # (B,M,6,H/4,W/4)
 
+        photo = self.backbone(padded(canvas))  # (B,C,H/8,W/8), (B,C,H/16,W/16)
+        shared8, shared16 = (embed(features) for embed, features in zip(self.embed_photo, photo))
+
+        def recognise(group):
+            colours, alpha = group.split([3, 1], 2)
+            painted = self.backbone(padded(torch.lerp(canvas[:, None], colours, alpha).flatten(0, 1)))
+            for embed, own, beside in zip(self.embed_painted, painted, photo):
+                change = (own - beside.repeat_interleave(group.shape[1], 0)).abs()
+                yield embed(torch.cat([own, change], 1)).unflatten(0, group.shape[:2])  # (B,G,C,h,w)
+
+        large = (completions.shape[1] + 1) * mask.numel() > self.KEPT_PIXELS
         skips, deepest = [], []
-        for x2, known in zip(stems, evidence.split([group.shape[1] for group in groups], 1)):
+        for group, known in zip(groups, evidence.split([group.shape[1] for group in groups], 1)):
+            x2 = stem(group)
             x4 = self.block4(self.down4(x2.flatten(0, 1)) + self.embed_evidence(known.flatten(0, 1)))
-            x8 = self.down8(x4)
-            skips.append([x2, *(x.unflatten(0, x2.shape[:2]) for x in (x4, x8))])
-            deepest.append(self.down16(x8).unflatten(0, x2.shape[:2]))
+            seen8, seen16 = recognise(group)
+            x8 = self.block8(self.down8(x4) + (seen8 + shared8[:, None]).flatten(0, 1))
+            x16 = self.block16(self.down16(x8) + (seen16 + shared16[:, None]).flatten(0, 1))
+            again = functools.partial(stem, group) if large else lambda x2=x2: x2
+            skips.append([again, *(x.unflatten(0, group.shape[:2]) for x in (x4, x8))])
+            deepest.append(x16.unflatten(0, group.shape[:2]))
         return skips, torch.cat(deepest, 1), evidence, views[:, :, 2]
 
     def relate(self, x16, present):
@@ -201,9 +235,13 @@ class AmodalFusionTransformer(nn.Module):
 
         tokens = torch.cat([tokens[:, :, :-1], tokens[:, :, -1:] + self.fill_token], 2)
         position = position_encoding(picture, picture, channels, scene.device)
-        for layer in self.decoder:
-            tokens = layer(tokens, present, scene, position)
-        return self.norm(tokens).unflatten(1, picture).permute(0, 3, 4, 1, 2)  # (B,M,C,h,w)
+        decoded = []  # no place looks at another one from here on
+        for part, where in zip(tokens.split(self.GROUP_PLACES, 1), position.split(self.GROUP_PLACES)):
+            x = part  # (B,P,M,C), P places
+            for layer in self.decoder:
+                x = layer(x, present, scene, where)
+            decoded.append(self.norm(x))
+        return torch.cat(decoded, 1).unflatten(1, picture).permute(0, 3, 4, 1, 2)  # (B,M,C,h,w)
 
     def decide(self, tokens, skips, evidence, alpha, size):
         """Upsample to stride 2, meet the encoder's features on the way, and give a logit (B,M,H,W) per candidate.
@@ -211,11 +249,12 @@ class AmodalFusionTransformer(nn.Module):
         `skips` is empty afterwards.
         """
         learned, votes = [], []
-        for group in tokens.split([x2.shape[1] for x2, *_ in skips], 1):
-            x2, x4, x8 = skips.pop(0)  # large: gone as soon as it has been used
+        for group in tokens.split([x4.shape[1] for _, x4, _ in skips], 1):
+            stem, x4, x8 = skips.pop(0)  # large: gone as soon as it has been used
             x = self.up8(group.flatten(0, 1))
             x = self.up8_block(F.interpolate(x, scale_factor=2, mode="bilinear") + x8.flatten(0, 1))
             x = self.up4_block(F.interpolate(self.up4(x), scale_factor=2, mode="bilinear") + x4.flatten(0, 1))
+            x2 = stem()  # (B,G,C,H/2,W/2)
             x = self.up2_block(F.interpolate(self.up2(x), scale_factor=2, mode="bilinear") + x2.flatten(0, 1))
             x = F.gelu(x)
             learned.append(self.weight_head(x).float().view(*group.shape[:2], *x2.shape[-2:]))
@@ -534,7 +573,8 @@ def train(config, worker, stop_signal):
         network.compile()  # in place: state dict keys stay clean
     if worker.distributed:
         device_ids = [worker.device] if worker.device.type == "cuda" else None
-        network = DistributedDataParallel(network, device_ids=device_ids, gradient_as_bucket_view=True)
+        network = DistributedDataParallel(network, device_ids=device_ids, gradient_as_bucket_view=True,
+                                          broadcast_buffers=False)
 
     if worker.is_main:
         count = sum(p.numel() for p in run.model.parameters())

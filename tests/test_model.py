@@ -114,6 +114,15 @@ def test_groups_of_candidates_change_nothing():
             assert torch.allclose(grouped[name], value, atol=1e-5), name
 
 
+def test_what_saves_memory_changes_nothing():
+    model, batch = make_model(), make_batch(size=(50, 70), n=4)
+    whole = fuse(model, batch)
+    model.GROUP_PLACES, model.KEPT_PIXELS = 3, 0  # three of the 20 places at a time; nothing kept at stride 2
+    frugal = fuse(model, batch)
+    for name, value in whole.items():
+        assert torch.allclose(frugal[name], value, atol=1e-5), name
+
+
 def test_a_scene_does_not_depend_on_its_batch():
     model, batch = make_model(), make_batch(count=3)
     assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
