@@ -67,7 +67,7 @@ class AmodalFusionTransformer(nn.Module):
     """
 
     STRIDE = 16
-    GROUP_PIXELS = 2**21  # candidates of a batch go through the convolutions in groups of about so many pixels
+    GROUP_PIXELS = 2**20  # candidates of a batch go through the convolutions in groups of about so many pixels
     GROUP_PLACES = 2**12  # and through the Transformer decoder at so many places at a time
     KEPT_PIXELS = 2**24  # above so many pixels of candidates, features at stride 2 are computed twice, not kept
     SCENE_GRID = 16  # the scene is seen on at most 16×16 tokens: cost stays linear in pixels
