@@ -193,14 +193,15 @@ class AmodalFusionTransformer(nn.Module):
             evidence = weigh_evidence(views)  # (B,M,6,H/4,W/4)
 
         photo = self.backbone(padded(canvas))  # (B,C,H/8,W/8), (B,C,H/16,W/16)
-        shared8, shared16 = (embed(features) for embed, features in zip(self.embed_photo, photo))
+        embedded = [embed(features) for embed, features in zip(self.embed_photo, photo)]
 
         def recognise(group):
             colours, alpha = group.split([3, 1], 2)
             painted = self.backbone(padded(torch.lerp(canvas[:, None], colours, alpha).flatten(0, 1)))
-            for embed, own, beside in zip(self.embed_painted, painted, photo):
-                change = (own - beside.repeat_interleave(group.shape[1], 0)).abs()
-                yield embed(torch.cat([own, change], 1)).unflatten(0, group.shape[:2])  # (B,G,C,h,w)
+            for embed, own, beside, common in zip(self.embed_painted, painted, photo, embedded):
+                change = (own.unflatten(0, group.shape[:2]) - beside[:, None]).abs().flatten(0, 1)
+                seen = embed(torch.cat([own, change], 1)).unflatten(0, group.shape[:2])  # (B,G,C,h,w)
+                yield (seen + common[:, None]).flatten(0, 1)
 
         large = (completions.shape[1] + 1) * mask.numel() > self.KEPT_PIXELS
         skips, deepest = [], []
@@ -208,8 +209,8 @@ class AmodalFusionTransformer(nn.Module):
             x2 = stem(group)
             x4 = self.block4(self.down4(x2.flatten(0, 1)) + self.embed_evidence(known.flatten(0, 1)))
             seen8, seen16 = recognise(group)
-            x8 = self.block8(self.down8(x4) + (seen8 + shared8[:, None]).flatten(0, 1))
-            x16 = self.block16(self.down16(x8) + (seen16 + shared16[:, None]).flatten(0, 1))
+            x8 = self.block8(self.down8(x4) + seen8)
+            x16 = self.block16(self.down16(x8) + seen16)
             again = functools.partial(stem, group) if large else lambda x2=x2: x2
             skips.append([again, *(x.unflatten(0, group.shape[:2]) for x in (x4, x8))])
             deepest.append(x16.unflatten(0, group.shape[:2]))
