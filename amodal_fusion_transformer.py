@@ -86,10 +86,10 @@ class AmodalFusionTransformer(nn.Module):
         self.down8, self.block8 = nn.Conv2d(c4, c8, 3, stride=2, padding=1), ConvBlock(c8)
         self.down16 = nn.Conv2d(c8, width, 3, stride=2, padding=1)
         self.block16 = nn.Sequential(ConvBlock(width), ConvBlock(width))
-        # what ImageNet features, at strides 8 and 16, see in the filled photo and in a candidate painted over it
+        # what ImageNet features, at strides 4, 8 and 16, see in a draft of the result and in a candidate on top of it
         self.backbone = ImageNetFeatures()
-        sizes = list(zip(self.backbone.CHANNELS, (c8, width)))
-        self.embed_photo = nn.ModuleList(nn.Conv2d(features, c, 1, bias=False) for features, c in sizes)
+        sizes = list(zip(self.backbone.CHANNELS, (c4, c8, width)))
+        self.embed_draft = nn.ModuleList(nn.Conv2d(features, c, 1, bias=False) for features, c in sizes)
         self.embed_painted = nn.ModuleList(nn.Conv2d(2 * features, c, 1) for features, c in sizes)
         # Transformer encoder and decoder
         self.fill_token = nn.Parameter(0.02 * torch.randn(width))
@@ -192,13 +192,14 @@ class AmodalFusionTransformer(nn.Module):
         with torch.autocast(partial.device.type, enabled=False):  # ratios of small errors want all their digits
             evidence = weigh_evidence(views)  # (B,M,6,H/4,W/4)
 
-        photo = self.backbone(padded(canvas))  # (B,C,H/8,W/8), (B,C,H/16,W/16)
-        embedded = [embed(features) for embed, features in zip(self.embed_photo, photo)]
+        draft = self.draft(partial, mask, completions, fill, evidence)
+        expected = self.backbone(padded(draft))  # (B,C,h,w) at strides 4, 8, 16
+        embedded = [embed(features) for embed, features in zip(self.embed_draft, expected)]
 
         def recognise(group):
             colours, alpha = group.split([3, 1], 2)
-            painted = self.backbone(padded(torch.lerp(canvas[:, None], colours, alpha).flatten(0, 1)))
-            for embed, own, beside, common in zip(self.embed_painted, painted, photo, embedded):
+            painted = self.backbone(padded(torch.lerp(draft[:, None], colours, alpha).flatten(0, 1)))
+            for embed, own, beside, common in zip(self.embed_painted, painted, expected, embedded):
                 change = (own.unflatten(0, group.shape[:2]) - beside[:, None]).abs().flatten(0, 1)
                 seen = embed(torch.cat([own, change], 1)).unflatten(0, group.shape[:2])  # (B,G,C,h,w)
                 yield (seen + common[:, None]).flatten(0, 1)
@@ -207,14 +208,28 @@ class AmodalFusionTransformer(nn.Module):
         skips, deepest = [], []
         for group, known in zip(groups, evidence.split([group.shape[1] for group in groups], 1)):
             x2 = stem(group)
-            x4 = self.block4(self.down4(x2.flatten(0, 1)) + self.embed_evidence(known.flatten(0, 1)))
-            seen8, seen16 = recognise(group)
+            seen4, seen8, seen16 = recognise(group)
+            x4 = self.block4(self.down4(x2.flatten(0, 1)) + self.embed_evidence(known.flatten(0, 1)) + seen4)
             x8 = self.block8(self.down8(x4) + seen8)
             x16 = self.block16(self.down16(x8) + seen16)
             again = functools.partial(stem, group) if large else lambda x2=x2: x2
             skips.append([again, *(x.unflatten(0, group.shape[:2]) for x in (x4, x8))])
             deepest.append(x16.unflatten(0, group.shape[:2]))
         return skips, torch.cat(deepest, 1), evidence, views[:, :, 2]
+
+    def follow_rule(self, evidence):
+        """`weigh_evidence`, (B,M,6,H/4,W/4) → logits (B,M,H/4,W/4) of the rule and a factor (B,1,H/4,W/4) on them."""
+        rule = (evidence[:, :, :4] * self.trust[:, None, None]).sum(2)
+        rule = torch.cat([rule[:, :-1], self.fill_logit.expand_as(rule[:, -1:])], 1)
+        return rule, (self.sharpness[0] + self.sharpness[1] * evidence[:, -1, 5:]).exp()
+
+    @torch.no_grad()
+    def draft(self, partial, mask, completions, fill, evidence):
+        """(B,3,H,W), the result as the rule alone would have it: what a candidate is seen among."""
+        rule, sharpness = self.follow_rule(evidence)
+        logits = F.interpolate(rule * sharpness, scale_factor=4, mode="bilinear")
+        weights = weigh(logits[..., : mask.shape[-2], : mask.shape[-1]], completions).exp()
+        return blend(partial, mask, completions, fill, *weights.split([completions.shape[1], 1], 1))
 
     def relate(self, x16, present):
         """Transformer: candidates' features (B,M,C,h,w) see the scene and each other → the same shape."""
@@ -261,14 +276,12 @@ class AmodalFusionTransformer(nn.Module):
             learned.append(self.weight_head(x).float().view(*group.shape[:2], *x2.shape[-2:]))
             votes.append(F.avg_pool2d(self.vote_head(x), 2).float().unflatten(0, group.shape[:2]))
         learned = torch.cat(learned, 1)  # (B,M,H/2,W/2)
-        rule = (evidence[:, :, :4] * self.trust[:, None, None]).sum(2)  # (B,M,H/4,W/4)
-        rule = torch.cat([rule[:, :-1], self.fill_logit.expand_as(rule[:, -1:])], 1)
+        rule, sharpness = self.follow_rule(evidence)
         with torch.autocast(alpha.device.type, enabled=False):
             copied = evidence[:, :, 5, 0, 0]  # (B,M), of a completion alike all over the picture
             rule = rule + settle(torch.cat(votes, 1), alpha, copied)
         # Logits are upsampled, not weights: alpha then cuts the objects' edges sharply at full resolution.
         logits = learned + F.interpolate(rule, scale_factor=2, mode="bilinear")
-        sharpness = (self.sharpness[0] + self.sharpness[1] * evidence[:, -1, 5:]).exp()  # (B,1,H/4,W/4)
         logits = logits * F.interpolate(sharpness, scale_factor=2, mode="bilinear")
         logits = F.interpolate(logits, scale_factor=2, mode="bilinear")
         return logits[..., : size[0], : size[1]]

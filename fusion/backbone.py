@@ -21,7 +21,7 @@ class ImageNetFeatures(nn.Module):
         CheckpointError: that file is missing or damaged.
     """
 
-    TAPS, CHANNELS = (7, 12), (256, 512)  # which layers, the last at strides 8 and 16
+    TAPS, CHANNELS = (4, 7, 12), (128, 256, 512)  # which layers, the last at strides 4, 8 and 16
 
     def __init__(self):
         super().__init__()
@@ -37,7 +37,7 @@ class ImageNetFeatures(nn.Module):
 
     @torch.no_grad()
     def forward(self, pictures):
-        """pictures (B,3,H,W) in [0,1], H and W multiples of 16 → (B,256,H/8,W/8) and (B,512,H/16,W/16).
+        """pictures (B,3,H,W) in [0,1], H and W multiples of 16 → (B,128,H/4,W/4), (B,256,H/8,W/8), (B,512,H/16,W/16).
 
         Like LPIPS (Zhang et al. 2018), by their direction alone: each place has length 1, times the root of the
         number of channels.

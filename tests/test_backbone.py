@@ -19,10 +19,10 @@ def test_nothing_of_it_is_trained_or_saved():
 
 @pytest.mark.parametrize("height, width", [(16, 16), (48, 32), (64, 160)])
 def test_grids_are_those_of_the_strides_and_lengths_are_equal(height, width):
-    eight, sixteen = ImageNetFeatures()(torch.rand(2, 3, height, width))
-    assert eight.shape == (2, 256, height // 8, width // 8)
-    assert sixteen.shape == (2, 512, height // 16, width // 16)
-    for feature in (eight, sixteen):
+    features = ImageNetFeatures()(torch.rand(2, 3, height, width))
+    assert [f.shape for f in features] == [
+        (2, channels, height // stride, width // stride) for channels, stride in ((128, 4), (256, 8), (512, 16))]
+    for feature in features:
         length = feature.square().mean(1).sqrt()
         assert torch.allclose(length, torch.ones_like(length), atol=1e-3)
 
