@@ -90,7 +90,8 @@ class AmodalFusionTransformer(nn.Module):
         self.backbone = ImageNetFeatures()
         sizes = list(zip(self.backbone.CHANNELS, (c4, c8, width)))
         self.embed_draft = nn.ModuleList(nn.Conv2d(features, c, 1, bias=False) for features, c in sizes)
-        self.embed_painted = nn.ModuleList(nn.Conv2d(2 * features, c, 1) for features, c in sizes)
+        self.embed_painted = nn.ModuleList(nn.Conv2d(features, c, 1) for features, c in sizes)
+        self.embed_change = nn.ModuleList(nn.Conv2d(features, c, 1, bias=False) for features, c in sizes)
         # Transformer encoder and decoder
         self.fill_token = nn.Parameter(0.02 * torch.randn(width))
         self.pool_candidates = nn.Linear(3 * width, width)
@@ -163,11 +164,13 @@ class AmodalFusionTransformer(nn.Module):
             return F.pad(x, edge, mode="replicate") if any(edge) else x
 
         canvas = torch.where(mask > 0.5, fill, partial)
-        rivals = completions[:, :, 3:].sum(1)  # (B,1,H,W), all completions together
-        consensus = sum((c[:, :3] - 0.5) * c[:, 3:] for c in completions.unbind(1)) / rivals.clamp(min=1)
-        shared = torch.cat([canvas - 0.5, mask, consensus, rivals.log1p()], 1)
-        shared = self.stem_scene(padded(shared))  # (B,C,H/2,W/2)
 
+        def survey():  # (B,8,H,W), what all candidates share
+            rivals = completions[:, :, 3:].sum(1)
+            consensus = sum((c[:, :3] - 0.5) * c[:, 3:] for c in completions.unbind(1)) / rivals.clamp(min=1)
+            return torch.cat([canvas - 0.5, mask, consensus, rivals.log1p()], 1)
+
+        shared = self.stem_scene(padded(survey()))  # (B,C,H/2,W/2)
         size = max(1, self.GROUP_PIXELS // mask.numel())
         groups = list(completions.split(size, 1))
         last = groups.pop() if groups[-1].shape[1] < size else completions[:, :0]  # has room for the fill, or is full
@@ -184,11 +187,11 @@ class AmodalFusionTransformer(nn.Module):
             own = torch.cat([(group[:, :, :3] - 0.5) * alpha, alpha, disagreement], 2).flatten(0, 1)  # (B·G,5,H,W)
             return self.stem_candidate(padded(own)).unflatten(0, group.shape[:2]) + shared[:, None]
 
-        views = []
-        for group in groups:
-            view = padded(torch.cat(compare(group), 2).float().flatten(0, 1))
-            views.append(F.avg_pool2d(view, 4).unflatten(0, group.shape[:2]))
-        views = torch.cat(views, 1)  # (B,M,3,H/4,W/4)
+        def view(group):
+            parts = padded(torch.cat(compare(group), 2).float().flatten(0, 1))
+            return F.avg_pool2d(parts, 4).unflatten(0, group.shape[:2])
+
+        views = torch.cat([view(group) for group in groups], 1)  # (B,M,3,H/4,W/4)
         with torch.autocast(partial.device.type, enabled=False):  # ratios of small errors want all their digits
             evidence = weigh_evidence(views)  # (B,M,6,H/4,W/4)
 
@@ -199,16 +202,17 @@ class AmodalFusionTransformer(nn.Module):
         def recognise(group):
             colours, alpha = group.split([3, 1], 2)
             painted = self.backbone(padded(torch.lerp(draft[:, None], colours, alpha).flatten(0, 1)))
-            for embed, own, beside, common in zip(self.embed_painted, painted, expected, embedded):
-                change = (own.unflatten(0, group.shape[:2]) - beside[:, None]).abs().flatten(0, 1)
-                seen = embed(torch.cat([own, change], 1)).unflatten(0, group.shape[:2])  # (B,G,C,h,w)
+            for embed, embed_change, beside, common in zip(self.embed_painted, self.embed_change, expected, embedded):
+                own = painted.pop(0)  # large: gone as soon as it has been used
+                change = (own.unflatten(0, group.shape[:2]) - beside[:, None]).abs_().flatten(0, 1)
+                seen = (embed(own) + embed_change(change)).unflatten(0, group.shape[:2])  # (B,G,C,h,w)
                 yield (seen + common[:, None]).flatten(0, 1)
 
         large = (completions.shape[1] + 1) * mask.numel() > self.KEPT_PIXELS
         skips, deepest = [], []
         for group, known in zip(groups, evidence.split([group.shape[1] for group in groups], 1)):
-            x2 = stem(group)
             seen4, seen8, seen16 = recognise(group)
+            x2 = stem(group)
             x4 = self.block4(self.down4(x2.flatten(0, 1)) + self.embed_evidence(known.flatten(0, 1)) + seen4)
             x8 = self.block8(self.down8(x4) + seen8)
             x16 = self.block16(self.down16(x8) + seen16)

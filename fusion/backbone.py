@@ -50,5 +50,5 @@ class ImageNetFeatures(nn.Module):
             if number in self.TAPS:
                 y = x.float()
                 length = torch.linalg.vector_norm(y, dim=1, keepdim=True)
-                features.append(y / (length + 1e-5) * y.shape[1] ** 0.5)
+                features.append(y * (y.shape[1] ** 0.5 / (length + 1e-5)))
         return features
