@@ -202,8 +202,8 @@ class AmodalFusionTransformer(nn.Module):
         def recognise(group):
             colours, alpha = group.split([3, 1], 2)
             painted = self.backbone(padded(torch.lerp(draft[:, None], colours, alpha).flatten(0, 1)))
-            for embed, embed_change, beside, common in zip(self.embed_painted, self.embed_change, expected, embedded):
-                own = painted.pop(0)  # large: gone as soon as it has been used
+            layers = zip(self.embed_painted, self.embed_change, painted, expected, embedded)
+            for embed, embed_change, own, beside, common in layers:
                 change = (own.unflatten(0, group.shape[:2]) - beside[:, None]).abs_().flatten(0, 1)
                 seen = (embed(own) + embed_change(change)).unflatten(0, group.shape[:2])  # (B,G,C,h,w)
                 yield (seen + common[:, None]).flatten(0, 1)
