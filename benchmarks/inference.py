@@ -24,6 +24,7 @@ def build(name, slots):
 def one_forward(name, slots, size, threads):
     torch.set_num_threads(threads)
     model, batch = build(name, slots), random_scenes(1, slots, size)
+    del batch["original"]
     with torch.no_grad():
         model(batch["partial"], batch["mask"], batch["completions"])
 
