@@ -165,6 +165,7 @@ class AmodalFusionTransformer(nn.Module):
 
         canvas = torch.where(mask > 0.5, fill, partial)
 
+        # Functions, as are those below: what they make at full size is given back when they return.
         def survey():  # (B,8,H,W), what all candidates share
             rivals = completions[:, :, 3:].sum(1)
             consensus = sum((c[:, :3] - 0.5) * c[:, 3:] for c in completions.unbind(1)) / rivals.clamp(min=1)

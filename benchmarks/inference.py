@@ -21,18 +21,22 @@ def build(name, slots):
     return (AmodalFusionTransformer() if name == "ours" else PlainDesign(slots)).eval()
 
 
+def random_inputs(count, slots, size, device="cpu"):
+    """partial, mask and completions of random scenes: an original would count as memory, and inference has none."""
+    batch = random_scenes(count, slots, size, device)
+    return [batch[name] for name in ("partial", "mask", "completions")]
+
+
 def one_forward(name, slots, size, threads):
     torch.set_num_threads(threads)
-    model, batch = build(name, slots), random_scenes(1, slots, size)
-    del batch["original"]
+    model, inputs = build(name, slots), random_inputs(1, slots, size)
     with torch.no_grad():
-        model(batch["partial"], batch["mask"], batch["completions"])
+        model(*inputs)
 
 
 def programs(slots, size, device, plain, amp, count):
     """name → function that fuses `count` scenes."""
-    batch = random_scenes(count, slots, size, device)
-    inputs = [batch[name] for name in ("partial", "mask", "completions")]
+    inputs = random_inputs(count, slots, size, device)
 
     def program(model, half):
         def forward():
