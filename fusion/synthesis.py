@@ -151,14 +151,12 @@ class Synthesizer:
         return [(side, centre + rng.normal(0, spread, 2), p) for side, p in zip(sides, plain)]
 
     def _cluttered(self, photo, layers, mask, rng):
-        """Things on the objects that nobody completed, beside the hole and now and then a little into it: what stands
-        behind one disagrees with the photo there, and in the hole is right all the same, but for what the thing
-        hides. Returns the photo and its layers anew."""
+        """Things on the objects, beside the hole, that nobody completed: what stands behind one disagrees with the
+        photo there, and is right in the hole all the same. Returns the photo and its layers anew."""
         on, things, largest_thing, enough = range(len(layers)), rng.integers(1, 13), 1.1, 0
         if rng.random() < 0.7:  # all on the largest, as on a laid table, most of which may be hidden
             areas = [(layer.visible & ~mask).sum() for layer in layers]
             on, things, largest_thing, enough = [np.argmax(areas)], 60, 0.7, max(areas) * rng.uniform(0.2, 0.8)
-        room = mask.sum() * rng.uniform(0, 0.12) if rng.random() < 0.8 else 0  # pixels of the hole that they may hide
         for _ in range(things):
             beneath = layers[rng.choice(on)].visible & ~mask
             if beneath.sum() <= enough:
@@ -167,9 +165,7 @@ class Synthesizer:
             at = rng.integers(len(rows))
             centre, side = np.array([rows[at], columns[at]]) / self.img_size, np.sqrt(beneath.mean())
             thing = self._thing(centre, side * rng.uniform(0.3, largest_thing), rng)
-            inside = ((thing[..., 3] > 0) & mask).sum()
-            if inside <= room:
-                room -= inside
+            if not (thing[..., 3] > 0)[mask].any():
                 photo = _over(photo, thing, thing[..., 3] / 255)
                 layers = [Layer(x.whole, x.visible & (thing[..., 3] < 128), x.true) for x in layers]
         return np.clip(np.rint(photo), 0, 255).astype(np.uint8), layers

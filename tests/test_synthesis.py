@@ -145,9 +145,9 @@ def test_missing_material_is_named(material, sources, complaint):
         Synthesizer(**{name: material / path for name, path in sources.items()})
 
 
-def test_clutter_stands_on_objects_and_reaches_a_little_into_the_hole(material):
+def test_clutter_stands_on_objects_and_leaves_the_hole_alone(material):
     make, rng = synthesizer(material), np.random.default_rng(0)
-    changed = reached = 0
+    changed = 0
     for _ in range(20):
         drawn = make._composed(rng)
         if drawn is None:
@@ -156,14 +156,12 @@ def test_clutter_stands_on_objects_and_reaches_a_little_into_the_hole(material):
         mask = np.zeros(photo.shape[:2], bool)
         mask[20:36, 20:36] = True
         cluttered, fewer = make._cluttered(photo, layers, mask, rng)
-        hidden = (cluttered != photo).any(2)[mask].mean()
-        assert hidden <= 0.12
-        reached += hidden > 0
+        assert np.array_equal(cluttered[mask], photo[mask])
         for before, after in zip(layers, fewer):
             assert np.array_equal(before.whole, after.whole)
             assert not (after.visible & ~before.visible).any()
         changed += (cluttered != photo).any()
-    assert changed >= 5 and reached >= 2
+    assert changed >= 5
 
 
 def test_a_copied_rim_has_the_colours_of_the_photo():
