@@ -91,7 +91,7 @@ def main():
             print(f"{size}² N={slots}: {row}", flush=True)
     print()
     report(rows, {"size": "side", "slots": "N", "ours": "ours", "plain": "plain design", "ratio": "plain / ours",
-                  "ours bf16": "ours, bf16", "ours bf16 compiled": "compiled", "memory": "peak GB"}, options.json)
+                  "ours bf16": "ours, bf16", "ours bf16 compiled": "compiled", "memory": "peak GiB"}, options.json)
     by = {(row["size"], row["slots"]): row["seconds"]["ours"] for row in rows}
     for slots in options.slots:
         points = [(size**2, by[size, slots]) for size in options.sizes]

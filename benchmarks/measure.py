@@ -43,11 +43,11 @@ def _child(function, arguments, pipe):
         result = error
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     peak = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
-    pipe.send((result, int(peak) / 1e6))
+    pipe.send((result, int(peak) / 2**20))  # given in KiB
 
 
 def alone(function, *arguments):
-    """Run a module's function in a process of its own; returns its result and the process's peak memory in GB."""
+    """Run a module's function in a process of its own; returns its result and the process's peak memory in GiB."""
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=_child, args=(function, arguments, there))
     process.start()
