@@ -22,7 +22,7 @@ from amodal_fusion_transformer_inference import SHIPPED, fuse_scenes, write_outp
 from benchmarks.measure import report
 from fusion.scenes import find_scenes, read_scene, write_scene
 from fusion.tensors import to_arrays, to_tensors
-from tests.conftest import draw_scene
+from tests.drawn_scenes import draw_scene
 
 SCRIPT = Path(__file__).parent.parent / "amodal_fusion_transformer_inference.py"
 

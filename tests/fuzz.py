@@ -24,7 +24,7 @@ from fusion.checkpoints import CheckpointError
 from fusion.config import ConfigError, read_yaml
 from fusion.images import SceneError, read_image
 from fusion.scenes import read_list
-from tests.conftest import draw_scene
+from tests.drawn_scenes import draw_scene
 
 
 def pictures():

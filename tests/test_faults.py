@@ -14,7 +14,8 @@ import torch
 
 import fusion.datasets
 from fusion.checkpoints import load_checkpoint
-from tests.conftest import SMALL, records, write_dataset
+from tests.conftest import SMALL, records
+from tests.drawn_scenes import write_dataset
 from tests.scripts import ROOT, Running, run, succeed, torchrun
 
 SCRIPT = "amodal_fusion_transformer.py"

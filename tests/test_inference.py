@@ -13,7 +13,7 @@ from fusion.checkpoints import export_weights
 from fusion.evaluation import METHODS, mean_and_interval
 from fusion.images import read_image, write_image
 from fusion.scenes import write_scene
-from tests.conftest import draw_scene
+from tests.drawn_scenes import draw_scene
 from tests.scripts import run
 
 SCRIPT = "amodal_fusion_transformer_inference.py"

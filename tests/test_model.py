@@ -10,7 +10,7 @@ from amodal_fusion_transformer import AmodalFusionTransformer, fusion_loss
 from fusion.evidence import settle
 from fusion.layers import position_encoding
 from fusion.tensors import to_tensors
-from tests.conftest import draw_scene
+from tests.drawn_scenes import draw_scene
 
 
 def make_model(seed=0):

@@ -13,7 +13,7 @@ from fusion.keying import key_background
 from fusion.raw_scenes import find_raw_scenes, read_raw_scene
 from fusion.scenes import read_list, read_scene
 from fusion.selection import select_completions
-from tests.conftest import draw_scene, write_dataset
+from tests.drawn_scenes import draw_scene, write_dataset
 from tests.scripts import run, succeed
 
 SCRIPT = "prepare_dataset.py"

@@ -16,7 +16,7 @@ from fusion.images import IMAGE_SUFFIXES, read_image, resize, write_image
 from fusion.raw_scenes import find_raw_scenes, read_raw_scene
 from fusion.scenes import read_scene, write_scene
 from fusion.tensors import to_arrays
-from tests.conftest import draw_scene
+from tests.drawn_scenes import draw_scene
 
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40,
                           suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])

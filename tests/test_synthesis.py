@@ -11,7 +11,8 @@ from fusion.holes import HOLES, cut_hole
 from fusion.images import SceneError, write_image
 from fusion.scenes import read_list, read_scene
 from fusion.synthesis import Layer, Synthesizer
-from tests.conftest import SMALL, draw_scene, write_dataset
+from tests.conftest import SMALL
+from tests.drawn_scenes import draw_scene, write_dataset
 from tests.scripts import run, succeed
 
 

@@ -16,7 +16,8 @@ from fusion.config import ConfigError, read_yaml
 from fusion.datasets import recolour
 from fusion.run import learning_rate
 from fusion.tensors import to_tensors, training_precision
-from tests.conftest import SMALL, draw_scene, records, write_dataset
+from tests.conftest import SMALL, records
+from tests.drawn_scenes import draw_scene, write_dataset
 from tests.scripts import ROOT, run, succeed, torchrun
 
 SCRIPT = "amodal_fusion_transformer.py"
