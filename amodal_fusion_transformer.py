@@ -592,7 +592,8 @@ def train(config, worker, stop_signal):
         network.compile()  # in place: state dict keys stay clean
     if worker.distributed:
         device_ids = [worker.device] if worker.device.type == "cuda" else None
-        network = DistributedDataParallel(network, device_ids=device_ids, gradient_as_bucket_view=True)
+        network = DistributedDataParallel(network, device_ids=device_ids, gradient_as_bucket_view=True,
+                                          broadcast_buffers=False)  # all are constants, read from the same file
 
     if worker.is_main:
         count = sum(p.numel() for p in run.model.parameters())
