@@ -592,8 +592,9 @@ def train(config, worker, stop_signal):
         network.compile()  # in place: state dict keys stay clean
     if worker.distributed:
         device_ids = [worker.device] if worker.device.type == "cuda" else None
-        network = DistributedDataParallel(network, device_ids=device_ids, gradient_as_bucket_view=True,
-                                          broadcast_buffers=False)  # all are constants, read from the same file
+        network = DistributedDataParallel(network, device_ids=device_ids, gradient_as_bucket_view=True)
+        # All buffers are constants, read from the same file. As an argument it is deprecated from torch 2.13 on.
+        network.broadcast_buffers = False
 
     if worker.is_main:
         count = sum(p.numel() for p in run.model.parameters())
