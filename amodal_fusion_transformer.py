@@ -32,7 +32,7 @@ from tqdm import tqdm
 from fusion import distributed
 from fusion.backbone import ImageNetFeatures
 from fusion.checkpoints import CheckpointError, averaged_weights, load_checkpoint
-from fusion.compositing import blend, fill_hole, weigh
+from fusion.compositing import fill_hole, fuse
 from fusion.config import option, parse
 from fusion.datasets import AmodalFusionDataset, load_data, read_batches  # noqa: F401
 from fusion.evidence import settle, weigh_evidence
@@ -136,111 +136,102 @@ class AmodalFusionTransformer(nn.Module):
             valid = torch.ones(completions.shape[:2], dtype=torch.bool, device=completions.device)
         else:  # whatever an empty slot holds
             completions = completions.masked_fill(~valid[:, :, None, None, None], 0)
+        size = mask.shape[-2:]
         fill = fill_hole(partial, mask)
-        present = F.pad(valid, (0, 1), value=True)  # (B,M), the fill comes last
+        canvas = torch.where(mask > 0.5, fill, partial)  # (B,3,H,W)
+        groups = self.in_groups(completions, fill)  # of (B,G,4,H,W), all M candidates together
 
-        skips, x16, evidence, alpha = self.encode(partial, mask, completions, fill)
-        tokens = self.relate(x16, present)
-        logits = self.decide(tokens, skips, evidence, alpha, mask.shape[-2:])  # (B,M,H,W)
+        evidence, alpha = self.examine(groups, canvas, mask)  # (B,M,6,H/4,W/4), (B,M,H/4,W/4)
+        rule, sharpness = self.follow_rule(evidence)  # logits (B,M,H/4,W/4), and a factor on them (B,1,H/4,W/4)
+        with torch.no_grad():  # the result as the rule alone would have it: what a candidate is seen among
+            draft = fuse(enlarge(rule * sharpness, 4, size), partial, mask, completions, fill)["fused"]
+        shared = self.stem_scene(self.padded(survey(canvas, mask, completions)))  # (B,C,H/2,W/2)
+        skips, x16 = self.encode(groups, canvas, mask, shared, evidence, draft)
+        tokens = self.relate(x16, valid)  # (B,M,C,H/16,W/16)
+        learned, votes = self.upsample(tokens, skips)  # (B,M,H/2,W/2), (B,M,2,H/4,W/4)
 
-        log_weights = weigh(logits, completions)
-        weights, residual = log_weights.exp().split([completions.shape[1], 1], 1)
-        fused = blend(partial, mask, completions, fill, weights, residual)
-        return {"weights": weights, "residual": residual, "fused": fused, "fill": fill,
-                "logits": logits, "log_weights": log_weights}
+        with torch.autocast(alpha.device.type, enabled=False):
+            copied = evidence[:, :, 5, 0, 0]  # (B,M), of a completion alike all over the picture
+            rule = rule + settle(votes, alpha, copied)
+        # Logits are upsampled, not weights: alpha then cuts the objects' edges sharply at full resolution.
+        logits = learned + F.interpolate(rule, scale_factor=2, mode="bilinear")
+        logits = enlarge(logits * F.interpolate(sharpness, scale_factor=2, mode="bilinear"), 2, size)  # (B,M,H,W)
+        return {**fuse(logits, partial, mask, completions, fill), "fill": fill, "logits": logits}
 
-    def encode(self, partial, mask, completions, fill):
-        """Convolutional encoder.
+    def padded(self, x):
+        """(B,C,H,W), the last row and column repeated until STRIDE divides both sides."""
+        edge = (0, -x.shape[-1] % self.STRIDE, 0, -x.shape[-2] % self.STRIDE)
+        return F.pad(x, edge, mode="replicate") if any(edge) else x
 
-        Returns:
-            skips, per group of candidates (so that large pictures need little memory at a time) a function that
-            gives the features at stride 2, and those at strides 4 and 8, (B,G,C,h,w); features of all, (B,M,C,h,w),
-            at stride 16; `weigh_evidence`, (B,M,6,H/4,W/4); and alpha, (B,M,H/4,W/4).
-        """
-        height, width = mask.shape[-2:]
-        edge = (0, -width % self.STRIDE, 0, -height % self.STRIDE)
-
-        def padded(x):
-            return F.pad(x, edge, mode="replicate") if any(edge) else x
-
-        canvas = torch.where(mask > 0.5, fill, partial)
-
-        # Functions, as are those below: what they make at full size is given back when they return.
-        def survey():  # (B,8,H,W), what all candidates share
-            rivals = completions[:, :, 3:].sum(1)
-            consensus = sum((c[:, :3] - 0.5) * c[:, 3:] for c in completions.unbind(1)) / rivals.clamp(min=1)
-            return torch.cat([canvas - 0.5, mask, consensus, rivals.log1p()], 1)
-
-        shared = self.stem_scene(padded(survey()))  # (B,C,H/2,W/2)
-        size = max(1, self.GROUP_PIXELS // mask.numel())
+    def in_groups(self, completions, fill):
+        """The candidates as a list of (B,G,4,H,W), so that large pictures need little memory at a time."""
+        size = max(1, self.GROUP_PIXELS // (len(fill) * fill.shape[-2] * fill.shape[-1]))
         groups = list(completions.split(size, 1))
         last = groups.pop() if groups[-1].shape[1] < size else completions[:, :0]  # has room for the fill, or is full
-        groups.append(torch.cat([last, torch.cat([fill, torch.ones_like(mask)], 1)[:, None]], 1))
+        return [*groups, torch.cat([last, torch.cat([fill, torch.ones_like(fill[:, :1])], 1)[:, None]], 1)]
 
-        def compare(group):  # (B,G,4,H,W) → three of (B,G,1,H,W)
-            alpha = group[:, :, 3:]
-            visible = alpha * (1 - mask)[:, None]
-            disagreement = visible * (group[:, :, :3] - canvas[:, None]).abs().mean(2, keepdim=True)
-            return disagreement, visible, alpha
-
-        def stem(group):
-            disagreement, _, alpha = compare(group)
-            own = torch.cat([(group[:, :, :3] - 0.5) * alpha, alpha, disagreement], 2).flatten(0, 1)  # (B·G,5,H,W)
-            return self.stem_candidate(padded(own)).unflatten(0, group.shape[:2]) + shared[:, None]
-
+    def examine(self, groups, canvas, mask):
+        """What the photo around the hole says: `weigh_evidence`, (B,M,6,H/4,W/4), and alpha, (B,M,H/4,W/4)."""
         def view(group):
-            parts = padded(torch.cat(compare(group), 2).float().flatten(0, 1))
-            return F.avg_pool2d(parts, 4).unflatten(0, group.shape[:2])
+            parts = torch.cat(compare(group, canvas, mask), 2).float()  # (B,G,3,H,W)
+            return F.avg_pool2d(self.padded(parts.flatten(0, 1)), 4).unflatten(0, group.shape[:2])
 
         views = torch.cat([view(group) for group in groups], 1)  # (B,M,3,H/4,W/4)
-        with torch.autocast(partial.device.type, enabled=False):  # ratios of small errors want all their digits
-            evidence = weigh_evidence(views)  # (B,M,6,H/4,W/4)
-
-        draft = self.draft(partial, mask, completions, fill, evidence)
-        expected = self.backbone(padded(draft))  # (B,C,h,w) at strides 4, 8, 16
-        embedded = [embed(features) for embed, features in zip(self.embed_draft, expected)]
-
-        def recognise(group):
-            colours, alpha = group.split([3, 1], 2)
-            painted = self.backbone(padded(torch.lerp(draft[:, None], colours, alpha).flatten(0, 1)))
-            layers = zip(self.embed_painted, self.embed_change, painted, expected, embedded)
-            for embed, embed_change, own, beside, common in layers:
-                change = (own.unflatten(0, group.shape[:2]) - beside[:, None]).abs_().flatten(0, 1)
-                seen = (embed(own) + embed_change(change)).unflatten(0, group.shape[:2])  # (B,G,C,h,w)
-                yield (seen + common[:, None]).flatten(0, 1)
-
-        large = (completions.shape[1] + 1) * mask.numel() > self.KEPT_PIXELS
-        skips, deepest = [], []
-        for group, known in zip(groups, evidence.split([group.shape[1] for group in groups], 1)):
-            seen4, seen8, seen16 = recognise(group)
-            x2 = stem(group)
-            x4 = self.block4(self.down4(x2.flatten(0, 1)) + self.embed_evidence(known.flatten(0, 1)) + seen4)
-            x8 = self.block8(self.down8(x4) + seen8)
-            x16 = self.block16(self.down16(x8) + seen16)
-            again = functools.partial(stem, group) if large else lambda x2=x2: x2
-            skips.append([again, *(x.unflatten(0, group.shape[:2]) for x in (x4, x8))])
-            deepest.append(x16.unflatten(0, group.shape[:2]))
-        return skips, torch.cat(deepest, 1), evidence, views[:, :, 2]
+        with torch.autocast(mask.device.type, enabled=False):  # ratios of small errors want all their digits
+            return weigh_evidence(views), views[:, :, 2]
 
     def follow_rule(self, evidence):
-        """`weigh_evidence`, (B,M,6,H/4,W/4) → logits (B,M,H/4,W/4) of the rule and a factor (B,1,H/4,W/4) on them."""
+        """Evidence (B,M,6,H/4,W/4) → logits (B,M,H/4,W/4) of the rule and a factor (B,1,H/4,W/4) on them."""
         rule = (evidence[:, :, :4] * self.trust[:, None, None]).sum(2)
         rule = torch.cat([rule[:, :-1], self.fill_logit.expand_as(rule[:, -1:])], 1)
         return rule, (self.sharpness[0] + self.sharpness[1] * evidence[:, -1, 5:]).exp()
 
-    @torch.no_grad()
-    def draft(self, partial, mask, completions, fill, evidence):
-        """(B,3,H,W), the result as the rule alone would have it: what a candidate is seen among."""
-        rule, sharpness = self.follow_rule(evidence)
-        logits = F.interpolate(rule * sharpness, scale_factor=4, mode="bilinear")
-        weights = weigh(logits[..., : mask.shape[-2], : mask.shape[-1]], completions).exp()
-        return blend(partial, mask, completions, fill, *weights.split([completions.shape[1], 1], 1))
+    def encode(self, groups, canvas, mask, shared, evidence, draft):
+        """Convolutional encoder, a group of candidates at a time.
 
-    def relate(self, x16, present):
+        Returns:
+            skips, per group a function that gives the features at stride 2, and those at strides 4 and 8,
+            (B,G,C,h,w); and the features of all candidates at stride 16, (B,M,C,h,w).
+        """
+        expected = self.backbone(self.padded(draft))  # (B,C,h,w) at strides 4, 8, 16
+        embedded = [embed(features) for embed, features in zip(self.embed_draft, expected)]
+        large = sum(group.shape[1] for group in groups) * mask.numel() > self.KEPT_PIXELS
+        skips, deepest = [], []
+        for group, known in zip(groups, evidence.split([group.shape[1] for group in groups], 1)):
+            stem = functools.partial(self.stem, group, canvas, mask, shared)
+            x2 = stem()
+            seen4, seen8, seen16 = self.recognise(group, draft, expected, embedded)
+            x4 = self.block4(self.down4(x2.flatten(0, 1)) + self.embed_evidence(known.flatten(0, 1)) + seen4)
+            x8 = self.block8(self.down8(x4) + seen8)
+            x16 = self.block16(self.down16(x8) + seen16)
+            skips.append([stem if large else lambda x2=x2: x2, *(x.unflatten(0, group.shape[:2]) for x in (x4, x8))])
+            deepest.append(x16.unflatten(0, group.shape[:2]))
+        return skips, torch.cat(deepest, 1)
+
+    def stem(self, group, canvas, mask, shared):
+        """Features (B,G,C,H/2,W/2) of candidates (B,G,4,H,W)."""
+        disagreement, _, alpha = compare(group, canvas, mask)
+        own = torch.cat([(group[:, :, :3] - 0.5) * alpha, alpha, disagreement], 2).flatten(0, 1)  # (B·G,5,H,W)
+        return self.stem_candidate(self.padded(own)).unflatten(0, group.shape[:2]) + shared[:, None]
+
+    def recognise(self, group, draft, expected, embedded):
+        """What ImageNet features see in candidates (B,G,4,H,W) painted over the draft: (B·G,C,h,w) at strides 4, 8, 16.
+
+        `expected` are those features of the draft alone, `embedded` the same after `embed_draft`.
+        """
+        colours, alpha = group.split([3, 1], 2)
+        painted = self.backbone(self.padded(torch.lerp(draft[:, None], colours, alpha).flatten(0, 1)))
+        for embed, embed_change, own, beside, common in zip(self.embed_painted, self.embed_change, painted, expected,
+                                                            embedded):
+            change = (own.unflatten(0, group.shape[:2]) - beside[:, None]).abs_().flatten(0, 1)
+            seen = (embed(own) + embed_change(change)).unflatten(0, group.shape[:2])
+            yield (seen + common[:, None]).flatten(0, 1)
+
+    def relate(self, x16, valid):
         """Transformer: candidates' features (B,M,C,h,w) see the scene and each other → the same shape."""
         _, _, channels, height, width = x16.shape
         tokens = x16.permute(0, 3, 4, 1, 2).flatten(1, 2)  # (B,L,M,C)
-        real = present[:, None, :-1, None]
+        real = valid[:, None, :, None]
         count = real.sum(2).clamp(min=1)
         mean = tokens[:, :, :-1].masked_fill(~real, 0).sum(2) / count
         # an empty slot must not win the maximum, nor may −inf reach a scene without any completion
@@ -255,6 +246,7 @@ class AmodalFusionTransformer(nn.Module):
         scene = scene + position
 
         tokens = torch.cat([tokens[:, :, :-1], tokens[:, :, -1:] + self.fill_token], 2)
+        present = F.pad(valid, (0, 1), value=True)  # (B,M), the fill always is
         position = position_encoding(picture, picture, channels, scene.device)
         decoded = []  # no place looks at another one from here on
         for part, where in zip(tokens.split(self.GROUP_PLACES, 1), position.split(self.GROUP_PLACES)):
@@ -264,10 +256,13 @@ class AmodalFusionTransformer(nn.Module):
             decoded.append(self.norm(x))
         return torch.cat(decoded, 1).unflatten(1, picture).permute(0, 3, 4, 1, 2)  # (B,M,C,h,w)
 
-    def decide(self, tokens, skips, evidence, alpha, size):
-        """Upsample to stride 2, meet the encoder's features on the way, and give a logit (B,M,H,W) per candidate.
+    def upsample(self, tokens, skips):
+        """Upsampling decoder: tokens (B,M,C,h,w) meet the encoder's features on the way up to stride 2.
 
         `skips` is empty afterwards.
+
+        Returns:
+            logits (B,M,H/2,W/2) and votes (B,M,2,H/4,W/4).
         """
         learned, votes = [], []
         for group in tokens.split([x4.shape[1] for _, x4, _ in skips], 1):
@@ -280,16 +275,29 @@ class AmodalFusionTransformer(nn.Module):
             x = F.gelu(x)
             learned.append(self.weight_head(x).float().view(*group.shape[:2], *x2.shape[-2:]))
             votes.append(F.avg_pool2d(self.vote_head(x), 2).float().unflatten(0, group.shape[:2]))
-        learned = torch.cat(learned, 1)  # (B,M,H/2,W/2)
-        rule, sharpness = self.follow_rule(evidence)
-        with torch.autocast(alpha.device.type, enabled=False):
-            copied = evidence[:, :, 5, 0, 0]  # (B,M), of a completion alike all over the picture
-            rule = rule + settle(torch.cat(votes, 1), alpha, copied)
-        # Logits are upsampled, not weights: alpha then cuts the objects' edges sharply at full resolution.
-        logits = learned + F.interpolate(rule, scale_factor=2, mode="bilinear")
-        logits = logits * F.interpolate(sharpness, scale_factor=2, mode="bilinear")
-        logits = F.interpolate(logits, scale_factor=2, mode="bilinear")
-        return logits[..., : size[0], : size[1]]
+        return torch.cat(learned, 1), torch.cat(votes, 1)
+
+
+# Functions, so that what they make at full size is given back when they return.
+
+
+def survey(canvas, mask, completions):
+    """What all candidates share, (B,8,H,W): the filled photo, the mask, the mean completion and how many there are."""
+    rivals = completions[:, :, 3:].sum(1)  # (B,1,H,W)
+    mean = sum((c[:, :3] - 0.5) * c[:, 3:] for c in completions.unbind(1)) / rivals.clamp(min=1)
+    return torch.cat([canvas - 0.5, mask, mean, rivals.log1p()], 1)
+
+
+def compare(group, canvas, mask):
+    """Candidates (B,G,4,H,W) → |candidate − photo|·visible, how visible each is, and its alpha, (B,G,1,H,W)."""
+    alpha = group[:, :, 3:]
+    visible = alpha * (1 - mask)[:, None]
+    return visible * (group[:, :, :3] - canvas[:, None]).abs().mean(2, keepdim=True), visible, alpha
+
+
+def enlarge(logits, factor, size):
+    """Logits (B,M,h,w) → (B,M,H,W), without what `padded` had added."""
+    return F.interpolate(logits, scale_factor=factor, mode="bilinear")[..., : size[0], : size[1]]
 
 
 # ----------------------------------------------------------------------------

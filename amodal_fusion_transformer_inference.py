@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from amodal_fusion_transformer import load_model
 from fusion.checkpoints import CheckpointError
-from fusion.compositing import blend, fill_hole, weigh
+from fusion.compositing import fill_hole, fuse
 from fusion.config import option, parse
 from fusion.evaluation import score, write_metrics
 from fusion.figures import draw_scene
@@ -121,10 +121,9 @@ def fuse_scenes(model, scenes, size, device, amp="off"):
         # the fill's logit stands behind the padding
         scene_logits = torch.cat([small_logits[:count], small_logits[-1:]])[None]
         scene_logits = F.interpolate(scene_logits, size=full["mask"].shape[-2:], mode="bilinear")
-        weights, residual = weigh(scene_logits, full["completions"]).exp().split([count, 1], 1)
         fill = fill_hole(full["partial"], full["mask"])
-        fused = blend(full["partial"], full["mask"], full["completions"], fill, weights, residual)
-        results.append({**full, "weights": weights, "residual": residual, "fill": fill, "fused": fused})
+        fused = fuse(scene_logits, full["partial"], full["mask"], full["completions"], fill)
+        results.append({**full, **fused, "fill": fill})
     return results
 
 
