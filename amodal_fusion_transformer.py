@@ -59,7 +59,7 @@ class AmodalFusionTransformer(nn.Module):
     Args:
         width: channels of the tokens, a multiple of 8 and of `heads`.
         encoder_layers: self-attention layers over the scene.
-        decoder_layers: layers in which candidates look at each other and at the scene.
+        decoder_layers: layers in which candidates look at each other and at the scene, at least one.
         heads: attention heads.
 
     Raises:
@@ -369,7 +369,7 @@ class TrainConfig:
 
     width: int = option(128, "channels of the Transformer", "model", least=8)
     encoder_layers: int = option(2, "self-attention layers over the scene", "model", least=0)
-    decoder_layers: int = option(2, "layers in which completions compare themselves", "model", least=0)
+    decoder_layers: int = option(2, "layers in which completions compare themselves", "model", least=1)
     heads: int = option(4, "attention heads", "model", least=1)
 
     epochs: int = option(50, "passes over the training scenes", "optimisation", least=1)

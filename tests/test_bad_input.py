@@ -364,6 +364,7 @@ def test_a_folder_without_permission_is_named_and_the_rest_done(tmp_path):
 USAGE = [
     (TRAIN, ("--epochs", -1), "epochs: expected 1 or more, got -1"),
     (TRAIN, ("--batch_size", 0), "batch_size: expected 1 or more"),
+    (TRAIN, ("--decoder_layers", 0), "decoder_layers: expected 1 or more"),  # nothing would use the encoder's output
     (TRAIN, ("--ema_decay", 1.5), "ema_decay: expected from 0 to 1"),
     (TRAIN, ("--lr", "nan"), "lr: expected 0 or more, got nan"),
     (TRAIN, ("--lr", "fast"), "invalid float value: 'fast'"),
