@@ -32,7 +32,7 @@ from tqdm import tqdm
 from fusion import distributed
 from fusion.backbone import ImageNetFeatures
 from fusion.checkpoints import CheckpointError, averaged_weights, load_checkpoint
-from fusion.compositing import fill_hole, fuse
+from fusion.compositing import fill_hole, fuse, weigh
 from fusion.config import option, parse
 from fusion.datasets import AmodalFusionDataset, load_data, read_batches  # noqa: F401
 from fusion.evidence import settle, weigh_evidence
@@ -144,7 +144,8 @@ class AmodalFusionTransformer(nn.Module):
         evidence, alpha = self.examine(groups, canvas, mask)  # (B,M,6,H/4,W/4), (B,M,H/4,W/4)
         rule, sharpness = self.follow_rule(evidence)  # logits (B,M,H/4,W/4), and a factor on them (B,1,H/4,W/4)
         with torch.no_grad():  # the result as the rule alone would have it: what a candidate is seen among
-            draft = fuse(enlarge(rule * sharpness, 4, size), partial, mask, completions, fill)["fused"]
+            draft = fuse(weigh(enlarge(rule * sharpness, 4, size), completions),
+                         partial, mask, completions, fill)["fused"]
         shared = self.stem_scene(self.padded(survey(canvas, mask, completions)))  # (B,C,H/2,W/2)
         skips, x16 = self.encode(groups, canvas, mask, shared, evidence, draft)
         tokens = self.relate(x16, valid)  # (B,M,C,H/16,W/16)
@@ -156,7 +157,9 @@ class AmodalFusionTransformer(nn.Module):
         # Logits are upsampled, not weights: alpha then cuts the objects' edges sharply at full resolution.
         logits = learned + F.interpolate(rule, scale_factor=2, mode="bilinear")
         logits = enlarge(logits * F.interpolate(sharpness, scale_factor=2, mode="bilinear"), 2, size)  # (B,M,H,W)
-        return {**fuse(logits, partial, mask, completions, fill), "fill": fill, "logits": logits}
+        log_weights = weigh(logits, completions)
+        return {**fuse(log_weights, partial, mask, completions, fill), "fill": fill, "logits": logits,
+                "log_weights": log_weights}
 
     def padded(self, x):
         """(B,C,H,W), the last row and column repeated until STRIDE divides both sides."""
@@ -165,10 +168,11 @@ class AmodalFusionTransformer(nn.Module):
 
     def in_groups(self, completions, fill):
         """The candidates as a list of (B,G,4,H,W), so that large pictures need little memory at a time."""
-        size = max(1, self.GROUP_PIXELS // (len(fill) * fill.shape[-2] * fill.shape[-1]))
+        opaque = torch.ones_like(fill[:, :1])
+        size = max(1, self.GROUP_PIXELS // opaque.numel())
         groups = list(completions.split(size, 1))
         last = groups.pop() if groups[-1].shape[1] < size else completions[:, :0]  # has room for the fill, or is full
-        return [*groups, torch.cat([last, torch.cat([fill, torch.ones_like(fill[:, :1])], 1)[:, None]], 1)]
+        return [*groups, torch.cat([last, torch.cat([fill, opaque], 1)[:, None]], 1)]
 
     def examine(self, groups, canvas, mask):
         """What the photo around the hole says: `weigh_evidence`, (B,M,6,H/4,W/4), and alpha, (B,M,H/4,W/4)."""
@@ -195,7 +199,7 @@ class AmodalFusionTransformer(nn.Module):
         """
         expected = self.backbone(self.padded(draft))  # (B,C,h,w) at strides 4, 8, 16
         embedded = [embed(features) for embed, features in zip(self.embed_draft, expected)]
-        large = sum(group.shape[1] for group in groups) * mask.numel() > self.KEPT_PIXELS
+        large = evidence.shape[1] * mask.numel() > self.KEPT_PIXELS
         skips, deepest = [], []
         for group, known in zip(groups, evidence.split([group.shape[1] for group in groups], 1)):
             stem = functools.partial(self.stem, group, canvas, mask, shared)
@@ -221,8 +225,8 @@ class AmodalFusionTransformer(nn.Module):
         """
         colours, alpha = group.split([3, 1], 2)
         painted = self.backbone(self.padded(torch.lerp(draft[:, None], colours, alpha).flatten(0, 1)))
-        for embed, embed_change, own, beside, common in zip(self.embed_painted, self.embed_change, painted, expected,
-                                                            embedded):
+        layers = zip(self.embed_painted, self.embed_change, painted, expected, embedded)
+        for embed, embed_change, own, beside, common in layers:
             change = (own.unflatten(0, group.shape[:2]) - beside[:, None]).abs_().flatten(0, 1)
             seen = (embed(own) + embed_change(change)).unflatten(0, group.shape[:2])
             yield (seen + common[:, None]).flatten(0, 1)

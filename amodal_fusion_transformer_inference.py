@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from amodal_fusion_transformer import load_model
 from fusion.checkpoints import CheckpointError
-from fusion.compositing import fill_hole, fuse
+from fusion.compositing import fill_hole, fuse, weigh
 from fusion.config import option, parse
 from fusion.evaluation import score, write_metrics
 from fusion.figures import draw_scene
@@ -122,7 +122,8 @@ def fuse_scenes(model, scenes, size, device, amp="off"):
         scene_logits = torch.cat([small_logits[:count], small_logits[-1:]])[None]
         scene_logits = F.interpolate(scene_logits, size=full["mask"].shape[-2:], mode="bilinear")
         fill = fill_hole(full["partial"], full["mask"])
-        fused = fuse(scene_logits, full["partial"], full["mask"], full["completions"], fill)
+        log_weights = weigh(scene_logits, full["completions"])
+        fused = fuse(log_weights, full["partial"], full["mask"], full["completions"], fill)
         results.append({**full, **fused, "fill": fill})
     return results
 

@@ -76,19 +76,18 @@ def blend(partial, mask, completions, fill, weights, residual):
     return torch.where(mask > 0.5, inside, partial)
 
 
-def fuse(logits, partial, mask, completions, fill):
-    """Logits → weights → the fused image.
+def fuse(log_weights, partial, mask, completions, fill):
+    """What `weigh` returned → the weights and the fused image.
 
     Args:
-        logits: (B,N+1,H,W), the fill's last; the others as in `weigh` and `blend`.
+        log_weights: (B,N+1,H,W), the fill's last; the others as in `blend`.
 
     Returns:
-        dict of weights (B,N,H,W), residual (B,1,H,W), fused (B,3,H,W) and log_weights (B,N+1,H,W).
+        dict of weights (B,N,H,W), residual (B,1,H,W) and fused (B,3,H,W).
     """
-    log_weights = weigh(logits, completions)
     weights, residual = log_weights.exp().split([completions.shape[1], 1], 1)
     fused = blend(partial, mask, completions, fill, weights, residual)
-    return {"weights": weights, "residual": residual, "fused": fused, "log_weights": log_weights}
+    return {"weights": weights, "residual": residual, "fused": fused}
 
 
 def paint_over(partial, mask, completions, valid, fill, order):
