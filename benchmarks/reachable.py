@@ -44,10 +44,13 @@ def choose_per_block(mask, completions, fill, original, side):
     return canvas
 
 
-def best_mixture(candidates, target, steps=200):
-    """The mixture of candidates (K,D) that comes nearest to target (D,), by Frank and Wolfe's method (1956)."""
+def best_mixture(candidates, target, nearest, steps=200):
+    """The mixture of candidates (K,D) that comes nearest to target (D,), by Frank and Wolfe's method (1956).
+
+    `nearest` is the candidate to start from.
+    """
     gram, wanted = candidates @ candidates.T, candidates @ target
-    shares = F.one_hot((candidates - target).square().sum(1).argmin(), len(candidates)).to(target)
+    shares = F.one_hot(nearest, len(candidates)).to(target)
     for _ in range(steps):
         slope = gram @ shares - wanted
         towards = F.one_hot(slope.argmin(), len(candidates)) - shares
@@ -67,8 +70,9 @@ def choose_per_set(mask, completions, fill, original):
         candidates = [c[:3] for i, c in enumerate(completions[0]) if present.item() >> i & 1]
         candidates = torch.stack([image[:, region] for image in [fill[0], *candidates]]).double()  # (K,3,P)
         target = original[0][:, region].double()
-        single[0][:, region] = candidates[(candidates - target).square().sum((1, 2)).argmin()].float()
-        mixture[0][:, region] = best_mixture(candidates.flatten(1), target.flatten()).view_as(target).float()
+        nearest = squared_error(candidates, target).mean((1, 2)).argmin()
+        single[0][:, region] = candidates[nearest].float()
+        mixture[0][:, region] = best_mixture(candidates.flatten(1), target.flatten(), nearest).view_as(target).float()
     return single, mixture
 
 
