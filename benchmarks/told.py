@@ -1,0 +1,132 @@
+"""How far the network would get on composed scenes if it were told what nobody can see.
+
+    python -m benchmarks.told --objects CUTOUTS --backgrounds PHOTOS --coco INSTANCES.json --style pix2gestalt --seed 99
+
+First whose object really stands at each pixel of the hole; then, as well, how near each completion comes to the
+original. What it is told is added to its logits, times a few numbers that are fitted to the PSNR of these very
+scenes. A network that has to find all this out from the picture can hardly be expected to do better.
+"""
+
+import argparse
+import math
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from amodal_fusion_transformer_inference import SHIPPED, load_model
+from benchmarks.reachable import report_gaps
+from fusion import completers
+from fusion.compositing import fuse, weigh
+from fusion.metrics import apply_rules, oracle, overlap_region, region_psnr
+from fusion.synthesis import STYLES, Synthesizer
+from fusion.tensors import to_tensors
+
+INPUTS = ("partial", "mask", "completions", "valid")
+
+
+def compose(synthesizer, index):
+    """Scene `index` and, per completion, where in the photo its object is in front, (H,W) bool.
+
+    None for a completion that stands for no single object: one of another granularity, or the whole background.
+    """
+    drawn = []
+
+    def remember(photo, layer, *rest):
+        drawn.append((complete_one(photo, layer, *rest), layer.visible))
+        return drawn[-1][0]
+
+    complete_one = completers._complete_one
+    with patch.object(completers, "_complete_one", remember):
+        scene = synthesizer(index)
+    return scene, [next((visible for known, visible in drawn if known is completion), None)
+                   for completion in scene.completions]
+
+
+@torch.no_grad()
+def prepare(model, synthesizer, index):
+    """A scene of the synthesizer and what can be told about it.
+
+    Returns:
+        dict of the scene's tensors, the network's `fill` and `logits`, all with a batch dimension of 1, and
+        `front` (1,N+1,H,W): 1 where the candidate's object stands, −1 where it does not, 0 where that has no meaning;
+        `nearness` (1,N+1,1,1): minus the log of a completion's mean squared error in the hole, 0 for the fill.
+    """
+    scene, visible = compose(synthesizer, index)
+    tensors = {name: value[None] for name, value in to_tensors(scene, len(scene.completions)).items()}
+    out = model(*(tensors[name] for name in INPUTS))
+    front = torch.zeros_like(out["logits"])
+    for slot, where in enumerate(visible):
+        if where is not None:
+            front[0, slot] = torch.from_numpy(where).float() * 2 - 1
+    colours, alpha = tensors["completions"].split([3, 1], 2)
+    drawn = alpha * tensors["mask"][:, None]  # (1,N,1,H,W)
+    error = ((colours - tensors["original"][:, None]).square().mean(2, keepdim=True) * drawn).sum((2, 3, 4))
+    nearness = -(error / drawn.sum((2, 3, 4)).clamp(min=1)).clamp(min=1e-4).log()  # (1,N)
+    return {**tensors, "fill": out["fill"], "logits": out["logits"], "front": front,
+            "nearness": F.pad(nearness, (0, 1))[:, :, None, None]}
+
+
+def score(scene, fused):
+    """PSNR in hole and overlap, (2,); the second is nan without an overlap."""
+    original, overlap = scene["original"], overlap_region(*(scene[name] for name in INPUTS[1:]))
+    hole = region_psnr(fused, original, scene["mask"])
+    return torch.cat([hole, region_psnr(fused, original, overlap) if overlap.any() else torch.full((1,), math.nan)])
+
+
+def fuse_told(scene, scale=1.0, told=()):
+    """The scene fused by logits·scale and as many clues as there are numbers in `told`, each times its number."""
+    front, nearness = scene["front"], scene["nearness"]
+    is_fill = torch.zeros_like(nearness)
+    is_fill[:, -1] = 1
+    clues = [front, front.square(), is_fill, nearness]
+    logits = scene["logits"] * scale + sum(number * clue for number, clue in zip(told, clues))
+    inputs = [scene[name] for name in INPUTS[:3]]
+    return fuse(weigh(logits, inputs[2]), *inputs, scene["fill"])["fused"]
+
+
+def fit(scenes, clues, steps=60):
+    """PSNR (scenes, 2) with the best factor on the logits and the best numbers for so many clues."""
+    scale, told = torch.ones(1, requires_grad=True), torch.zeros(clues, requires_grad=True)
+    optimizer = torch.optim.Adam([scale, told], lr=0.15)
+    for _ in tqdm(range(steps), disable=None, leave=False):
+        figures = torch.stack([score(scene, fuse_told(scene, scale, told)) for scene in scenes])
+        (-figures[:, 0].mean() - figures[:, 1][~figures[:, 1].isnan()].mean()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        return torch.stack([score(scene, fuse_told(scene, scale, told)) for scene in scenes])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("objects", "backgrounds", "coco"):
+        parser.add_argument(f"--{name}", type=Path, required=name != "coco")
+    parser.add_argument("--style", choices=STYLES, default="mixed")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--n_scenes", type=int, default=80)
+    parser.add_argument("--img_size", type=int, default=256)
+    parser.add_argument("--checkpoint", default=SHIPPED)
+    parser.add_argument("--json", help="file to write the figures to")
+    options = parser.parse_args()
+    synthesizer = Synthesizer(options.objects, options.backgrounds, options.coco, options.img_size,
+                              style=options.style, seed=options.seed)
+    model, _ = load_model(options.checkpoint)
+    scenes = [prepare(model, synthesizer, index) for index in tqdm(range(options.n_scenes), disable=None)]
+    figures = {}
+    for scene in scenes:
+        inputs = [scene[name] for name in INPUTS]
+        images = apply_rules(*inputs, scene["fill"]) | {
+            "ours": fuse_told(scene), "oracle": oracle(*inputs, scene["fill"], scene["original"])[0]}
+        for name, image in images.items():
+            figures.setdefault(name, []).append(score(scene, image))
+    figures = {name: torch.stack(rows) for name, rows in figures.items()}
+    figures["told who is in front"] = fit(scenes, 3)
+    figures["told that and how near each is"] = fit(scenes, 4)
+    report_gaps(figures, "network", options.json)
+
+
+if __name__ == "__main__":
+    main()
