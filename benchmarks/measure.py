@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from fusion.metrics import RULES, gap_closed
+
 
 def alternate(programs, runs):
     """Time programs in turn, so that all see the same moods of the machine.
@@ -78,6 +80,24 @@ def report(rows, columns, json_path=None):
         print("| " + " | ".join(str(row.get(key, "")) for key in columns) + " |")
     if json_path:
         Path(json_path).write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1), encoding="utf-8")
+
+
+def report_gaps(figures, title, json_path=None):
+    """Report mean PSNR and how much of the gap between the best simple rule and the oracle it closes.
+
+    Args:
+        figures: method → (scenes, 2), PSNR in hole and overlap; RULES, which get no line, and "oracle" among them.
+        title: of the methods' column; json_path as in `report`.
+    """
+    means = {name: rows.nanmean(0).tolist() for name, rows in figures.items()}
+    best = [max(means[rule][i] for rule in RULES) for i in (0, 1)]
+    rows = []
+    for name, mean in means.items():
+        if name not in RULES:
+            gaps = [gap_closed(mean[i], best[i], means["oracle"][i]) for i in (0, 1)]
+            rows.append({"method": name, "psnr": f"{mean[0]:.2f} / {mean[1]:.2f}",
+                         "gap": f"{gaps[0]:.2f} / {gaps[1]:.2f}", "means": mean})
+    report(rows, {"method": title, "psnr": "PSNR, hole / overlap", "gap": "gap closed"}, json_path)
 
 
 def spread(seconds):

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from amodal_fusion_transformer_inference import SHIPPED, fuse_scenes, load_model, network_size
-from benchmarks.measure import report
-from fusion.metrics import RULES, apply_rules, gap_closed, oracle, overlap_region, region_psnr
+from benchmarks.measure import report_gaps
+from fusion.metrics import apply_rules, oracle, overlap_region, region_psnr
 from fusion.scenes import find_scenes, read_scene
 
 BLOCKS = (4, 8, 16, 32)
@@ -89,24 +89,6 @@ def score(scene, model, img_size):
     images["oracle"] = oracle(*inputs, fill, original)[0]
     return {name: [region_psnr(image, original, region).item() for region in (mask, overlap)]
             for name, image in images.items()}
-
-
-def report_gaps(figures, title, json_path):
-    """Print means and how much of the gap they close.
-
-    Args:
-        figures: method → (scenes, 2), PSNR in hole and overlap; RULES and "oracle" must be among them, and the rules
-            have no line of their own.
-        title: of the first column; json_path: file to write the figures to, or None.
-    """
-    means = {name: rows.nanmean(0).tolist() for name, rows in figures.items()}
-    best = [max(means[rule][i] for rule in RULES) for i in (0, 1)]
-    rows = []
-    for name in (name for name in means if name not in RULES):
-        gaps = [gap_closed(means[name][i], best[i], means["oracle"][i]) for i in (0, 1)]
-        rows.append({"method": name, "psnr": f"{means[name][0]:.2f} / {means[name][1]:.2f}",
-                     "gap": f"{gaps[0]:.2f} / {gaps[1]:.2f}", "means": means[name]})
-    report(rows, {"method": title, "psnr": "PSNR, hole / overlap", "gap": "gap closed"}, json_path)
 
 
 def main():

@@ -13,11 +13,10 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from amodal_fusion_transformer_inference import SHIPPED, load_model
-from benchmarks.reachable import report_gaps
+from benchmarks.measure import report_gaps
 from fusion import completers
 from fusion.compositing import fuse, weigh
 from fusion.metrics import apply_rules, oracle, overlap_region, region_psnr
@@ -50,9 +49,9 @@ def prepare(model, synthesizer, index):
     """A scene of the synthesizer and what can be told about it.
 
     Returns:
-        dict of the scene's tensors, the network's `fill` and `logits`, all with a batch dimension of 1, and
-        `front` (1,N+1,H,W): 1 where the candidate's object stands, −1 where it does not, 0 where that has no meaning;
-        `nearness` (1,N+1,1,1): minus the log of a completion's mean squared error in the hole, 0 for the fill.
+        dict of the scene's tensors, `overlap`, and the network's `fill` and `logits`, all with a batch dimension of 1;
+        and `clues`, each (1,N+1,…) over the candidates, the fill last: 1 where its object stands, −1 where it does not,
+        0 where that has no meaning; the square of this; 1 for the fill; a completion's PSNR in the hole, in tens of dB.
     """
     scene, visible = compose(synthesizer, index)
     tensors = {name: value[None] for name, value in to_tensors(scene, len(scene.completions)).items()}
@@ -61,28 +60,24 @@ def prepare(model, synthesizer, index):
     for slot, where in enumerate(visible):
         if where is not None:
             front[0, slot] = torch.from_numpy(where).float() * 2 - 1
-    colours, alpha = tensors["completions"].split([3, 1], 2)
-    drawn = alpha * tensors["mask"][:, None]  # (1,N,1,H,W)
-    error = ((colours - tensors["original"][:, None]).square().mean(2, keepdim=True) * drawn).sum((2, 3, 4))
-    nearness = -(error / drawn.sum((2, 3, 4)).clamp(min=1)).clamp(min=1e-4).log()  # (1,N)
-    return {**tensors, "fill": out["fill"], "logits": out["logits"], "front": front,
-            "nearness": F.pad(nearness, (0, 1))[:, :, None, None]}
+    colours, alpha = tensors["completions"][0].split([3, 1], 1)  # (N,3,H,W), (N,1,H,W)
+    psnr = region_psnr(colours, tensors["original"], alpha * tensors["mask"]).nan_to_num().clamp(max=40)  # (N,)
+    nearness = torch.cat([psnr / 10, torch.zeros(1)]).view(1, -1, 1, 1)
+    is_fill = torch.tensor([0.0] * len(visible) + [1.0]).view(1, -1, 1, 1)
+    return {**tensors, "overlap": overlap_region(*(tensors[name] for name in INPUTS[1:])), "fill": out["fill"],
+            "logits": out["logits"], "clues": [front, front.square(), is_fill, nearness]}
 
 
 def score(scene, fused):
     """PSNR in hole and overlap, (2,); the second is nan without an overlap."""
-    original, overlap = scene["original"], overlap_region(*(scene[name] for name in INPUTS[1:]))
+    original, overlap = scene["original"], scene["overlap"]
     hole = region_psnr(fused, original, scene["mask"])
     return torch.cat([hole, region_psnr(fused, original, overlap) if overlap.any() else torch.full((1,), math.nan)])
 
 
 def fuse_told(scene, scale=1.0, told=()):
     """The scene fused by logits·scale and as many clues as there are numbers in `told`, each times its number."""
-    front, nearness = scene["front"], scene["nearness"]
-    is_fill = torch.zeros_like(nearness)
-    is_fill[:, -1] = 1
-    clues = [front, front.square(), is_fill, nearness]
-    logits = scene["logits"] * scale + sum(number * clue for number, clue in zip(told, clues))
+    logits = scene["logits"] * scale + sum(number * clue for number, clue in zip(told, scene["clues"]))
     inputs = [scene[name] for name in INPUTS[:3]]
     return fuse(weigh(logits, inputs[2]), *inputs, scene["fill"])["fused"]
 
@@ -91,13 +86,17 @@ def fit(scenes, clues, steps=60):
     """PSNR (scenes, 2) with the best factor on the logits and the best numbers for so many clues."""
     scale, told = torch.ones(1, requires_grad=True), torch.zeros(clues, requires_grad=True)
     optimizer = torch.optim.Adam([scale, told], lr=0.15)
+
+    def figures():
+        return torch.stack([score(scene, fuse_told(scene, scale, told)) for scene in scenes])
+
     for _ in tqdm(range(steps), disable=None, leave=False):
-        figures = torch.stack([score(scene, fuse_told(scene, scale, told)) for scene in scenes])
-        (-figures[:, 0].mean() - figures[:, 1][~figures[:, 1].isnan()].mean()).backward()
+        hole, overlap = figures().unbind(1)
+        (-hole.mean() - overlap[~overlap.isnan()].mean()).backward()
         optimizer.step()
         optimizer.zero_grad()
     with torch.no_grad():
-        return torch.stack([score(scene, fuse_told(scene, scale, told)) for scene in scenes])
+        return figures()
 
 
 def main():
@@ -117,9 +116,8 @@ def main():
     scenes = [prepare(model, synthesizer, index) for index in tqdm(range(options.n_scenes), disable=None)]
     figures = {}
     for scene in scenes:
-        inputs = [scene[name] for name in INPUTS]
-        images = apply_rules(*inputs, scene["fill"]) | {
-            "ours": fuse_told(scene), "oracle": oracle(*inputs, scene["fill"], scene["original"])[0]}
+        inputs = [scene[name] for name in (*INPUTS, "fill")]
+        images = apply_rules(*inputs) | {"ours": fuse_told(scene), "oracle": oracle(*inputs, scene["original"])[0]}
         for name, image in images.items():
             figures.setdefault(name, []).append(score(scene, image))
     figures = {name: torch.stack(rows) for name, rows in figures.items()}
