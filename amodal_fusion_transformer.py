@@ -11,7 +11,6 @@ on one GPU, or on the CPU (a small run; LPIPS with VGG would take most of the ti
     python amodal_fusion_transformer.py --data_dir DATA --gpus 0 --img_size 128 --lpips_net alex --workers 1
 """
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -19,7 +18,6 @@ import math
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,22 +25,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
-from fusion import distributed
-from fusion.backbone import ImageNetFeatures
-from fusion.checkpoints import CheckpointError, averaged_weights, load_checkpoint
-from fusion.compositing import fill_hole, fuse, weigh
 from fusion.config import option, parse
-from fusion.datasets import AmodalFusionDataset, load_data, read_batches  # noqa: F401
-from fusion.evidence import settle, weigh_evidence
+from fusion.data.tensors import HALF_PRECISION
+from fusion.engine import describe, evaluate, train_one_epoch
+from fusion.errors import UserError
 from fusion.figures import draw_curves, draw_scenes
-from fusion.images import SceneError
-from fusion.layers import ConvBlock, DecoderLayer, EncoderLayer, position_encoding
-from fusion.metrics import apply_rules, gap_closed, oracle, overlap_region, region_psnr
-from fusion.perceptual import LpipsUnavailable, load_perceptual
-from fusion.run import Run, TrainingError, check_same_model, claim_folder
-from fusion.tensors import HALF_PRECISION, to_arrays, training_precision
+from fusion.files import lock_run_dir
+from fusion.metrics import overlap_region
+from fusion.model.backbone import ImageNetFeatures
+from fusion.model.compositing import fill_hole, fuse, weigh
+from fusion.model.cues import settle, weigh_evidence
+from fusion.model.layers import ConvBlock, DecoderLayer, EncoderLayer, position_encoding
+from fusion.training import distributed
+from fusion.training.checkpoints import averaged_weights, load_checkpoint
+from fusion.training.loaders import load_data
+from fusion.training.perceptual import load_perceptual
+from fusion.training.run import Run, check_same_model
 
 # ----------------------------------------------------------------------------
 # Model
@@ -431,133 +430,15 @@ def load_model(path):
     """The network of a checkpoint with its averaged weights, in eval mode, and the stored config.
 
     Raises:
-        CheckpointError: see `load_checkpoint`; or the weights are not those of this network.
+        UserError: see `load_checkpoint`; or the weights are not those of this network.
     """
     state = load_checkpoint(path)
     try:
         model = build_model(state["config"])
         model.load_state_dict(averaged_weights(state))
     except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: its weights do not fit this network ({error!r}); use another file") from None
+        raise UserError(f"{path}: its weights do not fit this network ({error!r}); use another file") from None
     return model.eval(), state["config"]
-
-
-def to_device(batch, device):
-    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-
-
-def train_one_epoch(run, network, loader, sampler, perceptual, stop_signal):
-    """Train from where `run` stands to the end of its epoch, a signal or max_steps.
-
-    Args:
-        network: run.model, or its DistributedDataParallel.
-        stop_signal: list that a signal handler appends to.
-
-    Returns:
-        True when a signal asked to stop. The caller saves.
-    """
-    config, worker = run.config, run.worker
-    per_step = worker.world * config.batch_size * config.accumulate
-    sampler.set_epoch(run.epoch)
-    sampler.start = run.scenes_done
-    steps = (len(sampler) * worker.world - run.scenes_done) // per_step
-    if config.max_steps is not None:
-        steps = min(steps, config.max_steps - run.step)
-    network.train()
-    parameters = list(run.model.parameters())
-    half = training_precision(config.amp, worker.device)
-    autocast = torch.autocast(worker.device.type, half, enabled=half is not None)
-    batches = read_batches(loader)
-    quiet = None if worker.is_main else True  # None: a bar only where there is a terminal
-    sums, logged_at, skipped = {}, time.monotonic(), 0
-    bar = tqdm(range(steps), desc=f"epoch {run.epoch + 1}/{config.epochs}", disable=quiet, leave=False)
-    for _ in bar:
-        fade = 1 - run.step / max(1, config.oracle_fade * run.total_steps)
-        oracle_weight = config.oracle_weight * max(0.0, fade)
-        scenes = []
-        for part in range(config.accumulate):
-            batch = to_device(next(batches), worker.device)
-            scenes.append(batch["index"])
-            last = part == config.accumulate - 1
-            with contextlib.nullcontext() if last or not worker.distributed else network.no_sync():
-                with autocast:
-                    out = network(batch["partial"], batch["mask"], batch["completions"], batch["valid"])
-                    loss, parts = fusion_loss(out, batch, perceptual, config.lpips_weight, oracle_weight,
-                                              config.psnr_weight)
-                run.scaler.scale(loss / config.accumulate).backward()
-            for name, value in parts.items():
-                sums[name] = sums.get(name, 0) + value.detach().mean() / config.accumulate
-
-        run.scaler.unscale_(run.optimizer)
-        # A NaN on any rank is in everybody's gradient by now, so all ranks decide alike.
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
-        if torch.isfinite(norm):
-            run.scaler.step(run.optimizer)
-            run.ema.update_parameters(run.model)
-            run.bad_steps = 0
-        else:
-            skipped += 1
-            run.bad_steps += 1
-            run.report_bad_step([str(loader.dataset.scene_ids[index]) for index in torch.cat(scenes).tolist()])
-        run.scaler.update()
-        run.optimizer.zero_grad(set_to_none=True)
-        run.scheduler.step()
-        run.step += 1
-        run.scenes_done += per_step
-
-        if run.step % config.log_every == 0:
-            names = sorted(sums)
-            means = distributed.sum_over_ranks([float(sums[name]) for name in names], worker.device)
-            record = {name: mean / worker.world / config.log_every for name, mean in zip(names, means)}
-            seconds, logged_at = time.monotonic() - logged_at, time.monotonic()
-            record |= {"lr": run.scheduler.get_last_lr()[0], "grad_norm": float(norm), "skipped": skipped,
-                       "scenes_per_second": per_step * config.log_every / seconds}
-            run.log("train", record)
-            bar.set_postfix(loss=f"{record['loss']:.4f}")
-            sums = {}
-        if distributed.any_rank(bool(stop_signal), worker.device):
-            return True
-        if run.step % config.save_every == 0:
-            run.save("last.pth")
-    return False
-
-
-@torch.no_grad()
-def evaluate(model, loader, perceptual, config, worker):
-    """Validate the bare model on this rank's share of the scenes and add up over the ranks.
-
-    Returns:
-        dict of means over all validation scenes (loss, l1, lpips; PSNR in dB in the hole and in the overlap, for
-        the model, for visible fit and for the oracle; gap_closed), and the first scenes for a figure.
-    """
-    model.eval()
-    quiet = None if worker.is_main else True
-    sums, drawn = {}, []
-    for loaded in tqdm(read_batches(loader), desc="validation", total=len(loader), disable=quiet, leave=False):
-        batch = to_device(loaded, worker.device)
-        inputs = [batch[name] for name in ("partial", "mask", "completions", "valid")]
-        out = model(*inputs)
-        _, parts = fusion_loss(out, batch, perceptual, config.lpips_weight)
-        overlap = overlap_region(*inputs[1:])
-        fused = {"": out["fused"], "oracle_": oracle(*inputs, out["fill"], batch["original"])[0]}
-        fused["visible_fit_"] = apply_rules(*inputs, out["fill"], rules=("visible_fit",))["visible_fit"]
-        for name, image in fused.items():
-            parts[f"{name}psnr"] = region_psnr(image, batch["original"], batch["mask"])
-            parts[f"{name}psnr_overlap"] = region_psnr(image, batch["original"], overlap)
-        for name, values in parts.items():
-            known = values[~values.isnan()].double()
-            total, count = sums.get(name, (0, 0))
-            sums[name] = (total + known.sum().item(), count + len(known))
-        if worker.is_main and len(drawn) < config.figure_scenes:
-            drawn += to_arrays({**batch, **out})[: config.figure_scenes - len(drawn)]
-    # a rank without a validation scene still has to take part in the sum
-    names = sorted(["loss", "l1", *(["lpips"] if perceptual else []), *(
-        f"{who}psnr{where}" for who in ("", "visible_fit_", "oracle_") for where in ("", "_overlap"))])
-    flat = [number for name in names for number in sums.get(name, (0, 0))]
-    flat = distributed.sum_over_ranks(flat, worker.device)
-    metrics = {name: flat[2 * i] / flat[2 * i + 1] if flat[2 * i + 1] else math.nan for i, name in enumerate(names)}
-    metrics["gap_closed"] = gap_closed(metrics["psnr"], metrics["visible_fit_psnr"], metrics["oracle_psnr"])
-    return metrics, drawn
 
 
 def git_state():
@@ -567,57 +448,58 @@ def git_state():
     return result.stdout.strip() or "no git"
 
 
-def train(config, worker, stop_signal):
+def train(config, process, stop_signal):
     """Train as `config` says. Returns False when a signal ended the run early, with everything saved."""
     torch.set_float32_matmul_precision("high")
     folder = Path(config.checkpoint_dir)
-    lock = claim_folder(folder) if worker.is_main else None  # held until the process ends
-    if distributed.any_rank(worker.is_main and lock is None, worker.device):
-        raise TrainingError(f"{folder}: another run is writing there; wait for it, or choose another --checkpoint_dir")
-    train_loader, sampler, val_loader = load_data(config, worker)
+    lock = lock_run_dir(folder) if process.is_main else None  # held until the process ends
+    if distributed.any_rank(process.is_main and lock is None, process.device):
+        raise UserError(f"{folder}: another run is writing there; wait for it, or choose another --checkpoint_dir")
+    train_loader, sampler, val_loader = load_data(config, process)
     perceptual = None
     if config.lpips_weight > 0:
-        perceptual = load_perceptual(config.lpips_net, config.lpips_weights, worker.distributed).to(worker.device)
+        perceptual = load_perceptual(config.lpips_net, config.lpips_weights, process.distributed).to(process.device)
 
     torch.manual_seed(config.seed)
     try:
-        model = build_model(dataclasses.asdict(config)).to(worker.device)
+        model = build_model(dataclasses.asdict(config)).to(process.device)
     except ValueError as error:
-        raise TrainingError(str(error)) from None
+        raise UserError(str(error)) from None
     if config.init_from:
         weights, stored = load_model(config.init_from)
         check_same_model(config.init_from, stored, config, MODEL_OPTIONS)
         model.load_state_dict(weights.state_dict())
-    run = Run(model, config, worker)
-    per_step = worker.world * config.batch_size * config.accumulate
-    steps_per_epoch = len(sampler) * worker.world // per_step
+    run = Run(model, config, process)
+    per_step = process.world_size * config.batch_size * config.accumulate
+    steps_per_epoch = len(sampler) * process.world_size // per_step
     run.schedule(steps_per_epoch * config.epochs)
     if config.resume not in (None, "auto"):
         run.resume(config.resume, MODEL_OPTIONS)
     elif (folder / "last.pth").exists():
         if config.resume is None and not distributed.restarted():
-            raise TrainingError(f"{folder} holds a run already; go on with it by --resume auto, or choose another "
+            raise UserError(f"{folder} holds a run already; go on with it by --resume auto, or choose another "
                                 "--checkpoint_dir for a new one")
         run.resume(folder / "last.pth", MODEL_OPTIONS)
     network = run.model
     if config.compile:
         network.compile()  # in place: state dict keys stay clean
-    if worker.distributed:
-        device_ids = [worker.device] if worker.device.type == "cuda" else None
+    if process.distributed:
+        device_ids = [process.device] if process.device.type == "cuda" else None
         network = DistributedDataParallel(network, device_ids=device_ids, gradient_as_bucket_view=True)
         # All buffers are constants, read from the same file. As an argument it is deprecated from torch 2.13 on.
         network.broadcast_buffers = False
 
-    if worker.is_main:
+    if process.is_main:
         count = sum(p.numel() for p in run.model.parameters())
-        print(f"{json.dumps(dataclasses.asdict(config))}\n{git_state()}, torch {torch.__version__}, {worker.world} × "
-              f"{worker.device.type}, {count / 1e6:.2f} M parameters, {len(train_loader.dataset)} training scenes, "
-              f"{per_step} a step, {steps_per_epoch} steps an epoch, starting at step {run.step}", flush=True)
+        print(json.dumps(dataclasses.asdict(config)))
+        print(f"{git_state()}, torch {torch.__version__}, {process.world_size} × {process.device.type}, "
+              f"{count / 1e6:.2f} M parameters, {len(train_loader.dataset)} training scenes, {per_step} a step, "
+              f"{steps_per_epoch} steps an epoch, starting at step {run.step}", flush=True)
     while run.epoch < config.epochs and (config.max_steps is None or run.step < config.max_steps):
-        if train_one_epoch(run, network, train_loader, sampler, perceptual, stop_signal):
+        if train_one_epoch(run, network, fusion_loss, train_loader, sampler, perceptual, stop_signal):
             run.save("last.pth")
             return False
-        run.metrics, drawn = evaluate(run.ema.module, val_loader, perceptual, config, worker)
+        run.metrics, drawn = evaluate(run.ema.module, fusion_loss, val_loader, perceptual, config, process)
         epoch = run.epoch + 1
         run.log("val", run.metrics)
         if run.scenes_done >= steps_per_epoch * per_step:
@@ -627,7 +509,7 @@ def train(config, worker, stop_signal):
         run.save("last.pth")
         if best:
             run.save("best_model.pth")
-        if worker.is_main:
+        if process.is_main:
             print(f"epoch {epoch}, step {run.step}: " + describe(run.metrics), flush=True)
             draw_curves(folder / "curves.png", folder / "metrics.jsonl")
             if drawn:
@@ -635,35 +517,27 @@ def train(config, worker, stop_signal):
     return True
 
 
-def describe(metrics):
-    """One console line of validation metrics."""
-    return (f"validation loss {metrics['loss']:.4f}, PSNR {metrics['psnr']:.2f} dB (visible fit "
-            f"{metrics['visible_fit_psnr']:.2f}, oracle {metrics['oracle_psnr']:.2f}, gap closed "
-            f"{metrics['gap_closed']:.2f}), in the overlap {metrics['psnr_overlap']:.2f} dB "
-            f"({metrics['visible_fit_psnr_overlap']:.2f}, {metrics['oracle_psnr_overlap']:.2f})")
-
-
 def main():
     config = parse(TrainConfig, __doc__, yaml_file=True)
     stop_signal = []
     try:
         if not config.data_dir:
-            raise TrainingError("no data set: give --data_dir, or data_dir in the YAML file")
+            raise UserError("no data set: give --data_dir, or data_dir in the YAML file")
         if config.gpus > 1 and not distributed.under_launcher():
             distributed.check_gpus(config.gpus)
             distributed.launch(config.gpus)
-        worker = distributed.join(config.gpus)
+        process = distributed.join(config.gpus)
         for number in (signal.SIGTERM, signal.SIGINT):  # only a flag: ranks agree at the next step, then save
             signal.signal(number, lambda number, _: stop_signal.append(number))
-        finished = train(config, worker, stop_signal)
-    except (TrainingError, SceneError, CheckpointError, LpipsUnavailable, distributed.DeviceError) as error:
+        finished = train(config, process, stop_signal)
+    except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:  # a full or read-only disk
         sys.exit(f"error: {error.filename or config.checkpoint_dir}: {error.strerror or error}")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     if not finished:
-        if worker.is_main:
+        if process.is_main:
             print(f"stopped by a signal after saving {config.checkpoint_dir}/last.pth; go on with --resume auto")
         sys.exit(128 + (stop_signal or [signal.SIGTERM])[0])
 

@@ -32,15 +32,15 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from amodal_fusion_transformer import load_model
-from fusion.checkpoints import CheckpointError
-from fusion.compositing import fill_hole, fuse, weigh
 from fusion.config import option, parse
+from fusion.data.images import write_image
+from fusion.data.scenes import find_scenes, read_list, read_scene
+from fusion.data.tensors import HALF_PRECISION, to_arrays, to_tensors
+from fusion.errors import LpipsUnavailable, SceneError, UserError
 from fusion.evaluation import score, write_metrics
 from fusion.figures import draw_scene
-from fusion.images import SceneError, write_image
-from fusion.perceptual import LpipsUnavailable, PerceptualLoss
-from fusion.scenes import find_scenes, read_list, read_scene
-from fusion.tensors import HALF_PRECISION, to_arrays, to_tensors
+from fusion.model.compositing import fill_hole, fuse, weigh
+from fusion.training.perceptual import PerceptualLoss
 
 SHIPPED = Path(__file__).parent / "pretrained" / "amodal_fusion_transformer.pth"
 
@@ -218,7 +218,7 @@ def main():
                 print(f"no LPIPS in the metrics: {error}", file=sys.stderr)
         rows, failed = fuse_folder(config, model.to(device), config.img_size or trained["img_size"], todo, device,
                                    perceptual)
-    except (SceneError, CheckpointError, OSError) as error:
+    except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     if rows:
         print(write_metrics(output_dir, rows))

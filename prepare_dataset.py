@@ -26,14 +26,17 @@ import cv2
 import yaml
 from tqdm import tqdm
 
-from fusion.config import ConfigError, option, parse_command
+from fusion.config import option, parse_command
+from fusion.data.holes import HOLES
+from fusion.data.images import read_image
+from fusion.data.keying import BACKGROUNDS, key_background
+from fusion.data.layouts import find_raw_scenes
+from fusion.data.raw_scenes import read_raw_scene
+from fusion.data.scenes import check_scene, find_scenes, read_list, read_scene, write_scene
+from fusion.data.synthesis import STYLES, Synthesizer
+from fusion.errors import ConfigError, SceneError
 from fusion.figures import draw_selection
-from fusion.holes import HOLES
-from fusion.images import SceneError, atomic_file, read_image, write_text
-from fusion.keying import BACKGROUNDS, key_background
-from fusion.raw_scenes import find_raw_scenes, read_raw_scene
-from fusion.scenes import check_scene, find_scenes, read_list, read_scene, write_scene
-from fusion.synthesis import STYLES, Synthesizer
+from fusion.files import atomic_file, write_text
 
 LISTS = ("train_list.txt", "val_list.txt", "test_list.txt")
 PREVIEWED_SCENES = 6

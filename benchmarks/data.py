@@ -16,11 +16,11 @@ import torchvision
 from PIL import Image
 
 from benchmarks.measure import alternate, report
-from fusion.datasets import AmodalFusionDataset
-from fusion.images import read_image
-from fusion.scenes import read_scene, write_scene
-from fusion.synthesis import Synthesizer
-from fusion.tensors import to_tensors
+from fusion.data.datasets import AmodalFusionDataset
+from fusion.data.images import read_image
+from fusion.data.scenes import read_scene, write_scene
+from fusion.data.synthesis import Synthesizer
+from fusion.data.tensors import to_tensors
 
 
 def main():

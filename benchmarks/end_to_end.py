@@ -20,9 +20,9 @@ import torch
 from amodal_fusion_transformer import load_model
 from amodal_fusion_transformer_inference import SHIPPED, fuse_scenes, write_outputs
 from benchmarks.measure import report
-from fusion.scenes import find_scenes, read_scene, write_scene
-from fusion.tensors import to_arrays, to_tensors
-from tests.drawn_scenes import draw_scene
+from fusion.data.scenes import find_scenes, read_scene, write_scene
+from fusion.data.tensors import to_arrays, to_tensors
+from fusion.data.toy import draw_scene
 
 SCRIPT = Path(__file__).parent.parent / "amodal_fusion_transformer_inference.py"
 

@@ -13,7 +13,7 @@ import torch
 
 from amodal_fusion_transformer import AmodalFusionTransformer
 from benchmarks.measure import alone, alternate, random_scenes, report, spread
-from benchmarks.plain_design import PlainDesign
+from experiments.plain_design import PlainDesign
 
 
 def build(name, slots):

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import report
-from tests.drawn_scenes import write_dataset
+from fusion.data.toy import write_dataset
 
 SCRIPT = Path(__file__).parent.parent / "amodal_fusion_transformer.py"
 

@@ -15,9 +15,9 @@ import torchvision
 
 from amodal_fusion_transformer import AmodalFusionTransformer, fusion_loss
 from benchmarks.measure import alternate, random_scenes, report, spread
-from benchmarks.plain_design import PlainDesign
-from fusion.perceptual import PerceptualLoss
-from fusion.tensors import HALF_PRECISION, training_precision
+from experiments.plain_design import PlainDesign
+from fusion.data.tensors import HALF_PRECISION, training_precision
+from fusion.training.perceptual import PerceptualLoss
 
 
 def random_lpips(net):

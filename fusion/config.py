@@ -10,9 +10,7 @@ import typing
 
 import yaml
 
-
-class ConfigError(Exception):
-    """An option is unknown, missing or of the wrong type; the message names it."""
+from fusion.errors import ConfigError
 
 
 def option(default, help, group="options", choices=None, least=None, most=math.inf):

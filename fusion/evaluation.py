@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fusion.figures import draw_bars
-from fusion.images import atomic_file, write_text
+from fusion.files import atomic_file, write_text
 from fusion.metrics import (
     RULES,
     apply_rules,

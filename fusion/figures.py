@@ -9,7 +9,8 @@ from matplotlib import colormaps, get_data_path
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from fusion.images import atomic_file, resize, write_image
+from fusion.data.images import resize, write_image
+from fusion.files import atomic_file
 
 # one colour per candidate in winner maps; the last, grey, is "none of these"
 WINNER_COLOURS = colormaps["tab20"].colors

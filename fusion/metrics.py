@@ -5,7 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from fusion.compositing import paint_over
+from fusion.model.compositing import paint_over
 
 RULES = ("fill", "mean", "over_given", "over_random", "over_area", "over_lowest", "visible_fit")
 # Rounding to 8 bits alone costs 59 dB. Without a limit one pixel more or less of an exact copy would move a mean over a

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 
-from tests.drawn_scenes import write_dataset
+from fusion.data.toy import write_dataset
 from tests.scripts import succeed
 
 torch.set_num_threads(1)  # two test processes share two cores

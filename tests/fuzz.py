@@ -20,11 +20,11 @@ import torch
 from PIL import Image
 
 from amodal_fusion_transformer import TrainConfig, load_model
-from fusion.checkpoints import CheckpointError
-from fusion.config import ConfigError, read_yaml
-from fusion.images import SceneError, read_image
-from fusion.scenes import read_list
-from tests.drawn_scenes import draw_scene
+from fusion.config import read_yaml
+from fusion.data.images import read_image
+from fusion.data.scenes import read_list
+from fusion.data.toy import draw_scene
+from fusion.errors import ConfigError, SceneError, UserError
 
 
 def pictures():
@@ -86,7 +86,7 @@ def targets(folder):
     state = {"kind": "amodal_fusion_transformer", "version": 1, "config": {"width": 8}, "model": {"a": torch.ones(3)}}
     file = io.BytesIO()
     torch.save(state, file)
-    yield "checkpoint", file.getvalue(), load_model, CheckpointError
+    yield "checkpoint", file.getvalue(), load_model, UserError
 
 
 def main():

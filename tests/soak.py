@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fusion.scenes import write_scene
+from fusion.data.scenes import write_scene
+from fusion.data.toy import draw_scene
 from tests.conftest import SMALL
-from tests.drawn_scenes import draw_scene
 from tests.scripts import Running
 
 TRAIN, FUSE = "amodal_fusion_transformer.py", "amodal_fusion_transformer_inference.py"

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from fusion import backbone
-from fusion.backbone import ImageNetFeatures
-from fusion.checkpoints import CheckpointError
+from fusion.errors import UserError
+from fusion.model import backbone
+from fusion.model.backbone import ImageNetFeatures
 from tests.scripts import ROOT
 
 TRAINED = ROOT.parent / "shared" / "weights" / "squeezenet1_1_features.pth"
@@ -43,5 +43,5 @@ def test_without_its_file_the_message_names_it(tmp_path, monkeypatch, content):
     if content:
         path.write_bytes(content)
     monkeypatch.setattr(backbone, "WEIGHTS", path)
-    with pytest.raises(CheckpointError, match=r"features\.pth"):
+    with pytest.raises(UserError, match=r"features\.pth"):
         ImageNetFeatures()

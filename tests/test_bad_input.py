@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fusion.images import read_image, write_image
-from fusion.scenes import write_scene
+from fusion.data.images import read_image, write_image
+from fusion.data.scenes import write_scene
+from fusion.data.toy import draw_scene
 from tests.conftest import SMALL
-from tests.drawn_scenes import draw_scene
 from tests.scripts import run
 
 TRAIN, FUSE, PREPARE = ("amodal_fusion_transformer.py", "amodal_fusion_transformer_inference.py", "prepare_dataset.py")

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-import fusion.datasets
-from fusion.checkpoints import load_checkpoint
+import fusion.data.datasets
+from fusion.data.toy import write_dataset
+from fusion.training.checkpoints import load_checkpoint
 from tests.conftest import SMALL, records
-from tests.drawn_scenes import write_dataset
 from tests.scripts import ROOT, Running, run, succeed, torchrun
 
 SCRIPT = "amodal_fusion_transformer.py"
@@ -110,7 +110,7 @@ def test_full_disk_keeps_the_older_checkpoint(dataset, tmp_path):
 
 
 def poison_one_scene():
-    to_tensors = fusion.datasets.to_tensors
+    to_tensors = fusion.data.datasets.to_tensors
 
     def poisoned(scene, slots):
         tensors = to_tensors(scene, slots)
@@ -118,7 +118,7 @@ def poison_one_scene():
             tensors["original"] *= float("nan")
         return tensors
 
-    fusion.datasets.to_tensors = poisoned
+    fusion.data.datasets.to_tensors = poisoned
 
 
 def test_a_step_without_a_finite_gradient_is_skipped_and_its_scenes_named(dataset, tmp_path):
@@ -141,14 +141,14 @@ def test_gradient_that_stays_nan_ends_training_with_the_scenes(dataset, tmp_path
 
 
 def kill_the_loader():
-    read_scene = fusion.datasets.read_scene
+    read_scene = fusion.data.datasets.read_scene
 
     def read_or_die(folder, *options, **more):
         if folder.name == "train_5":
             os.kill(os.getpid(), signal.SIGKILL)  # what the kernel does when memory runs out
         return read_scene(folder, *options, **more)
 
-    fusion.datasets.read_scene = read_or_die
+    fusion.data.datasets.read_scene = read_or_die
 
 
 def test_loader_that_dies_names_the_scene(dataset, tmp_path):

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fusion.compositing import fill_hole, paint_over, push_pull
-from fusion.images import SceneError, atomic_file, read_image, resize, write_image
+from fusion.data.images import read_image, resize, write_image
+from fusion.errors import LpipsUnavailable, SceneError
+from fusion.files import atomic_file
 from fusion.metrics import (
     MOST_PSNR,
     RULES,
@@ -22,7 +23,8 @@ from fusion.metrics import (
     region_ssim,
     visible_error,
 )
-from fusion.perceptual import LpipsUnavailable, PerceptualLoss
+from fusion.model.compositing import fill_hole, paint_over, push_pull
+from fusion.training.perceptual import PerceptualLoss
 from tests.scripts import ROOT
 
 SHARED_WEIGHTS = ROOT.parent / "shared" / "weights" / "alexnet_features.pth"

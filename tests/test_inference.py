@@ -9,11 +9,11 @@ from PIL import Image
 
 from amodal_fusion_transformer import load_model
 from amodal_fusion_transformer_inference import fuse_scenes, network_size
-from fusion.checkpoints import export_weights
+from fusion.data.images import read_image, write_image
+from fusion.data.scenes import write_scene
+from fusion.data.toy import draw_scene
 from fusion.evaluation import METHODS, mean_and_interval
-from fusion.images import read_image, write_image
-from fusion.scenes import write_scene
-from tests.drawn_scenes import draw_scene
+from fusion.training.checkpoints import export_weights
 from tests.scripts import run
 
 SCRIPT = "amodal_fusion_transformer_inference.py"

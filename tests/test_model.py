@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from amodal_fusion_transformer import AmodalFusionTransformer, fusion_loss
-from fusion.evidence import settle
-from fusion.layers import position_encoding
-from fusion.tensors import to_tensors
-from tests.drawn_scenes import draw_scene
+from fusion.data.tensors import to_tensors
+from fusion.data.toy import draw_scene
+from fusion.model.cues import settle
+from fusion.model.layers import position_encoding
 
 
 def make_model(seed=0):

@@ -8,12 +8,14 @@ import pytest
 import yaml
 from PIL import Image
 
-from fusion.images import SceneError, read_image, write_image
-from fusion.keying import key_background
-from fusion.raw_scenes import find_raw_scenes, read_raw_scene
-from fusion.scenes import read_list, read_scene
-from fusion.selection import select_completions
-from tests.drawn_scenes import draw_scene, write_dataset
+from fusion.data.images import read_image, write_image
+from fusion.data.keying import key_background
+from fusion.data.layouts import find_raw_scenes
+from fusion.data.raw_scenes import read_raw_scene
+from fusion.data.scenes import read_list, read_scene
+from fusion.data.selection import select_completions
+from fusion.data.toy import draw_scene, write_dataset
+from fusion.errors import SceneError
 from tests.scripts import run, succeed
 
 SCRIPT = "prepare_dataset.py"

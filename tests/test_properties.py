@@ -11,12 +11,13 @@ from PIL import Image
 
 from amodal_fusion_transformer import AmodalFusionTransformer
 from amodal_fusion_transformer_inference import fuse_scenes, network_size, write_outputs
-from fusion.datasets import AmodalFusionDataset
-from fusion.images import IMAGE_SUFFIXES, read_image, resize, write_image
-from fusion.raw_scenes import find_raw_scenes, read_raw_scene
-from fusion.scenes import read_scene, write_scene
-from fusion.tensors import to_arrays
-from tests.drawn_scenes import draw_scene
+from fusion.data.datasets import AmodalFusionDataset
+from fusion.data.images import IMAGE_SUFFIXES, read_image, resize, write_image
+from fusion.data.layouts import find_raw_scenes
+from fusion.data.raw_scenes import read_raw_scene
+from fusion.data.scenes import read_scene, write_scene
+from fusion.data.tensors import to_arrays
+from fusion.data.toy import draw_scene
 
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40,
                           suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])

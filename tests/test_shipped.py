@@ -7,7 +7,7 @@ import torch
 
 from amodal_fusion_transformer import TrainConfig
 from amodal_fusion_transformer_inference import SHIPPED, InferenceConfig
-from fusion.images import read_image
+from fusion.data.images import read_image
 from fusion.metrics import RULES
 from prepare_dataset import CheckConfig, CreateConfig, SplitConfig, SynthesizeConfig
 from tests.scripts import ROOT, succeed

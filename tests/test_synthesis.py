@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import yaml
 
-from fusion.completers import as_received, complete
-from fusion.holes import HOLES, cut_hole
-from fusion.images import SceneError, write_image
-from fusion.scenes import read_list, read_scene
-from fusion.synthesis import Layer, Synthesizer
+from fusion.data.completers import as_received, complete
+from fusion.data.holes import HOLES, cut_hole
+from fusion.data.images import write_image
+from fusion.data.scenes import read_list, read_scene
+from fusion.data.synthesis import Layer, Synthesizer
+from fusion.data.toy import draw_scene, write_dataset
+from fusion.errors import SceneError
 from tests.conftest import SMALL
-from tests.drawn_scenes import draw_scene, write_dataset
 from tests.scripts import run, succeed
 
 

@@ -11,13 +11,14 @@ import torch
 import yaml
 
 import amodal_fusion_transformer as aft
-from fusion.compositing import weigh
-from fusion.config import ConfigError, read_yaml
-from fusion.datasets import recolour
-from fusion.run import learning_rate
-from fusion.tensors import to_tensors, training_precision
+from fusion.config import read_yaml
+from fusion.data.datasets import AmodalFusionDataset, recolour
+from fusion.data.tensors import to_tensors, training_precision
+from fusion.data.toy import draw_scene, write_dataset
+from fusion.errors import ConfigError
+from fusion.model.compositing import weigh
+from fusion.training.run import learning_rate
 from tests.conftest import SMALL, records
-from tests.drawn_scenes import draw_scene, write_dataset
 from tests.scripts import ROOT, run, succeed, torchrun
 
 SCRIPT = "amodal_fusion_transformer.py"
@@ -67,7 +68,7 @@ def test_two_processes_do_what_one_does(dataset, tmp_path):
 
 def test_gpus_option_starts_workers_with_the_elastic_launcher(dataset, tmp_path):
     """What --gpus 2 does once two GPUs are there, with workers on the CPU."""
-    code = "import sys; from fusion import distributed; sys.argv = sys.argv[1:]; distributed.launch(2)"
+    code = "import sys; from fusion.training import distributed; sys.argv = sys.argv[1:]; distributed.launch(2)"
     arguments = [SCRIPT, "--data_dir", dataset, "--checkpoint_dir", tmp_path, *SMALL, *L1_ONLY, "--epochs", 1,
                  "--batch_size", 2]
     process = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True,
@@ -168,12 +169,12 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(dataset):
     ids = [f"train_{i}" for i in range(8)]
 
     def item(seed=0, epoch=0, index=1):
-        return aft.AmodalFusionDataset(dataset, ids, 64, 5, augment=True, seed=seed)[epoch, index]
+        return AmodalFusionDataset(dataset, ids, 64, 5, augment=True, seed=seed)[epoch, index]
 
     assert torch.equal(item()["completions"], item()["completions"])
     changed = [not torch.equal(item()["completions"], item(epoch=epoch)["completions"]) for epoch in range(1, 9)]
     assert sum(changed) >= 4
-    plain = aft.AmodalFusionDataset(dataset, ids, 64, 5)[1]
+    plain = AmodalFusionDataset(dataset, ids, 64, 5)[1]
     assert plain["valid"].tolist() == [True, True, True, False, False]
     assert plain["partial"][:, plain["mask"][0] > 0].max() == 0
     assert not plain["completions"][3:].any()

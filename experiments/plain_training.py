@@ -1,11 +1,11 @@
 """The training script with the plain design in place of our network: same options, data, loss and validation.
 
-    python -m benchmarks.plain_training --data_dir DATA --checkpoint_dir PLAIN …
+    python -m experiments.plain_training --data_dir DATA --checkpoint_dir PLAIN …
     python amodal_fusion_transformer.py --data_dir DATA --checkpoint_dir OURS …
 """
 
 import amodal_fusion_transformer as trainer
-from benchmarks.plain_design import PlainDesign
+from experiments.plain_design import PlainDesign
 
 
 def main():

@@ -13,11 +13,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fusion.completers import as_received, complete, whole_background
-from fusion.holes import cut_hole
-from fusion.images import IMAGE_SUFFIXES, SceneError, read_image, resize
-from fusion.scenes import Scene
-from fusion.selection import select_completions
+from fusion.data.completers import as_received, complete, whole_background
+from fusion.data.holes import cut_hole
+from fusion.data.images import IMAGE_SUFFIXES, read_image, resize
+from fusion.data.scenes import Scene
+from fusion.data.selection import select_completions
+from fusion.errors import SceneError
 
 STYLES = ("mixed", "copy", "redraw", "pix2gestalt")
 
@@ -40,7 +41,7 @@ class Synthesizer:
         coco: COCO-style instance annotations beside their photos, or None. Half of the scenes come from each when
             both are given.
         img_size: side of the scenes in pixels; n_max_completions: of a scene, at least one.
-        hole: one of fusion.holes.HOLES; style: one of STYLES, how the completer draws.
+        hole: one of fusion.data.holes.HOLES; style: one of STYLES, how the completer draws.
         seed: another seed, other scenes.
 
     Raises:

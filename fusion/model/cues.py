@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from fusion.compositing import push_pull
+from fusion.model.compositing import push_pull
 
 
 def weigh_evidence(view):

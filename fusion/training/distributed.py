@@ -8,17 +8,15 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DistributedSampler
 
-
-class DeviceError(Exception):
-    """More GPUs were asked for than there are; the message names both numbers."""
+from fusion.errors import UserError
 
 
 @dataclass
-class Worker:
+class Process:
     """This process's place among its group."""
 
     rank: int
-    world: int
+    world_size: int
     device: torch.device
 
     @property
@@ -27,7 +25,7 @@ class Worker:
 
     @property
     def distributed(self):
-        return self.world > 1
+        return self.world_size > 1
 
 
 def under_launcher():
@@ -40,15 +38,15 @@ def restarted():
 
 
 def check_gpus(wanted):
-    """Raise DeviceError unless `wanted` GPUs are there."""
+    """Raise UserError unless `wanted` GPUs are there."""
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted > found:
         fits = f"--gpus {found}" + (" (or --gpus 0 for the CPU)" if found else ", which trains on the CPU")
-        raise DeviceError(f"{wanted} GPU{'s' * (wanted > 1)} asked for, but this machine has {found}; use {fits}")
+        raise UserError(f"{wanted} GPU{'s' * (wanted > 1)} asked for, but this machine has {found}; use {fits}")
 
 
 def launch(gpus):
-    """Replace this process by torchrun with one worker per GPU and the same command line; does not return."""
+    """Replace this process by torchrun with one process per GPU and the same command line; does not return."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(gpus)]
     os.execv(sys.executable, command + sys.argv)
 
@@ -57,14 +55,14 @@ def join(gpus):
     """Join the launcher's group, or stay alone when there is none.
 
     Args:
-        gpus: 0 computes on the CPU over gloo, anything else gives each local worker its own GPU over NCCL.
+        gpus: 0 computes on the CPU over gloo, anything else gives each local process its own GPU over NCCL.
 
     Returns:
-        Worker.
+        Process.
     """
     if not under_launcher():
         check_gpus(min(gpus, 1))
-        return Worker(0, 1, torch.device("cuda", 0) if gpus else torch.device("cpu"))
+        return Process(0, 1, torch.device("cuda", 0) if gpus else torch.device("cpu"))
     local_rank = int(os.environ["LOCAL_RANK"])
     if gpus:
         check_gpus(int(os.environ["LOCAL_WORLD_SIZE"]))
@@ -78,7 +76,7 @@ def join(gpus):
     dist.init_process_group(
         "nccl" if gpus else "gloo", store=store, rank=rank, world_size=world, device_id=device if gpus else None
     )
-    return Worker(rank, world, device)
+    return Process(rank, world, device)
 
 
 def sum_over_ranks(values, device):

@@ -1,6 +1,6 @@
 """How much of the oracle's lead is there for a method that chooses among objects rather than pixels.
 
-    python -m benchmarks.reachable --data_dir SCENES
+    python -m experiments.reachable --data_dir SCENES
 
 The oracle knows the original and takes the nearest candidate at every single pixel, noise included. Here the choice is
 as well informed but coarser: per block of so many pixels a side, or per "set", all pixels of the hole that the same
@@ -16,8 +16,8 @@ import torch.nn.functional as F
 
 from amodal_fusion_transformer_inference import SHIPPED, fuse_scenes, load_model, network_size
 from benchmarks.measure import report_gaps
+from fusion.data.scenes import find_scenes, read_scene
 from fusion.metrics import apply_rules, oracle, overlap_region, region_psnr
-from fusion.scenes import find_scenes, read_scene
 
 BLOCKS = (4, 8, 16, 32)
 

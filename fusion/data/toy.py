@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fusion.scenes import Scene, write_scene
+from fusion.data.scenes import Scene, write_scene
 
 
 def draw_scene(seed, size=64, n=3, scene_id="scene", decoy=False):

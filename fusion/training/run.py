@@ -1,7 +1,6 @@
 """The state of a training run: what is saved, what is resumed, and how fast it learns."""
 
 import dataclasses
-import fcntl
 import json
 import math
 from pathlib import Path
@@ -9,12 +8,9 @@ from pathlib import Path
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from fusion.checkpoints import CheckpointError, load_checkpoint, rng_state, save_checkpoint, set_rng_state
-from fusion.distributed import gather
-
-
-class TrainingError(Exception):
-    """Training cannot start or go on; the message says why and what to do."""
+from fusion.errors import UserError
+from fusion.training.checkpoints import load_checkpoint, rng_state, save_checkpoint, set_rng_state
+from fusion.training.distributed import gather
 
 
 def learning_rate(step, total_steps, warmup_steps):
@@ -34,29 +30,12 @@ def average(decay):
     return update
 
 
-def claim_folder(folder):
-    """Make `folder` and keep other runs out of it for as long as this process lives, however it ends.
-
-    Returns:
-        the open lock file, to be kept; None when another process has it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = open(folder / ".lock", "a", encoding="utf-8")  # noqa: SIM115
-    try:
-        # lockf, not flock: loader processes would inherit the latter and outlive a killed run for seconds
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        return None
-    return lock
-
-
 def check_same_model(path, stored, config, model_options):
-    """Raise TrainingError when the network of checkpoint `path` is not the one that `config` describes."""
+    """Raise UserError when the network of checkpoint `path` is not the one that `config` describes."""
     for name in model_options:
         wanted = getattr(config, name)
         if stored[name] != wanted:
-            raise TrainingError(
+            raise UserError(
                 f"{path} was trained with {name}={stored[name]}, not {wanted}; set --{name} {stored[name]}"
             )
 
@@ -67,8 +46,8 @@ class Run:
     PARTS = ("model", "ema", "optimizer", "scheduler", "scaler")
     COUNTS = ("epoch", "step", "scenes_done", "bad_steps", "best", "metrics")
 
-    def __init__(self, model, config, worker):
-        self.model, self.config, self.worker = model, config, worker
+    def __init__(self, model, config, process):
+        self.model, self.config, self.process = model, config, process
         self.folder = Path(config.checkpoint_dir)
         self.ema = AveragedModel(self.model, multi_avg_fn=average(config.ema_decay))
         matrices = [p for p in self.model.parameters() if p.dim() > 1]
@@ -76,7 +55,7 @@ class Run:
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr)
         self.scheduler, self.total_steps = None, 0  # need the length of an epoch
-        self.scaler = torch.amp.GradScaler(enabled=config.amp == "fp16" and worker.device.type == "cuda")
+        self.scaler = torch.amp.GradScaler(enabled=config.amp == "fp16" and process.device.type == "cuda")
         self.epoch = self.step = self.scenes_done = self.bad_steps = 0  # scenes_done: of this epoch, over all ranks
         self.best = math.inf
         self.metrics = {}
@@ -92,7 +71,7 @@ class Run:
     def save(self, name):
         """Write CHECKPOINT_DIR/name from rank 0; all ranks must call it, for their random states."""
         states = gather([rng_state()])
-        if self.worker.is_main:
+        if self.process.is_main:
             parts = {part: getattr(self, part).state_dict() for part in self.PARTS}
             counts = {count: getattr(self, count) for count in self.COUNTS}
             config = dataclasses.asdict(self.config)
@@ -100,17 +79,17 @@ class Run:
 
     def log(self, kind, record):
         """Append one line to metrics.jsonl, from rank 0."""
-        if self.worker.is_main:
+        if self.process.is_main:
             record = {"kind": kind, "epoch": self.epoch + 1, "step": self.step, **record}
             with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
 
     def report_bad_step(self, scene_ids):
-        """Write down which scenes gave a gradient that is not finite. Raises TrainingError when that does not end."""
-        with open(self.folder / f"bad_steps_rank{self.worker.rank}.txt", "a", encoding="utf-8") as file:
+        """Write down which scenes gave a gradient that is not finite. Raises UserError when that does not end."""
+        with open(self.folder / f"bad_steps_rank{self.process.rank}.txt", "a", encoding="utf-8") as file:
             file.write(f"step {self.step}: {' '.join(scene_ids)}\n")
         if self.bad_steps >= self.config.max_bad_steps:
-            raise TrainingError(f"no finite gradient for {self.bad_steps} steps in a row; the scenes are listed in "
+            raise UserError(f"no finite gradient for {self.bad_steps} steps in a row; the scenes are listed in "
                                 f"{self.folder}/bad_steps_rank*.txt; look at them, or lower --lr")
 
     def resume(self, path, model_options):
@@ -120,18 +99,18 @@ class Run:
         scene where it stood.
 
         Raises:
-            CheckpointError: the file is not a whole checkpoint of a training run.
-            TrainingError: one of `model_options` differs.
+            UserError: the file is not a whole checkpoint of a training run.
+            UserError: one of `model_options` differs.
         """
         state = load_checkpoint(path)
         if "optimizer" not in state:
-            raise CheckpointError(f"{path}: weights alone, no training run to go on with; start from them by "
+            raise UserError(f"{path}: weights alone, no training run to go on with; start from them by "
                                   f"--init_from {path}")
         check_same_model(path, state["config"], self.config, model_options)
         config = dataclasses.asdict(self.config)
         changed = [f"{name} {stored} → {config[name]}" for name, stored in state["config"].items()
                    if name in config and config[name] != stored and name not in ("resume", "max_steps")]
-        if changed and self.worker.is_main:
+        if changed and self.process.is_main:
             print(f"resumed from {path} with other options: {', '.join(changed)}", flush=True)
         for part in self.PARTS:
             getattr(self, part).load_state_dict(state[part])
@@ -142,5 +121,5 @@ class Run:
         for group, decay in zip(self.optimizer.param_groups, (self.config.weight_decay, 0.0)):
             group.update(lr=rate, initial_lr=self.config.lr, weight_decay=decay)
         self.scheduler.base_lrs = [self.config.lr] * len(self.optimizer.param_groups)
-        if len(state["rng"]) == self.worker.world:
-            set_rng_state(state["rng"][self.worker.rank])
+        if len(state["rng"]) == self.process.world_size:
+            set_rng_state(state["rng"][self.process.rank])

@@ -10,7 +10,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from fusion.keying import key_background
+from fusion.data.keying import key_background
 
 
 def as_received(photo, layers, rng):

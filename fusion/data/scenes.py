@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from fusion.images import SceneError, read_image, resize, write_image
+from fusion.data.images import read_image, resize, write_image
+from fusion.errors import SceneError
 
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 

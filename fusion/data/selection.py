@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from fusion.images import resize
+from fusion.data.images import resize
 
 SAME_SHAPE = 0.85  # IoU of two alphas from which they may be the same object
 SAME_COLOUR = 0.08  # mean colour difference, in [0,1], up to which they are

@@ -6,9 +6,9 @@ import torch
 import torchvision
 from torch import nn
 
-from fusion.checkpoints import load_checkpoint
+from fusion.training.checkpoints import load_checkpoint
 
-WEIGHTS = Path(__file__).parents[1] / "pretrained" / "squeezenet1_1_features.pth"
+WEIGHTS = Path(__file__).parents[2] / "pretrained" / "squeezenet1_1_features.pth"
 
 
 class ImageNetFeatures(nn.Module):
@@ -18,7 +18,7 @@ class ImageNetFeatures(nn.Module):
     torchvision's and lie in `pretrained/`. They are buffers and in no checkpoint, as nothing ever changes them.
 
     Raises:
-        CheckpointError: that file is missing or damaged.
+        UserError: that file is missing or damaged.
     """
 
     TAPS, CHANNELS = (4, 7, 12), (128, 256, 512)  # which layers, the last at strides 4, 8 and 16

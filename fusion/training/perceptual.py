@@ -8,16 +8,14 @@ import lpips
 import torch
 from torch import nn
 
+from fusion.errors import LpipsUnavailable
+
 # torchvision's ImageNet checkpoints, of which LPIPS uses the `features.*` part
 BACKBONES = {
     "alex": "alexnet-owt-7be5be79.pth",
     "vgg": "vgg16-397923af.pth",
     "squeeze": "squeezenet1_1-b8a52dc0.pth",
 }
-
-
-class LpipsUnavailable(Exception):
-    """No ImageNet backbone to be had; the message says what to fetch and where to put it."""
 
 
 def find_backbone(net, weights=None):

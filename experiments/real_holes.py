@@ -16,8 +16,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from fusion.images import read_image, resize
-from fusion.scenes import Scene, write_scene
+from fusion.data.images import read_image, resize
+from fusion.data.scenes import Scene, write_scene
 
 
 def cut(photo, objects, rng):

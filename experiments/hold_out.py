@@ -1,6 +1,6 @@
 """Divide cut-outs, backgrounds and annotated photos into training and validation by file: every eighth is held out.
 
-    python -m benchmarks.hold_out --objects OBJECTS --backgrounds PHOTOS --coco COCO/instances.json \\
+    python -m experiments.hold_out --objects OBJECTS --backgrounds PHOTOS --coco COCO/instances.json \\
         --output_dir MATERIAL
     python prepare_dataset.py synthesize --objects MATERIAL/train/objects --backgrounds MATERIAL/train/backgrounds \\
         --coco MATERIAL/train/coco/instances.json --output_dir DATA --n_scenes 8000
@@ -12,7 +12,8 @@ import argparse
 import json
 from pathlib import Path
 
-from fusion.images import IMAGE_SUFFIXES, write_text
+from fusion.data.images import IMAGE_SUFFIXES
+from fusion.files import write_text
 
 HELD_OUT = 8  # one file in so many
 

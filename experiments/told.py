@@ -1,6 +1,7 @@
 """How far the network would get on composed scenes if it were told what nobody can see.
 
-    python -m benchmarks.told --objects CUTOUTS --backgrounds PHOTOS --coco INSTANCES.json --style pix2gestalt --seed 99
+    python -m experiments.told --objects CUTOUTS --backgrounds PHOTOS --coco INSTANCES.json \\
+        --style pix2gestalt --seed 99
 
 First whose object really stands at each pixel of the hole; then, as well, how near each completion comes to the
 original. What it is told is added to its logits, times a few numbers that are fitted to the PSNR of these very
@@ -17,11 +18,11 @@ from tqdm import tqdm
 
 from amodal_fusion_transformer_inference import SHIPPED, load_model
 from benchmarks.measure import report_gaps
-from fusion import completers
-from fusion.compositing import fuse, weigh
+from fusion.data import completers
+from fusion.data.synthesis import STYLES, Synthesizer
+from fusion.data.tensors import to_tensors
 from fusion.metrics import apply_rules, oracle, overlap_region, region_psnr
-from fusion.synthesis import STYLES, Synthesizer
-from fusion.tensors import to_tensors
+from fusion.model.compositing import fuse, weigh
 
 INPUTS = ("partial", "mask", "completions", "valid")
 

@@ -1,19 +1,15 @@
-"""Pictures in and out: every file format a researcher brings, 8-bit arrays inside, atomic files out."""
+"""Pictures in and out: every file format a researcher brings, 8-bit arrays inside."""
 
 import os
-import tempfile
-from contextlib import contextmanager
-from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from fusion.errors import SceneError
+from fusion.files import atomic_file
+
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-
-
-class SceneError(Exception):
-    """Something is wrong with one scene; the message names the file, the fault and the remedy."""
 
 
 def read_image(path, mode):
@@ -86,31 +82,8 @@ def resize(image, size, nearest=False):
     return np.clip(np.rint(premultiplied), 0, 255).astype(np.uint8)
 
 
-@contextmanager
-def atomic_file(path):
-    """Yield a temporary path beside `path`; rename it over `path` if the block succeeds, remove it if not."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.stem[:40]}.", suffix=".tmp" + path.suffix, dir=path.parent)
-    os.close(handle)
-    try:
-        yield Path(temporary)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def write_image(path, array):
     """Write uint8 (H,W), (H,W,3), (H,W,4) or uint16 (H,W) as PNG, atomically."""
     with atomic_file(path) as temporary:
         # Level 1 is several times faster than the default 6 for a few per cent more bytes.
         Image.fromarray(np.ascontiguousarray(array)).save(temporary, format="PNG", compress_level=1)
-
-
-def write_text(path, text):
-    """Write UTF-8 text atomically."""
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

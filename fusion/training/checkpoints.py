@@ -6,21 +6,18 @@ import zipfile
 
 import torch
 
-from fusion.images import atomic_file
+from fusion.errors import UserError
+from fusion.files import atomic_file
 
 KIND = "amodal_fusion_transformer"
 VERSION = 1
-
-
-class CheckpointError(Exception):
-    """A checkpoint is missing, damaged or of another kind; the message names file and remedy."""
 
 
 def save_checkpoint(path, state):
     """Write `state` (tensors and plain Python values) so that a crash leaves the old file or the new one.
 
     Raises:
-        CheckpointError: the disk is full or not writable; the older checkpoint is intact.
+        UserError: the disk is full or not writable; the older checkpoint is intact.
     """
     try:
         with atomic_file(path) as temporary, open(temporary, "wb") as file:
@@ -31,33 +28,33 @@ def save_checkpoint(path, state):
         os.fsync(folder)  # the new name itself has to reach the disk
         os.close(folder)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise CheckpointError(f"{path}: could not be written ({error}); the file from before is untouched") from error
+        raise UserError(f"{path}: could not be written ({error}); the file from before is untouched") from error
 
 
 def load_checkpoint(path):
     """Read a checkpoint onto the CPU.
 
     Raises:
-        CheckpointError: missing, truncated, a flipped bit, pickled code, or not a checkpoint of this program.
+        UserError: missing, truncated, a flipped bit, pickled code, or not a checkpoint of this program.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch.load ignores the checksums that torch.save wrote (pytorch#126952)
         if damaged:
-            raise CheckpointError(f"{path}: damaged ({damaged} fails its checksum); use another checkpoint")
+            raise UserError(f"{path}: damaged ({damaged} fails its checksum); use another checkpoint")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except CheckpointError:
+    except UserError:
         raise
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such checkpoint") from None
+        raise UserError(f"{path}: no such checkpoint") from None
     except pickle.UnpicklingError:
-        raise CheckpointError(f"{path}: holds pickled code, which is never run; only plain weights are read") from None
+        raise UserError(f"{path}: holds pickled code, which is never run; only plain weights are read") from None
     except Exception as error:  # damaged archives fail in many ways
-        raise CheckpointError(f"{path}: not a whole checkpoint ({error}); use another one") from None
+        raise UserError(f"{path}: not a whole checkpoint ({error}); use another one") from None
     if not isinstance(state, dict) or state.get("kind") != KIND:
-        raise CheckpointError(f"{path}: not a checkpoint of amodal_fusion_transformer.py")
+        raise UserError(f"{path}: not a checkpoint of amodal_fusion_transformer.py")
     if state["version"] != VERSION:
-        raise CheckpointError(f"{path}: checkpoint format {state['version']}, this program reads {VERSION}")
+        raise UserError(f"{path}: checkpoint format {state['version']}, this program reads {VERSION}")
     return state
 
 

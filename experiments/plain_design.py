@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fusion.compositing import blend, fill_hole
-from fusion.layers import position_encoding
+from fusion.model.compositing import blend, fill_hole
+from fusion.model.layers import position_encoding
 
 
 class PlainDesign(nn.Module):

@@ -1,0 +1,17 @@
+"""What can go wrong for reasons that lie with files, options or the machine: a message for the user, no traceback."""
+
+
+class UserError(Exception):
+    """The message names the file or option, what is wrong with it, and what to do."""
+
+
+class SceneError(UserError):
+    """Something is wrong with one scene; the others can go on."""
+
+
+class ConfigError(UserError):
+    """An option is unknown, missing or of the wrong type: wrong usage, exit status 2."""
+
+
+class LpipsUnavailable(UserError):
+    """No ImageNet backbone to be had; metrics can do without."""

@@ -1,0 +1,48 @@
+"""Files that are whole or not there, and folders that one run at a time writes to."""
+
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_file(path):
+    """Yield a temporary path beside `path`; rename it over `path` if the block succeeds, remove it if not."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.stem[:40]}.", suffix=".tmp" + path.suffix, dir=path.parent)
+    os.close(handle)
+    try:
+        yield Path(temporary)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only their owner can read
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_text(path, text):
+    """Write UTF-8 text atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def lock_run_dir(folder):
+    """Make `folder` and keep other runs out of it for as long as this process lives, however it ends.
+
+    Returns:
+        the open lock file, to be kept; None when another process has it.
+    """
+    import fcntl  # not on Windows, where the other two scripts run as well
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = open(folder / ".lock", "a", encoding="utf-8")  # noqa: SIM115
+    try:
+        # lockf, not flock: loader processes would inherit the latter and outlive a killed run for seconds
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
