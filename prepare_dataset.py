@@ -299,11 +299,11 @@ def selection_panels(raw, report, config):
     panels = [(f"{raw.id}\n{role}", read_image(path, "RGB"), None) for role, path in
               (("original", raw.original), ("partial", raw.partial), ("mask", raw.mask)) if path]
     rows = sorted(zip(report["completions"], raw.completions), key=lambda pair: pair[0]["kept_as"] or 1000)
-    for row, path in rows:
-        picture = read_image(path, "RGBA")
+    for row, completion in rows:
+        picture = read_image(completion.path, "RGBA")
         if row["background"] != "alpha":
             picture, _ = key_background(picture[..., :3], config.background)
-        name = path.stem[-16:] + (f": {row['kept_as']}" if row["kept_as"] else f"\n{row['reason']}")
+        name = completion.path.stem[-16:] + (f": {row['kept_as']}" if row["kept_as"] else f"\n{row['reason']}")
         panels.append((name, picture, row["kept_as"] is not None))
     return panels
 

@@ -17,6 +17,18 @@ ROLE = re.compile(
 
 
 @dataclass
+class RawCompletion:
+    """Files of one completion, not read yet."""
+
+    path: Path
+    alpha: Path | None = None  # its silhouette as a picture of its own
+    visible: Path | None = None  # where the completer saw the object (its modal mask)
+    companion: Path | None = None  # a mask of it, by its name; which of the two, the pixels tell
+    offset: tuple = (0, 0)  # row and column in the photo of the picture's upper left pixel
+    object: str = ""  # what it is a sample of; "" when the layout does not say
+
+
+@dataclass
 class RawScene:
     """Files of one scene, not read yet."""
 
@@ -25,8 +37,9 @@ class RawScene:
     original: Path | None = None
     partial: Path | None = None
     mask: Path | None = None
-    completions: list = field(default_factory=list)
+    completions: list = field(default_factory=list)  # of RawCompletion
     notes: list = field(default_factory=list)
+    layout: str = ""  # the name of its entry in the table of layouts
 
 
 def find_raw_scenes(input_dir):
@@ -94,7 +107,7 @@ def _scenes_of_folder(folder, names, input_dir):
                 setattr(scene, role, files[0])
             if len(files) > 1:
                 scene.notes.append(f"{len(files)} files could be the {role}, took {files[0].name}")
-        scene.completions = [path for _, path in sorted(group["completion"])]
+        scene.completions = [RawCompletion(path) for _, path in sorted(group["completion"])]
         scenes.append(scene)
     return scenes
 

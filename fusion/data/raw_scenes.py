@@ -61,7 +61,7 @@ def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto"):
     if hole is not None:
         how += f", {hole.mean():.1%} of the picture"
     completions, kinds = [], []
-    for path in raw.completions:
+    for path in (completion.path for completion in raw.completions):
         try:
             picture = read_image(path, "RGBA")
         except SceneError as error:
@@ -81,7 +81,7 @@ def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto"):
 
     partial = np.where(hole[..., None], 0, frame).astype(np.uint8)
     kept, rows = select_completions(completions, hole, partial, n_max_completions)
-    for row, path, kind in zip(rows, raw.completions, kinds):
+    for row, path, kind in zip(rows, (completion.path for completion in raw.completions), kinds):
         row |= {"file": path.name, "background": kind}
     if not kept:
         reasons = ", ".join(sorted({row["reason"] for row in rows}))
