@@ -221,7 +221,7 @@ def test_completions_come_in_the_order_of_their_numbers(tmp_path):
     for number in (10, 9, 1, 2):
         (tmp_path / f"comp{number}.png").write_bytes(b"")
     (scene,), _ = find_raw_scenes(tmp_path)
-    assert [path.stem for path in scene.completions] == ["comp1", "comp2", "comp9", "comp10"]
+    assert [completion.path.stem for completion in scene.completions] == ["comp1", "comp2", "comp9", "comp10"]
 
 
 def test_keying_spares_a_white_shirt_and_unmixes_the_edge():
