@@ -26,6 +26,7 @@ class RawCompletion:
     companion: Path | None = None  # a mask of it, by its name; which of the two, the pixels tell
     offset: tuple = (0, 0)  # row and column in the photo of the picture's upper left pixel
     object: str = ""  # what it is a sample of; "" when the layout does not say
+    as_drawn: bool = False  # its own alpha holds, even where it is 255 everywhere: there is nothing to key out
 
 
 @dataclass
@@ -40,6 +41,7 @@ class RawScene:
     completions: list = field(default_factory=list)  # of RawCompletion
     notes: list = field(default_factory=list)
     layout: str = ""  # the name of its entry in the table of layouts
+    no_hole: str = ""  # why there is no hole among these files, when the layout says so; "" = look at the pixels
 
 
 def find_raw_scenes(input_dir):
