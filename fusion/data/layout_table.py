@@ -71,4 +71,4 @@ LAYOUTS = (
            no_hole="its masks are those of what hides the object"),
     Layout("LayerDiffuse", "{n}_transparent", original=BESIDE, with_alpha=True, no_hole="it draws layers, no holes"),
 )
-BY_ROLES = "names with roles"  # no entry: fusion.data.roles reads them
+BY_ROLES = "original, partial, mask, comp1 …"  # no entry: fusion.data.roles reads such names

@@ -40,7 +40,7 @@ def photo_or_partial(raw):
         return raw  # whoever reads the scene will say so
     if not _has_blanked_hole(photo):
         return raw
-    note = f"{raw.original.name} has its hole already, so it is no target"
+    note = f"{raw.original.name} has its hole already: taken for the partial image"
     return replace(raw, original=other, partial=raw.original, no_hole="", notes=[*raw.notes, note])
 
 
@@ -86,8 +86,10 @@ def make_hole(raw, photo, completions, visible, new_hole):
                          "--photos DIR")
     errors = [np.abs(completion[..., :3].astype(np.int16) - photo).max(2) for completion in completions]
     shapes = [completion[..., 3] > 127 for completion in completions]
-    fitting = [(error[shape] <= FITS).mean() for error, shape in zip(errors, shapes) if shape.any()]
-    if fitting and max(fitting) < 0.25:
+    shown = [shape if seen is None else seen for shape, seen in zip(shapes, visible)]
+    fitting = [(error[place] <= FITS).mean() for error, place in zip(errors, shown) if place.any()]
+    # a single object may well be hidden, of several at least one is in view
+    if len(fitting) > 1 and max(fitting) < 0.05:
         raise SceneError(f"{raw.folder}: no completion agrees with {raw.original} anywhere; is that its photo?")
     things = {}  # samples of one object are one thing that stands there
     for completion, shape in zip(raw.completions, shapes):
