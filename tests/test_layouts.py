@@ -55,7 +55,8 @@ def test_one_command_reads_all_layouts_and_the_document_says_what_it_says(tree, 
     ids = {path.name for path in data.iterdir() if path.is_dir()}
     assert ids == {
         "completion_dataset__a__abbey__00000001", "completion_dataset_debug__a__abbey__00000001", "flat__00000007",
-        "flat__00000008", "enhanced__Places365_test_00000138", "auto_process__00000004", "single__138",
+        "flat__00000008", "enhanced__Places365_test_00000138", "auto_process__00000004", "auto_process__0001",
+        "single__138",
         "segment_all__img1", "segment_all__img2", "deocclusion__image_0703", "k8xu__street", "saraao__kitchen",
         "saraao_one_object__hall", "qwen__poster", "qwen__card", "layerd__banner", "art__0", "see_through__girl",
         "layer_diffuse__desk", "agentic__0"}
@@ -216,7 +217,7 @@ def test_hidden_and_system_folders_are_no_scenes_and_one_bad_name_is_one_bad_sce
     for name, fault in bad.items():
         start = name[:7].split("\n")[0].split("\u2028")[0].split("\x85")[0]
         start = start.encode(errors="surrogateescape").decode(errors="backslashreplace")
-        assert any(f"/{start}" in key and fault in text for key, text in faults.items()), (name, faults)
+        assert any(start in key and fault in text for key, text in faults.items()), (name, faults)
         assert f"{fault}" in process.stdout
     listed = [line for name in ("train_list.txt", "val_list.txt") for line in read_list(data / name, data)]
     assert sorted(listed) == sorted(good)
