@@ -27,12 +27,14 @@ import yaml
 from tqdm import tqdm
 
 from fusion.config import option, parse_command
+from fusion.data.alpha import cut_out
+from fusion.data.checks import check_scene
 from fusion.data.holes import HOLES
 from fusion.data.images import read_image
-from fusion.data.keying import BACKGROUNDS, key_background
+from fusion.data.keying import BACKGROUNDS
 from fusion.data.layouts import find_raw_scenes
 from fusion.data.raw_scenes import read_raw_scene
-from fusion.data.scenes import check_scene, find_scenes, read_list, read_scene, write_scene
+from fusion.data.scenes import find_scenes, read_list, read_scene, write_scene
 from fusion.data.synthesis import STYLES, Synthesizer
 from fusion.errors import ConfigError, SceneError
 from fusion.figures import draw_selection
@@ -300,9 +302,7 @@ def selection_panels(raw, report, config):
               (("original", raw.original), ("partial", raw.partial), ("mask", raw.mask)) if path]
     rows = sorted(zip(report["completions"], raw.completions), key=lambda pair: pair[0]["kept_as"] or 1000)
     for row, completion in rows:
-        picture = read_image(completion.path, "RGBA")
-        if row["background"] != "alpha":
-            picture, _ = key_background(picture[..., :3], config.background)
+        picture, _ = cut_out(read_image(completion.path, "RGBA"), config.background)
         name = completion.path.stem[-16:] + (f": {row['kept_as']}" if row["kept_as"] else f"\n{row['reason']}")
         panels.append((name, picture, row["kept_as"] is not None))
     return panels

@@ -26,6 +26,7 @@ class RawCompletion:
     companion: Path | None = None  # a mask of it, by its name; which of the two, the pixels tell
     offset: tuple = (0, 0)  # row and column in the photo of the picture's upper left pixel
     object: str = ""  # what it is a sample of; "" when the layout does not say
+    as_drawn: bool = False  # its own alpha holds, even where it is 255 everywhere: there is nothing to key out
 
 
 @dataclass
@@ -37,6 +38,7 @@ class RawScene:
     original: Path | None = None
     partial: Path | None = None
     mask: Path | None = None
+    mask_hole: str = "auto"  # the mask's value in the hole, "white" or "black", where the layout knows it
     completions: list = field(default_factory=list)  # of RawCompletion
     notes: list = field(default_factory=list)
     layout: str = ""  # the name of its entry in the table of layouts
