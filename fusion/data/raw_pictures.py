@@ -46,10 +46,11 @@ def read_pictures(raw, background="auto"):
     original, partial, mask = (read(read_image, path, "RGBA")
                                for path in (raw.original, raw.partial, raw.mask))
     if raw.original is None and raw.partial is None:
-        faults.append(f"{raw.folder}: neither a photo nor a partial image of {raw.id}")
+        faults.append(f"{raw.folder}: neither a photo nor a partial image of {raw.id}; if its photo lies elsewhere, "
+                      "give --photos DIR")
     if not raw.completions:
         faults.append(f"{raw.folder}: no completions of {raw.id} (comp1.png …)")
-    if raw.mask is None:
+    if raw.mask is None and raw.partial is not None:
         notes.append("no mask")
     canvases = [_read_completion(files, background, read) for files in raw.completions]
     _use_masks_beside(canvases, raw.completions, notes)
@@ -62,12 +63,11 @@ def read_pictures(raw, background="auto"):
         original, mask = _cropped_alike(original, mask, partial, raw, pictures)
     original = same_frame(original, size, raw.original, pictures)
     mask = same_frame(mask, size, raw.mask, pictures, nearest=True)
-    by_offset = any(any(files.offset) for files in raw.completions)
     for canvas, files in zip(canvases, raw.completions):
         if canvas is None:
             continue
         picture, visible = canvas.picture, canvas.visible
-        if by_offset:
+        if files.offset is not None:
             picture = placed(picture, files.offset, size)
             visible = None if visible is None else placed(visible, files.offset, size)
         else:
@@ -135,7 +135,7 @@ def _read_mask(path, files, rgba, notes):
     if rgba is None or mask.shape == rgba.shape[:2]:
         return mask
     size = rgba.shape[:2]
-    if any(files.offset):  # drawn in the photo's frame
+    if files.offset is not None:  # drawn in the photo's frame
         return placed(mask, tuple(-step for step in files.offset), size)
     if _same_aspect(mask.shape, size):
         return resize(mask, size)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from fusion.data.agreement import grown, photo_fault
+from fusion.data.new_holes import make_hole, photo_or_partial
 from fusion.data.raw_holes import find_hole
 from fusion.data.raw_pictures import read_pictures
 from fusion.data.scenes import Scene
@@ -10,7 +11,7 @@ from fusion.data.selection import WHOLE_FRAME, select_completions
 from fusion.errors import SceneError
 
 
-def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto", cut=None):
+def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto", new_hole=None):
     """Read one raw scene and turn it into a clean one.
 
     Args:
@@ -18,8 +19,7 @@ def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto", 
         n_max_completions: completions to keep.
         mask_hole: the mask's value in the hole, "black" or "white"; "auto" finds it from the pixels.
         background: of completions without alpha, see `key_background`.
-        cut: function that makes the hole of a scene without one: of its RawPictures, which it may change (drop a
-            completion, the original), to (H,W) bool. None takes the hole from the files.
+        new_hole: NewHole, what to do when the scene brings no hole; None is an error then.
 
     Returns:
         Scene at its own size, and a report: dict of hole (how it was found), hole_share, notes, and per completion
@@ -28,26 +28,33 @@ def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto", 
     Raises:
         SceneError: with all faults of the scene.
     """
+    raw = photo_or_partial(raw)
     pictures = read_pictures(raw, background)
-    faults, notes, hole, how = pictures.faults, pictures.notes, None, ""
-    if pictures.original is not None or pictures.partial is not None:
-        try:
-            hole, how = (cut(pictures), "cut") if cut else find_hole(raw, pictures, mask_hole)
-            fault = (pictures.original is not None and pictures.partial is not None
-                     and photo_fault(pictures.original, pictures.partial, hole))
-            if fault:
-                faults.append(f"{raw.partial}: {fault} {raw.original.name}; make both from one photo, in one way")
-        except SceneError as error:
-            faults.append(str(error))
+    faults, notes, hole, how, removed = pictures.faults, pictures.notes, None, "", []
+    brings_hole = raw.mask is not None or raw.partial is not None or pictures.erased is not None
+    try:
+        if brings_hole and (pictures.original is not None or pictures.partial is not None):
+            hole, how = find_hole(raw, pictures, mask_hole)
+            if pictures.original is not None and pictures.partial is not None:
+                check_same_photo(raw, pictures, hole)
+        elif not faults:
+            hole, how, removed = make_hole(raw, pictures.original, pictures.completions, pictures.visible, new_hole)
+    except SceneError as error:
+        faults.append(str(error))
     if faults:
         found = [f"hole {how}, {hole.mean():.1%} of the picture"] if how else []
         raise SceneError("\n".join(faults + found + notes))
 
     partial = _visible(pictures, hole)
+    if removed:
+        pictures.original = None
+    for i in removed:
+        pictures.completions[i] = np.zeros_like(pictures.completions[i])
     kept, rows = select_completions(pictures.completions, hole, partial, n_max_completions, pictures.visible)
     for row, files, kind in zip(rows, pictures.files, pictures.kinds):
         row |= {"file": files.path.name, "background": kind}
-    kept = [i for i in kept if pictures.kinds[i] != "checkerboard"]
+    for i in removed:
+        rows[i]["reason"] = "removed"
     notes += _warnings(pictures, rows)
     if not kept:
         reasons = ", ".join(sorted({row["reason"] for row in rows}))
@@ -56,6 +63,13 @@ def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto", 
     scene = Scene(raw.id, partial, hole, [pictures.completions[i] for i in kept], pictures.original,
                   visible if any(mask is not None for mask in visible) else None)
     return scene, {"hole": how, "hole_share": hole.mean(), "notes": notes, "completions": rows}
+
+
+def check_same_photo(raw, pictures, hole):
+    """Raise SceneError when the partial image is another photo than the original, or the same one shifted."""
+    fault = photo_fault(pictures.original, pictures.partial, hole)
+    if fault:
+        raise SceneError(f"{raw.partial}: {fault} {raw.original.name}; make both from one photo, in one way")
 
 
 def _visible(pictures, hole):
