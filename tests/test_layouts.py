@@ -71,7 +71,7 @@ def test_one_command_reads_all_layouts_and_the_document_says_what_it_says(tree, 
             cover = np.sum([alpha > 127 for alpha in truth.alphas], 0)
             objects = 1 if scene_id.split("__")[0] in ("auto_process", "single", "agentic", "saraao_one_object") else 2
             assert (cover[scene.mask] >= objects).any(), scene_id
-        for completion in scene.completions if scene_id != "k8xu__street" else ():  # offsets are not read yet
+        for completion in scene.completions:
             alpha = completion[..., 3] > 127
             known = [truth.alphas[i] > 127 for i in range(3)] + [np.ones_like(alpha)]
             assert max(overlap(alpha, other) for other in known) > 0.8, scene_id
