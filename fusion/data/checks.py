@@ -60,7 +60,7 @@ def _contradictions(folder, scene):
     if original is not None:
         fault = photo_fault(original, partial, mask)
         if fault:
-            yield f"{folder / 'original.png'}: {fault} partial.png"
+            yield f"{folder / 'partial.png'}: {fault} original.png"
         elif is_blank_exactly_in(original, mask):
             yield (f"{folder / 'original.png'}: blank in the hole, it cannot be the target; remove it and the scene is "
                    "for inference only")

@@ -171,18 +171,21 @@ def _hole_without_mask(raw, pictures):
         return pictures.erased, "transparent in the picture"
     if partial is None:
         raise SceneError(f"{raw.folder}: neither a mask nor a partial image of {raw.id} to find the hole in")
-    if original is not None and (cv2.absdiff(original, partial).max(2) > 2 * BLANK).mean() < 2e-4:
+    if original is not None and not _differing(original, partial).any():
         pictures.notes.append(f"{raw.original.name} is the same picture as {raw.partial.name}: no target, the scene is "
                               "for inference only")
         original = pictures.original = None
     return _hole_from_blank(raw, original, partial), "found from the partial image"
 
 
+def _differing(original, partial):
+    differs = (cv2.absdiff(original, partial).max(2) > 2 * BLANK).astype(np.uint8)
+    return cv2.morphologyEx(differs, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0  # without JPEG's noise at edges
+
+
 def _hole_from_blank(raw, original, partial):
     """Where the partial image is black or white and the photo is not; without a photo, its large blank regions."""
-    differs = np.ones(partial.shape[:2], bool)
-    if original is not None:
-        differs = cv2.absdiff(original, partial).max(2) > 2 * BLANK
+    differs = np.ones(partial.shape[:2], bool) if original is None else _differing(original, partial)
     smallest = 2e-4 if original is not None else 1e-2  # of the picture; photos have black spots of their own
     blanks = [partial.max(2) <= BLANK, partial.min(2) >= 255 - BLANK]
     blank = max(blanks, key=lambda b: (b & differs).sum())

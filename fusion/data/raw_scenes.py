@@ -48,13 +48,15 @@ def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto", 
     partial = _visible(pictures, hole)
     if removed:
         pictures.original = None
-    for i in removed:
+    left_out = dict.fromkeys(removed, "removed") | {
+        i: kind for i, kind in enumerate(pictures.kinds) if kind == "checkerboard"}
+    for i in left_out:
         pictures.completions[i] = np.zeros_like(pictures.completions[i])
     kept, rows = select_completions(pictures.completions, hole, partial, n_max_completions, pictures.visible)
     for row, files, kind in zip(rows, pictures.files, pictures.kinds):
         row |= {"file": files.path.name, "background": kind}
-    for i in removed:
-        rows[i]["reason"] = "removed"
+    for i, reason in left_out.items():
+        rows[i]["reason"] = reason
     notes += _warnings(pictures, rows)
     if not kept:
         reasons = ", ".join(sorted({row["reason"] for row in rows}))
@@ -81,7 +83,7 @@ def _visible(pictures, hole):
     if pictures.original is not None and pictures.partial is not None:
         edge = grown(hole, 3)
         if pictures.mask is not None:
-            edge |= (pictures.mask > 3) & (pictures.mask < 252)
+            edge |= (pictures.mask > 0) & (pictures.mask < 255)
         shown = np.where(edge[..., None], pictures.original, shown)
     return np.where(hole[..., None], 0, shown).astype(np.uint8)
 
