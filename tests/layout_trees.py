@@ -158,7 +158,7 @@ def saraao_one_object(tree):
     tree.put("../photos/hall", tree.photo)
     tree.put("hall/amodal_completion", tree.objects[0])
     tree.put("hall/amodal_segmentation", tree.alphas[0])
-    tree.put("hall/visible_seg", tree.visible[0])
+    tree.put("hall/visible_seg", tree.photo)  # some versions save the photo by that name
 
 
 def _layers(tree, name, first):

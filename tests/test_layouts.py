@@ -76,6 +76,9 @@ def test_one_command_reads_all_layouts_and_the_document_says_what_it_says(tree, 
             alpha = completion[..., 3] > 127
             known = [truth.alphas[i] > 127 for i in range(3)] + [np.ones_like(alpha)]
             assert max(overlap(alpha, other) for other in known) > 0.8, scene_id
+    assert "visible_seg.png beside amodal_completion.png is a photo and no mask" in process.stdout
+    assert not (data / "saraao_one_object__hall" / "comp1_visible.png").exists()
+    assert (data / "enhanced__Places365_test_00000138" / "comp1_visible.png").exists()
     with open(data / "report.csv", newline="", encoding="utf-8") as file:
         assert {row["layout"] for row in csv.DictReader(file)} == {layout.name for layout in LAYOUTS} | {BY_ROLES}
 

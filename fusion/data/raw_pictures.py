@@ -131,7 +131,12 @@ def _read_completion(files, background, read):
 
 
 def _read_mask(path, files, rgba, notes):
-    mask, _ = as_mask(read_image(path, "RGBA", notes))
+    picture = read_image(path, "RGBA", notes)
+    mask, _ = as_mask(picture)
+    colourful = np.ptp(picture[..., :3], axis=2) > 32
+    if colourful.mean() > 0.05 and len(np.unique(mask)) > 32:
+        notes.append(f"{path.name} beside {files.path.name} is a photo and no mask, left out")
+        return None
     if rgba is None or mask.shape == rgba.shape[:2]:
         return mask
     size = rgba.shape[:2]
