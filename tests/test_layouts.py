@@ -192,7 +192,7 @@ def _write(path, picture):
 ])
 def test_a_role_is_what_remains_after_the_id(names, expected):
     found = {}
-    for scene_id, group in sort_into_roles([Path(name) for name in names.split()], "s").items():
+    for scene_id, group in sort_into_roles([(Path(name).stem, Path(name)) for name in names.split()], "s").items():
         parts = [letter for letter, role in zip("opm", ("original", "partial", "mask")) if len(group[role]) == 1]
         assert all(len(group[role]) <= 1 for role in ("original", "partial", "mask"))
         masks = sum(len(kinds) for kinds in group["masks"].values())

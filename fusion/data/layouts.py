@@ -74,8 +74,7 @@ def find_raw_scenes(input_dir, photos_dir=None):
             continue
         visited.add(real)
         subfolders[:] = sorted(name for name in subfolders if not is_rubbish(name))
-        pictures = sorted(folder / name for name in names
-                          if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."))
+        pictures = _pictures(folder, names)
         found = []
         try:
             for layout in LAYOUTS:
@@ -122,6 +121,7 @@ def _scenes_of_layout(layout, folder, pictures, subfolders, input_dir, photos):
 def _scene_of_layout(layout, folder, name, files, input_dir, photos):
     """The scene of the completions `files`, [(fields, path)], or None when they are no such scene."""
     of_scene = {"id": name}
+    files = sorted(files, key=lambda entry: (natural(entry[1].parent.name), natural(entry[1].stem)))
     original = _first(folder, layout.original, of_scene)
     files = [(fields | of_scene, path) for fields, path in files if path != original]
     if not files or (layout.with_alpha and not _are_layers([path for _, path in files])):
@@ -158,7 +158,7 @@ def _claims(layout, scenes, name):
 
 
 def _matching(folder, pattern, pictures, subfolders):
-    """[(fields, path)] of the pictures that fit `pattern`, in the natural order of their names."""
+    """[(fields, path)] of the pictures that fit `pattern`."""
     head, _, tail = pattern.rpartition("/")
     if head:
         places = [(match.groupdict(), folder / name) for name in subfolders
@@ -167,14 +167,13 @@ def _matching(folder, pattern, pictures, subfolders):
         places = [({}, folder)]
     found, regex = [], _regex(tail)
     for fields, place in places:
-        here = _pictures_in(place) if head else pictures
         taken = {}
-        for path in here:
-            match = regex.fullmatch(path.stem)
-            if match and (path.stem not in taken or path.suffix.lower() == ".png"):  # PNG before lossy copies
-                taken[path.stem] = (fields | match.groupdict(), path)
+        for stem, path in _pictures(place) if head else pictures:
+            match = regex.fullmatch(stem)
+            if match and (stem not in taken or path.suffix.lower() == ".png"):  # PNG before lossy copies
+                taken[stem] = (fields | match.groupdict(), path)
         found += taken.values()
-    return sorted(found, key=lambda entry: natural(str(entry[1].relative_to(folder))))
+    return found
 
 
 @cache
@@ -183,11 +182,14 @@ def _regex(pattern):
     return re.compile("".join(FIELDS[part] if i % 2 else re.escape(part) for i, part in enumerate(parts)))
 
 
-def _pictures_in(folder):
+def _pictures(folder, names=None):
+    """[(stem, path)] of the pictures among `names`, or of all in `folder`, sorted."""
     try:
-        return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        names = os.listdir(folder) if names is None else names
     except OSError as error:
         raise SceneError(f"{folder}: {error.strerror}") from None
+    split = (os.path.splitext(name) for name in sorted(names) if not name.startswith("."))
+    return [(stem, folder / (stem + suffix)) for stem, suffix in split if suffix.lower() in IMAGE_SUFFIXES]
 
 
 def _first(folder, patterns, fields):
@@ -212,7 +214,7 @@ def _are_layers(paths):
                 sizes.add(image.size)
         except (OSError, ValueError, Image.DecompressionBombError):
             continue  # damaged: reading it will tell
-    return len(sizes) <= 1
+    return len(sizes) == 1
 
 
 def _offset(folder, pattern, name, fields):
