@@ -38,27 +38,27 @@ def material(tmp_path_factory):
     return folder
 
 
-def synthesizer(material, coco=False, **options):
-    sources = {"objects": material / "objects", "backgrounds": material / "backgrounds"}
-    if coco:
-        sources = {"coco": material / "coco" / "instances.json"}
-    return Synthesizer(**sources, img_size=64, **options)
+def synthesizer(material, source="cut-outs", **options):
+    photos = {"backgrounds": material / "backgrounds"}
+    sources = {"cut-outs": {"objects": material / "objects", **photos}, "photos": photos,
+               "coco": {"coco": material / "coco" / "instances.json"}}
+    return Synthesizer(**sources[source], img_size=64, **options)
 
 
-@pytest.mark.parametrize("coco", [False, True])
+@pytest.mark.parametrize("source", ["cut-outs", "coco", "photos"])
 @pytest.mark.parametrize("style", ["copy", "redraw", "pix2gestalt"])
-def test_scenes_are_whole_and_depend_on_seed_and_index_alone(material, style, coco):
-    make = synthesizer(material, coco, style=style, seed=3)
+def test_scenes_are_whole_and_depend_on_seed_and_index_alone(material, style, source):
+    make = synthesizer(material, source, style=style, seed=3)
     for index in range(6):
         scene = make(index)
         assert 0.04 <= scene.mask.mean() <= 0.5 and 1 <= len(scene.completions) <= 5
         assert not scene.partial[scene.mask].any()
         assert np.array_equal(scene.partial[~scene.mask], scene.original[~scene.mask])
         assert any((c[..., 3] > 127)[scene.mask].any() for c in scene.completions)
-        again = synthesizer(material, coco, style=style, seed=3)(index)
+        again = synthesizer(material, source, style=style, seed=3)(index)
         assert all(np.array_equal(a, b) for a, b in zip(scene.completions, again.completions))
         assert np.array_equal(scene.original, again.original) and np.array_equal(scene.mask, again.mask)
-    other = synthesizer(material, coco, style=style, seed=4)(0)
+    other = synthesizer(material, source, style=style, seed=4)(0)
     assert not np.array_equal(make(0).original, other.original)
 
 
@@ -170,7 +170,7 @@ def test_clutter_stands_on_objects_and_leaves_the_hole_alone(material):
 
 
 def test_a_composition_knows_its_objects(material):
-    """Of composed scenes all is known: the photo is the front objects' own pixels."""
+    """The photo is the front objects' own pixels."""
     exact, named = [], 0
     for index in range(8):
         composition = synthesizer(material, style="copy", seed=2).compose(index)

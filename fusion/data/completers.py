@@ -14,6 +14,7 @@ from fusion.data.drawing import (
     damage_edges,
     grow_alpha,
     hallucinate,
+    imagine_shape,
     inpaint,
     leave_traces,
     on_white,
@@ -87,9 +88,11 @@ def complete(photo, objects, mask, style, foreign, rng):
         elif rng.random() < 0.15:
             samples = 2
         for _ in range(samples):
-            completions.append(_complete_one(photo, item, len(objects) > 1, seen, mask, style, quality, foreign, rng))
+            spreads = rng.random() < {"copy": 0, "redraw": 0.3, "pix2gestalt": 0.5}[style]
+            drawn = _spread(item, seen, mask, rng) if spreads else item
+            completions.append(_complete_one(photo, drawn, len(objects) > 1, seen, mask, style, quality, foreign, rng))
             shown.append(number)
-    if style == "pix2gestalt" and rng.random() < 0.5:
+    for _ in range(rng.integers(0, 4) if style == "pix2gestalt" else 0):
         completions.append(_other_granularity(completions, rng))
         shown.append(None)
     if rng.random() < 0.06:  # a wrong object: one of these somewhere else
@@ -113,6 +116,21 @@ def _window(alpha, margin):
             slice(max(0, x - margin), min(alpha.shape[1], x + width + margin)))
 
 
+def _spread(item, seen, mask, rng):
+    """The object with a shape in the hole that somebody imagined: a wall that goes on behind the hole, a cat that lies
+    longer than it is. Half of the time the true shape is lost."""
+    known = item.visible & seen
+    if np.count_nonzero(known) < 0.003 * known.size:
+        return item
+    imagined, whole = imagine_shape(known, rng) & mask, item.whole.copy()
+    beyond = imagined & (whole[..., 3] < 128)
+    whole[beyond, :3] = inpaint(whole[..., :3], known)[beyond]
+    whole[beyond, 3] = 255
+    if rng.random() < 0.5:
+        whole[mask & ~imagined & ~known, 3] = 0
+    return SceneObject(whole, item.visible & ~beyond, item.true)
+
+
 def _complete_one(photo, item, others, seen, mask, style, quality, foreign, rng):
     """One object as the completer draws it, (H,W,4); all work is done in a window around it."""
     size = photo.shape[0]
@@ -127,7 +145,8 @@ def _complete_one(photo, item, others, seen, mask, style, quality, foreign, rng)
         unknown = hidden
         if rng.random() < 0.2 + 0.6 * quality:  # a model that got it right, as far as anybody knows
             unknown = np.zeros_like(hidden) if item.true else hidden & ~visible
-        colour, alpha = hallucinate(colour, alpha, known, hidden, unknown, lambda rng: foreign(rng)[window], size, rng)
+        colour, alpha = hallucinate(colour, alpha, known, hidden, unknown, lambda rng: foreign(rng)[window], size, rng,
+                                    smears=style != "copy")
     # Those that copy are given clean masks and clear views, mostly: what they keep can be trusted.
     careless = style != "copy" or rng.random() < 0.2
     if careless and rng.random() < 0.15:
@@ -145,10 +164,12 @@ def _complete_one(photo, item, others, seen, mask, style, quality, foreign, rng)
         result[kept] = np.dstack([photo, whole[..., 3]])[kept]
         if rng.random() < 0.5:  # many completers write hard masks
             result[..., 3] = np.where(result[..., 3] > 127, 255, 0)
-    if style == "pix2gestalt":
-        result = on_white(result, rng)
     completion = np.zeros((size, size, 4), np.uint8)
     completion[window] = result
+    if style == "pix2gestalt":
+        alpha = completion[..., 3]
+        edge = np.mean([side.mean() for side in (alpha[0], alpha[-1], alpha[:, 0], alpha[:, -1])]) / 255
+        completion[window] = on_white(result, edge, rng)
     return completion
 
 

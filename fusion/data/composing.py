@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 
 from fusion.data.completers import SceneObject
+from fusion.data.drawing import imagine_shape
 from fusion.data.images import resize
 from fusion.data.material import read_photo, stored_size
 from fusion.data.placing import draw_thing, paint
@@ -41,6 +42,12 @@ def compose_cutouts(cutouts, backgrounds, size, rng):
         box, rgba = placed[0]
         winner[box][paint(photo, box, rgba, free[box]) > 0.5] = 0
     objects = []
+    if rng.random() < 0.25:  # a wall or a floor is an object, too
+        free = winner < 0
+        for region in find_regions(background, rng)[: rng.integers(1, 3)]:
+            whole = np.dstack([background, cv2.GaussianBlur(region * np.uint8(255), (0, 0), 0.6)])
+            if np.count_nonzero(region & free) > 0.02 * size**2:
+                objects.append(SceneObject(whole, region & free, True))
     for i, (box, rgba) in enumerate(placed):
         visible = winner == i
         if np.count_nonzero(visible) > 0.003 * size**2:
@@ -120,18 +127,59 @@ def open_annotated(path, annotations, size, rng):
         corners = [(np.reshape(p, (-1, 2)) * scale - (left, top)) * (size / side) for p in polygons if len(p) >= 6]
         cv2.fillPoly(mask, [np.rint(p).astype(np.int32) for p in corners], 1)
         instances.append((mask[:, ::-1] if flip else mask).astype(bool))
-    instances = sorted((m for m in instances if 0.01 < m.mean() < 0.8), key=np.sum, reverse=True)[:7]
-    # Who is in front is not annotated. Large things are behind, mostly, and otherwise both may happen.
+    objects = _stack([m for m in instances if 0.01 < m.mean() < 0.8], photo, rng)
+    return (photo, objects, None) if objects else None
+
+
+def open_photo(path, size, rng):
+    """A photo nobody annotated: its regions are its objects, the walls, floors and windows among them.
+
+    Returns:
+        as of open_annotated.
+    """
+    photo = random_crop(path, size, rng)
+    objects = _stack(find_regions(photo, rng), photo, rng)
+    return (photo, objects, None) if objects else None
+
+
+def find_regions(photo, rng):
+    """Regions of like colour with edges where the photo has some, as an unasked segmenter proposes them: list of (H,W)
+    bool, disjoint, each more than a hundredth of the picture."""
+    size, side = len(photo), 128
+    photo = cv2.resize(photo, (side, side), interpolation=cv2.INTER_AREA)
+    colours = cv2.cvtColor(cv2.resize(photo, (32, 32), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2LAB)
+    places = np.stack(np.mgrid[:32, :32], 2) * rng.uniform(1, 5)
+    features = np.dstack([colours, places]).reshape(-1, 5).astype(np.float32)  # (1024, 5)
+    count = int(rng.integers(4, 14))
+    centres = features[rng.choice(len(features), count, replace=False)]
+    for _ in range(4):  # k-means
+        distances = (features**2).sum(1)[:, None] - 2 * features @ centres.T + (centres**2).sum(1)
+        labels = distances.argmin(1)
+        members = np.bincount(labels, minlength=count)
+        sums = np.stack([np.bincount(labels, column, count) for column in features.T], 1)
+        centres = np.where(members[:, None] > 0, sums / np.maximum(members, 1)[:, None], centres).astype(np.float32)
+    labels = (labels.reshape(32, 32) + 1).astype(np.uint8)
+    inner = (cv2.erode(labels, np.ones((3, 3))) == labels) & (cv2.dilate(labels, np.ones((3, 3))) == labels)
+    markers = cv2.resize(np.where(inner, labels, 0).astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST)
+    regions = cv2.watershed(np.ascontiguousarray(photo), markers.astype(np.int32))
+    regions = [cv2.resize((regions == label).astype(np.float32), (size, size)) > 0.5 for label in range(1, count + 1)]
+    return [region for region in regions if 0.01 < region.mean() < 0.8]
+
+
+def _stack(instances, photo, rng):
+    """Regions of a photo as objects that go on beneath nearer ones, from back to front, seven at most."""
+    instances = sorted(instances, key=np.count_nonzero, reverse=True)[:7]
+    # Who is in front is not known. Large things are behind, mostly, and otherwise both may happen.
     order = range(len(instances)) if rng.random() < 0.6 else rng.permutation(len(instances))
-    objects, nearer = [], np.zeros((size, size), bool)
+    objects, nearer = [], np.zeros(photo.shape[:2], bool)
     for i in reversed(order):
         visible = instances[i] & ~nearer
         if visible.mean() >= 0.005:
-            alpha = visible | (_grown_shape(visible, rng) & nearer)
+            alpha = visible | (imagine_shape(visible, rng) & nearer)
             alpha = cv2.GaussianBlur(alpha.astype(np.float32), (0, 0), 0.6)
             objects.append(SceneObject(np.dstack([photo, np.rint(alpha * 255).astype(np.uint8)]), visible, False))
         nearer |= instances[i]
-    return (photo, objects[::-1], None) if objects else None
+    return objects[::-1]
 
 
 def random_crop(path, size, rng):
@@ -145,23 +193,6 @@ def random_crop(path, size, rng):
 def _crop_box(size, rng):
     side = int(min(size) * rng.uniform(LEAST_CROP, 1))
     return (rng.integers(size[0] - side + 1), rng.integers(size[1] - side + 1)), side
-
-
-def _grown_shape(visible, rng):
-    """What shape an object whose visible part is known may really have: its hull, itself mirrored, or dilated."""
-    kind = rng.integers(3)
-    binary = visible.astype(np.uint8)
-    if kind == 0:
-        contours, _ = cv2.findContours(binary, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-        hull = cv2.convexHull(np.concatenate(contours))
-        return cv2.fillPoly(np.zeros_like(binary), [hull], 1).astype(bool)
-    if kind == 1:
-        rows, columns = np.nonzero(visible)
-        centre = (float(columns.mean()), float(rows.mean()))
-        turned = cv2.warpAffine(binary, cv2.getRotationMatrix2D(centre, rng.uniform(90, 270), 1), binary.shape[::-1])
-        return (turned > 0) | visible
-    radius = max(2, int(np.sqrt(visible.sum()) * rng.uniform(0.1, 0.4)))
-    return cv2.dilate(binary, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2)).astype(bool)
 
 
 def _uint8(photo):

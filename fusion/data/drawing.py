@@ -10,11 +10,12 @@ import numpy as np
 from fusion.data.keying import key_background
 
 
-def hallucinate(colour, alpha, known, hidden, unknown, foreign, size, rng):
+def hallucinate(colour, alpha, known, hidden, unknown, foreign, size, rng, smears=False):
     """Make up what is unknown of the hidden part, in place of the truth; now and then cut some of it off.
 
     Args:
         hidden, unknown: (h,w) bool, the second within the first; foreign: function of rng → (h,w,3), other texture.
+        smears: whether what is made up may be blurred.
 
     Returns:
         colour (h,w,3) and alpha (h,w), both changed in place.
@@ -36,6 +37,9 @@ def hallucinate(colour, alpha, known, hidden, unknown, foreign, size, rng):
         if rng.random() < 0.7:
             texture += colour[known].mean(0) - texture.mean((0, 1))
         np.copyto(colour, np.clip(texture, 0, 255).astype(np.uint8), where=unknown[..., None])
+    if smears and rng.random() < 0.4 and unknown.any():  # out of focus, or drawn out along one direction
+        widths = 2 * rng.integers(0, max(2, size // 24), 2) + 1
+        np.copyto(colour, cv2.blur(colour, tuple(int(w) for w in widths)), where=unknown[..., None])
     if rng.random() < 0.25:  # cut short along a line, or 1-5 pixels from what is known
         if rng.random() < 0.7:
             y, x = np.mgrid[: alpha.shape[0], : alpha.shape[1]].astype(np.float32)
@@ -46,6 +50,23 @@ def hallucinate(colour, alpha, known, hidden, unknown, foreign, size, rng):
             near = cv2.dilate(known.astype(np.uint8), np.ones((2 * int(rng.integers(1, 4)) + 1,) * 2, np.uint8)) > 0
             alpha[hidden & near] = 0
     return colour, alpha
+
+
+def imagine_shape(visible, rng):
+    """What shape an object whose visible part is known may really have: its hull, itself mirrored, or dilated."""
+    kind = rng.integers(3)
+    binary = visible.astype(np.uint8)
+    if kind == 0:
+        contours, _ = cv2.findContours(binary, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        hull = cv2.convexHull(np.concatenate(contours))
+        return cv2.fillPoly(np.zeros_like(binary), [hull], 1).astype(bool)
+    if kind == 1:
+        rows, columns = np.nonzero(visible)
+        centre = (float(columns.mean()), float(rows.mean()))
+        turned = cv2.warpAffine(binary, cv2.getRotationMatrix2D(centre, rng.uniform(90, 270), 1), binary.shape[::-1])
+        return (turned > 0) | visible
+    radius = max(2, int(np.sqrt(visible.sum()) * rng.uniform(0.1, 0.4)))
+    return cv2.dilate(binary, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2)).astype(bool)
 
 
 def inpaint(colour, known):
@@ -134,22 +155,27 @@ def redraw(rgba, window, size, rng, strong):
     """Draw the whole object again: slight warp, colour shift, blur, resampling, noise, JPEG.
 
     Args:
-        window: rows and columns of the scene that `rgba` shows; strong: twice as much of everything.
+        window: rows and columns of the scene that `rgba` shows; strong: mostly more of everything, and bent.
     """
     height, width = rgba.shape[:2]
-    amount = 2.0 if strong else 1.0
+    amount = rng.uniform(0.5, 2.5) if strong else 1.0
     matrix = cv2.getRotationMatrix2D((size / 2, size / 2), rng.normal(0, 0.3 * amount),
                                      1 + rng.normal(0, 0.004 * amount))
     corner = np.array([window[1].start, window[0].start])
     matrix[:, 2] += matrix[:, :2] @ corner - corner + rng.normal(0, 0.003 * amount * size, 2)
     drawn = rgba.astype(np.float32)
     drawn[..., :3] *= drawn[..., 3:] * np.float32(1 / 255)
-    if rng.random() < 0.5 * amount:
+    if strong or rng.random() < 0.5:
         scale = rng.uniform(0.4, 0.9)
         small = max(8, round(width * scale)), max(8, round(height * scale))
         drawn = cv2.resize(drawn, small, interpolation=cv2.INTER_AREA)
         drawn = cv2.resize(drawn, (width, height), interpolation=cv2.INTER_CUBIC)
     drawn = cv2.warpAffine(drawn, matrix, (width, height), flags=cv2.INTER_LINEAR)
+    if strong and rng.random() < 0.5:
+        bend = rng.normal(0, 0.006 * amount * size, (3, 3, 2)).astype(np.float32)
+        bend = cv2.resize(bend, (width, height), interpolation=cv2.INTER_CUBIC)
+        y, x = np.mgrid[:height, :width].astype(np.float32)
+        drawn = cv2.remap(drawn, x + bend[..., 0], y + bend[..., 1], cv2.INTER_LINEAR)
     alpha = np.clip(drawn[..., 3:], 0, 255)
     colour = drawn[..., :3] * (255 * rng.normal(1, 0.03 * amount, 3).astype(np.float32) / np.maximum(alpha, 1))
     wave = rng.normal(0, 6 * amount, (4, 4, 3)).astype(np.float32)
@@ -166,13 +192,16 @@ def through_jpeg(rgb, quality):
     return cv2.imdecode(data, cv2.IMREAD_COLOR)
 
 
-def on_white(rgba, rng):
-    """Onto near-white, through a codec, and keyed out again, as the user's pipeline does."""
+def on_white(rgba, edge, rng):
+    """Onto near-white, through a codec, and keyed out again, as the user's pipeline does.
+
+    Args:
+        edge: share of the scene's border that the object covers; with hardly any white there `create` keys nothing.
+    """
     white = rng.uniform(243, 255, 3).astype(np.float32)
     alpha = rgba[..., 3:] * np.float32(1 / 255)
     drawn = white + alpha * (rgba[..., :3] - white) + rng.standard_normal(alpha.shape, np.float32)
     drawn = np.clip(drawn, 0, 255).astype(np.uint8)
     if rng.random() < 0.7:
         drawn = through_jpeg(drawn, rng.integers(70, 96))
-    keyed, _ = key_background(drawn, "white")
-    return keyed
+    return key_background(drawn, "white" if edge < 0.85 else "opaque")[0]

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from fusion.data.completers import as_received, complete, whole_background
-from fusion.data.composing import add_clutter, compose_cutouts, open_annotated, random_crop
+from fusion.data.composing import add_clutter, compose_cutouts, open_annotated, open_photo, random_crop
 from fusion.data.holes import cut_hole
 from fusion.data.material import annotated_photos, find_pictures
 from fusion.data.scenes import Scene
@@ -19,6 +19,7 @@ from fusion.data.selection import select_completions
 from fusion.errors import SceneError
 
 STYLES = ("mixed", "copy", "redraw", "pix2gestalt")
+USUAL_HOLES = ("box", "box", "centre", "strokes", "grid", "scatter")  # that are cut without a look at the objects
 
 
 @dataclass
@@ -34,9 +35,10 @@ class Synthesizer:
     """Scene `index` of an endless data set.
 
     Args:
-        objects: folder of RGBA cut-outs, or None; backgrounds: folder of photos, needed with `objects`.
-        coco: COCO-style instance annotations beside their photos, or None. Half of the scenes come from each when
-            both are given.
+        objects: folder of RGBA cut-outs, or None; backgrounds: folder of photos, needed with `objects`. Some scenes are
+            such a photo as it is, with its own regions as objects; all of them when nothing else is given.
+        coco: COCO-style instance annotations beside their photos, or None. As many scenes come from these as from
+            cut-outs when both are given.
         img_size: side of the scenes in pixels; n_max_completions: of a scene, at least one.
         hole: one of fusion.data.holes.HOLES; style: one of STYLES, how the completer draws.
         seed: another seed, other scenes.
@@ -47,12 +49,14 @@ class Synthesizer:
 
     def __init__(self, objects=None, backgrounds=None, coco=None, img_size=256, n_max_completions=5, hole="mixed",
                  style="mixed", seed=0):
-        self.cutouts = find_pictures(objects) if objects else []
-        self.backgrounds = find_pictures(backgrounds) if objects else []
-        self.photos = annotated_photos(coco) if coco else []
-        if not self.cutouts and not self.photos:
+        if not objects and not backgrounds and not coco:
             raise SceneError("nothing to compose scenes from: give a folder of cut-outs and one of backgrounds, or a "
-                             "COCO file")
+                             "COCO file, or photos as backgrounds alone")
+        if objects and not backgrounds:
+            raise SceneError(f"{objects}: cut-outs need photos to stand on, give a folder of backgrounds")
+        self.cutouts = find_pictures(objects) if objects else []
+        self.backgrounds = find_pictures(backgrounds) if backgrounds else []
+        self.photos = annotated_photos(coco) if coco else []
         self.img_size, self.n_max, self.hole, self.style, self.seed = img_size, n_max_completions, hole, style, seed
 
     @staticmethod
@@ -75,18 +79,14 @@ class Synthesizer:
 
     def _draw(self, rng, scene_id):
         style = self.style if self.style != "mixed" else rng.choice(STYLES[1:], p=(0.5, 0.2, 0.3))
-        if self.photos and (not self.cutouts or rng.random() < 0.5):
-            path, annotations = self.photos[rng.integers(len(self.photos))]
-            drawn = open_annotated(path, annotations, self.img_size, rng)
-        else:
-            drawn = compose_cutouts(self.cutouts, self.backgrounds, self.img_size, rng)
+        drawn = self._photo(style, rng)
         if drawn is None:
             return None
         photo, objects, behind = drawn
         mask = self._hole(objects, style, rng)
         if mask is None:
             return None
-        if self.cutouts and rng.random() < 0.75:
+        if self.cutouts and rng.random() < (0.75 if style != "pix2gestalt" else 0.4):
             photo, objects = add_clutter(photo, objects, mask, self.cutouts, rng)
         received = as_received(photo, objects, rng) if style == "copy" else (photo, objects)
         completions, shown = complete(*received, mask, style, self._foreign, rng)
@@ -112,12 +112,29 @@ class Synthesizer:
         scene = Scene(scene_id, partial, mask, [completions[i] for i in kept], photo)
         return Composition(scene, objects, [shown[i] for i in kept])
 
+    def _photo(self, style, rng):
+        """A photo, its objects, and what is behind them or None; None when there are too few objects."""
+        kinds = {"composed": bool(self.cutouts), "annotated": bool(self.photos), "as it is": bool(self.backgrounds)}
+        if kinds["as it is"] and (kinds["composed"] or kinds["annotated"]):
+            kinds["as it is"] = 0.8 if style == "pix2gestalt" else 0.2
+        shares = np.array(list(kinds.values()), float)
+        kind = rng.choice(list(kinds), p=shares / shares.sum())
+        if kind == "annotated":
+            path, annotations = self.photos[rng.integers(len(self.photos))]
+            return open_annotated(path, annotations, self.img_size, rng)
+        if kind == "as it is":
+            return open_photo(self.backgrounds[rng.integers(len(self.backgrounds))], self.img_size, rng)
+        return compose_cutouts(self.cutouts, self.backgrounds, self.img_size, rng)
+
     def _hole(self, objects, style, rng):
         """A hole in which there is something to decide, (H,W) bool, or None."""
         alphas = [item.whole[..., 3] > 127 for item in objects]
         cover = np.sum(alphas, 0, dtype=np.uint8)
-        least = 0.25 if style == "pix2gestalt" and rng.random() < 0.7 else 0.04
-        mask = cut_hole(self.hole, cover, alphas[rng.integers(len(alphas))], least, rng)
+        policy, least = self.hole, 0.04
+        if style == "pix2gestalt" and rng.random() < 0.7:
+            least = 0.2
+            policy = rng.choice(USUAL_HOLES) if policy == "mixed" else policy
+        mask = cut_hole(policy, cover, alphas[rng.integers(len(alphas))], least, rng)
         if mask is None or (cover[mask] >= 1).mean() < 0.15:
             return None
         return None if (cover[mask] >= 2).mean() < 0.02 and rng.random() < 0.7 else mask
