@@ -57,9 +57,7 @@ def imagine_shape(visible, rng):
     kind = rng.integers(3)
     binary = visible.astype(np.uint8)
     if kind == 0:
-        contours, _ = cv2.findContours(binary, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-        hull = cv2.convexHull(np.concatenate(contours))
-        return cv2.fillPoly(np.zeros_like(binary), [hull], 1).astype(bool)
+        return convex_hull(visible)
     if kind == 1:
         rows, columns = np.nonzero(visible)
         centre = (float(columns.mean()), float(rows.mean()))
@@ -67,6 +65,13 @@ def imagine_shape(visible, rng):
         return (turned > 0) | visible
     radius = max(2, int(np.sqrt(visible.sum()) * rng.uniform(0.1, 0.4)))
     return cv2.dilate(binary, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2)).astype(bool)
+
+
+def convex_hull(region):
+    """(H,W) bool, not empty → (H,W) bool."""
+    contours, _ = cv2.findContours(region.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    hull = cv2.convexHull(np.concatenate(contours))
+    return cv2.fillPoly(np.zeros(region.shape, np.uint8), [hull], 1).astype(bool)
 
 
 def inpaint(colour, known):
