@@ -79,11 +79,11 @@ def resize(image, size, nearest=False):
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     if image.ndim == 2 or image.shape[2] == 3:
         return cv2.resize(image, (width, height), interpolation=method)
-    alpha = image[..., 3:].astype(np.float32)
-    premultiplied = np.concatenate([image[..., :3] * (alpha / 255), alpha], axis=2)
+    premultiplied = image.astype(np.float32)
+    premultiplied[..., :3] *= premultiplied[..., 3:] / 255
     premultiplied = cv2.resize(premultiplied, (width, height), interpolation=method)
     premultiplied[..., :3] *= 255 / np.maximum(premultiplied[..., 3:], 1e-3)
-    return np.clip(np.rint(premultiplied), 0, 255).astype(np.uint8)
+    return np.clip(np.rint(premultiplied, out=premultiplied), 0, 255, out=premultiplied).astype(np.uint8)
 
 
 def write_image(path, array):
