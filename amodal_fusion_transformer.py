@@ -43,6 +43,7 @@ from fusion.training.foreign import FOREIGN
 from fusion.training.loaders import load_data
 from fusion.training.perceptual import load_perceptual
 from fusion.training.run import Run, check_same_model
+from fusion.training.tensorboard import add_figure, open_board
 
 # ----------------------------------------------------------------------------
 # Model
@@ -509,6 +510,7 @@ def train(config, process, stop_signal):
         network.broadcast_buffers = False
 
     if process.is_main:
+        run.board = open_board(config, run.step) if config.log_dir else None
         count = sum(p.numel() for p in run.model.parameters())
         print(json.dumps(dataclasses.asdict(config)))
         print(f"{git_state()}, torch {torch.__version__}, {process.world_size} × {process.device.type}, "
@@ -534,7 +536,10 @@ def train(config, process, stop_signal):
             if drawn and (epoch % config.figure_every == 0 or epoch == config.epochs):
                 figures = Path(config.figure_dir or folder)
                 figures.mkdir(parents=True, exist_ok=True)
-                draw_scenes(figures / f"val_epoch_{epoch:03d}.png", drawn, val_loader.dataset.scene_ids[: len(drawn)])
+                path = figures / f"val_epoch_{epoch:03d}.png"
+                draw_scenes(path, drawn, val_loader.dataset.scene_ids[: len(drawn)])
+                if run.board:
+                    add_figure(run.board, path, run.step)
     return True
 
 

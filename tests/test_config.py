@@ -6,14 +6,17 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from amodal_fusion_transformer import TrainConfig
 from fusion.config import option, parse, read_yaml
+from fusion.data.images import read_image
 from fusion.data.toy import write_dataset
 from fusion.errors import ConfigError
-from tests.conftest import records
+from tests.conftest import SMALL, records
 from tests.scripts import ROOT, succeed
 
 TRAIN = "amodal_fusion_transformer.py"
@@ -57,10 +60,33 @@ def test_a_config_from_elsewhere_runs_as_it_stands(dataset, tmp_path):
     assert process.stderr.count("dropout 0.1 is not used") == 1
     assert "d_model is width here" in process.stderr and "vis_interval is figure_every here" in process.stderr
     assert len(records(tmp_path / "run")) == 2
+    board = EventAccumulator(str(tmp_path / "logs")).Reload()
+    for kind in ("train", "val"):
+        losses = [(record["step"], record["loss"]) for record in records(tmp_path / "run", kind)]
+        assert np.allclose([(event.step, event.value) for event in board.Scalars(f"{kind}/loss")], losses)
+    assert {"train/lr", "train/l1", "val/psnr", "val/psnr_overlap"} <= set(board.Tags()["scalars"])
+    (figure,), (text,) = board.Images("val/scenes"), board.Tensors("config/text_summary")
+    assert (figure.step, figure.width) == (2, read_image(tmp_path / "vis" / "val_epoch_001.png", "RGB").shape[1])
+    assert b"width: 256" in text.tensor_proto.string_val[0]
     assert (tmp_path / "vis" / "val_epoch_001.png").exists() and not list((tmp_path / "run").glob("val_epoch*"))
     stored = torch.load(tmp_path / "run" / "last.pth", weights_only=True)["config"]
     names = ("width", "heads", "encoder_layers", "decoder_layers", "workers", "log_every", "figure_every")
     assert [stored[name] for name in names] == [256, 8, 6, 6, 0, 1, 1]
+
+
+def hide_tensorboard():
+    sys.modules["torch.utils.tensorboard"] = None
+
+
+def test_a_resumed_run_goes_on_in_tensorboard_and_its_absence_is_a_line(dataset, tmp_path):
+    arguments = ("--data_dir", dataset, *SMALL, "--lpips_weight", 0, "--checkpoint_dir", tmp_path / "run", "--log_dir",
+                 tmp_path / "logs", "--epochs", 2, "--resume", "auto", "--max_steps")
+    process = succeed(TRAIN, *arguments, 1, setup=hide_tensorboard)
+    assert process.stdout.count("pip install tensorboard") == 1 and not (tmp_path / "logs").exists()
+    succeed(TRAIN, *arguments, 3)
+    succeed(TRAIN, *arguments, 4)
+    board = EventAccumulator(str(tmp_path / "logs")).Reload()
+    assert [event.step for event in board.Scalars("train/loss")] == [2, 3, 4]
 
 
 def test_two_scene_folders_and_names_from_elsewhere_as_flags(tmp_path):
