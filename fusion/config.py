@@ -273,7 +273,8 @@ def parse(config_class, description, argv=None, yaml_file=False):
     Wrong usage prints the reason and exits with status 2, as argparse does.
     """
     parser = argparse.ArgumentParser(
-        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s [options]"  # an error shall not stand below thirty lines of all of them
     )
     if yaml_file:
         parser.add_argument("--config", metavar="YAML", help="file with 'key: value' lines, keys as the flags below")
@@ -297,7 +298,9 @@ def parse_command(commands, description, argv=None):
     subparsers = parser.add_subparsers(dest="command", required=True)
     for name, config_class in commands.items():
         text = config_class.__doc__
-        add_options(subparsers.add_parser(name, help=text, description=text, allow_abbrev=False), config_class)
+        subparser = subparsers.add_parser(name, help=text, description=text, allow_abbrev=False,
+                                          usage="%(prog)s [options]")
+        add_options(subparser, config_class)
     given, unknown = _parse_arguments(parser, argv)
     command = given.pop("command")
     return command, _build(parser, commands[command], given, unknown)
