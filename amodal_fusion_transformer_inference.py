@@ -37,7 +37,7 @@ from fusion.data.images import write_image
 from fusion.data.scenes import find_scenes, read_list, read_scene
 from fusion.data.tensors import HALF_PRECISION, to_arrays, to_tensors
 from fusion.errors import LpipsUnavailable, SceneError, UserError
-from fusion.evaluation import score, write_metrics
+from fusion.evaluation import evaluate_scene, write_metrics
 from fusion.figures import draw_scene
 from fusion.model.compositing import fill_hole, fuse, weigh
 from fusion.training.perceptual import PerceptualLoss
@@ -168,7 +168,7 @@ def fuse_folder(config, model, img_size, scene_ids, device, perceptual):
             for scene, result in zip(group, fuse_scenes(model, group, size, device, config.amp)):
                 title = scene.id
                 if "original" in result and config.metrics:
-                    rows.append(score(scene.id, result, perceptual, config.evaluate))
+                    rows.append(evaluate_scene(scene.id, result, perceptual, config.evaluate))
                     title += f": {rows[-1]['ours_psnr']:.2f} dB in the hole, visible fit " \
                              f"{rows[-1]['visible_fit_psnr']:.2f}, oracle {rows[-1]['oracle_psnr']:.2f}"
                 folder, arrays = Path(config.output_dir) / scene.id, to_arrays(result)[0]
