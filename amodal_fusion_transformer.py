@@ -190,6 +190,7 @@ class SceneTransformer(nn.Module):
         self.fill_token = nn.Parameter(0.02 * torch.randn(width))
         self.pool_candidates = nn.Linear(3 * width, width)
         self.encoder = nn.ModuleList(EncoderLayer(width, heads) for _ in range(encoder_layers))
+        self.norm_scene = nn.LayerNorm(width)
         self.decoder = nn.ModuleList(DecoderLayer(width, heads) for _ in range(decoder_layers))
         self.norm = nn.LayerNorm(width)
 
@@ -197,12 +198,12 @@ class SceneTransformer(nn.Module):
         """Features (B,M,C,h,w) of candidates, present (B,M) → tokens of the same shape."""
         _, _, channels, height, width = x16.shape
         picture, grid = (height, width), (min(height, self.SCENE_GRID), min(width, self.SCENE_GRID))
-        tokens = x16.permute(0, 3, 4, 1, 2).flatten(1, 2)  # (B,L,M,C)
+        tokens = x16.float().permute(0, 3, 4, 1, 2).flatten(1, 2)  # (B,L,M,C); the sums of all layers outgrow fp16
         scene = self.pool_scene(tokens, present, picture, grid)  # (B,S,C)
         position = position_encoding(grid, picture, channels, scene.device)
         for layer in self.encoder:
             scene = layer(scene, position)
-        scene = scene + position
+        scene = self.norm_scene(scene) + position
 
         tokens = torch.cat([tokens[:, :, :1] + self.fill_token, tokens[:, :, 1:]], 2)
         position = position_encoding(picture, picture, channels, scene.device)
@@ -217,7 +218,7 @@ class SceneTransformer(nn.Module):
         mean = completions.masked_fill(~real, 0).sum(2) / real.sum(2).clamp(min=1)
         # an empty slot must not win the maximum, nor may −inf reach a scene without any completion
         most = completions.masked_fill(~real, -1e4).amax(2).clamp(min=-1e2)
-        scene = self.pool_candidates(torch.cat([fill, mean, most], 2))  # (B,L,C)
+        scene = self.pool_candidates(torch.cat([fill, mean, most], 2)).float()  # (B,L,C)
         scene = F.adaptive_avg_pool2d(scene.transpose(1, 2).unflatten(2, picture), grid)
         return scene.flatten(2).transpose(1, 2)
 
