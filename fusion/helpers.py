@@ -10,19 +10,18 @@ import torch
 from fusion.errors import SceneError, UserError
 from fusion.processes import end_with_parent
 
-_work = None  # what this helper process does, by `_start`
+_mine = {}  # a helper's work, from `_start`
 
 
 def _start(work):
-    global _work
-    _work = work
+    _mine["work"] = work
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     end_with_parent()
     torch.set_num_threads(1)
 
 
 def _do(arguments):
-    return _work(*arguments)
+    return _mine["work"](*arguments)
 
 
 class Helpers:

@@ -21,7 +21,7 @@ class Sharing:
             self.local_rank = int(os.environ["LOCAL_RANK"])
             store, self.rank, self.world_size = next(dist.rendezvous("env://", timeout=LONG))
             # a key space per restart: after a crash the old keys would confuse the new group (pytorch#135712)
-            self.store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+            self.store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
             dist.init_process_group("gloo", store=self.store, rank=self.rank, world_size=self.world_size, timeout=LONG)
 
     @property

@@ -87,7 +87,7 @@ def to_levels(weights):
 
 
 def fill_pixels(scene):
-    """The smooth fill at the pixels of the hole, (P,3) float32; channel by channel, which takes a third of the memory."""
+    """The smooth fill at the pixels of the hole, (P,3) float32; by channels, which takes a third of the memory."""
     mask = torch.from_numpy(scene.mask)[None, None].float()
     fill = np.empty((scene.mask.sum(), 3), np.float32)
     for channel in range(3):

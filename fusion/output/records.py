@@ -1,7 +1,8 @@
 """scene.json beside every fused image: what made it, of which files, what was written, and its metrics.
 
-It is written before fused.png, which comes last and says that the others are there. Metrics of a run are collected from these files, so that an
-interrupted run loses none, and what another checkpoint or other options made is never taken for this run's.
+It is written before fused.png, which comes last and says that the others are there. Metrics of a run are collected
+from these files, so that an interrupted run loses none, and what another checkpoint or other options made is never
+taken for this run's.
 """
 
 import hashlib
