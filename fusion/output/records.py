@@ -15,6 +15,7 @@ from fusion.errors import SceneError
 from fusion.files import write_text
 
 RECORD = "scene.json"
+KEYS = {"made_by", "input", "size", "files", "metrics"}
 # all that a run may have written into a scene's folder; with --overwrite nothing of an earlier one stays
 OUTPUT = re.compile(r"fused\.png|residual_mask\.png|figure\.png|order\.json|weight_\d+\.png|scene\.json|\..*\.tmp.*")
 
@@ -35,31 +36,32 @@ def read_record(folder):
     """scene.json of an output folder; None when it is not there or not whole."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        return record if isinstance(record, dict) and {"made_by", "input", "files"} <= set(record) else None
     except (OSError, ValueError):
         return None
+    return record if isinstance(record, dict) and KEYS <= set(record) else None
 
 
-def write_record(folder, made_by, source, metrics):
+def write_record(folder, made_by, source, size, metrics):
     """Write scene.json for what stands in `folder`, and fused.png, which is to follow.
 
     Args:
-        made_by: dict of checkpoint digest and options; source: `input_digest`; metrics: a row, or None.
+        made_by: dict of checkpoint digest and options; source: `input_digest`; size: (height, width); metrics: a row of
+            `evaluate_scene`, or None.
     """
     files = [name for name in sorted(os.listdir(folder)) if OUTPUT.fullmatch(name) and not name.startswith(".")]
     if metrics is not None:
         metrics = {name: None if isinstance(value, float) and math.isnan(value) else value
                    for name, value in metrics.items()}
-    record = {"made_by": made_by, "input": source, "files": [*files, "fused.png"], "metrics": metrics}
+    record = {"made_by": made_by, "input": source, "size": size, "files": [*files, "fused.png"], "metrics": metrics}
     write_text(folder / RECORD, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
 
 
-def state_of(folder, input_folder, made_by, wanted):
+def state_of(folder, input_folder, made_by, has_all):
     """What an earlier run has left of one scene.
 
     Args:
-        made_by: as in `write_record`, of the run that asks; wanted: `is_wanted(record)`, whether that has all that this
-            run would write.
+        made_by: as in `write_record`, of the run that asks; has_all(record): whether that has all that this run
+            would write.
 
     Returns:
         "new"; "done"; "changed" when the scene's own files have changed or something is missing; "other" when other
@@ -74,7 +76,7 @@ def state_of(folder, input_folder, made_by, wanted):
         same = record["input"] == input_digest(input_folder) and set(record["files"]) <= set(os.listdir(folder))
     except OSError:
         same = False  # reading it will tell what is wrong
-    return "done" if same and wanted(record) else "changed"
+    return "done" if same and has_all(record) else "changed"
 
 
 def clear_outputs(folder):

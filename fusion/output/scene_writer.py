@@ -62,7 +62,7 @@ class SceneWriter:
             row = self.measure_smaller(scene, logits)
         clear_outputs(folder)
         write_outputs(folder, scene, blend, describe(scene_id, row), self.figures)
-        write_record(folder, self.made_by, digest, row)
+        write_record(folder, self.made_by, digest, scene.mask.shape, row)
         write_image(folder / "fused.png", blend.fused(scene.partial))
 
     def measure_smaller(self, scene, logits):
