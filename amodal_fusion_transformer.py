@@ -102,7 +102,7 @@ class AmodalFusionTransformer(nn.Module):
 
         cues = visible_cues(padded, photo, hole)  # (B,M,H/4,W/4) each
         prior = self.prior(cues)  # logits (B,M,H/4,W/4), inverse temperature (B,1,H/4,W/4)
-        prior_composite = paint_prior(*prior, padded, photo, hole)  # (B,3,H,W)
+        prior_composite = self.prior.composite(*prior, padded, photo, hole)  # (B,3,H,W)
         skips, x16 = self.encoder(padded, photo, hole, cues, prior_composite)  # at strides 2, 4, 8 and 16
         tokens = self.transformer(x16, present)  # (B,M,C,H/16,W/16)
         x2 = self.decoder(tokens, skips)  # (B,M,C,H/2,W/2)
@@ -130,6 +130,11 @@ class VisiblePrior(nn.Module):
         logits = torch.cat([self.fill_logit.expand_as(logits[:, :1]), logits[:, 1:]], 1)
         base, copied = self.log_inverse_temperature
         return logits, (base + copied * cues.copied[:, :1]).exp()
+
+    @torch.no_grad()
+    def composite(self, logits, inverse_temperature, candidates, photo, mask):
+        """The fused image (B,3,H,W) by these logits: what a candidate is seen among."""
+        return composite(upsample(logits * inverse_temperature, 4), candidates, photo, mask)["fused"]
 
 
 class ConvEncoder(nn.Module):
@@ -267,7 +272,8 @@ class WeightHead(nn.Module):
         with torch.autocast(alpha.device.type, enabled=False):
             alpha = F.avg_pool2d(alpha.float(), 4)  # (B,M,H/4,W/4)
             order = pairwise_order(votes, alpha, copied[:, :, 0, 0])  # (B,M,M)
-            prior = prior + (order @ alpha.flatten(2)).view_as(alpha)  # the lead over all who are at this pixel
+            lead = (order @ alpha.flatten(2)).view_as(alpha)  # over all who are at this pixel
+        prior = prior + lead
         # Logits are upsampled, not weights: alpha then cuts the objects' edges sharply at full resolution.
         return upsample((logits + upsample(prior)) * upsample(inverse_temperature)), order
 
@@ -280,13 +286,6 @@ def pad_to_stride(*pictures):
     edge = (0, -pictures[0].shape[-1] % STRIDE, 0, -pictures[0].shape[-2] % STRIDE)
     return [F.pad(x.flatten(0, -4), edge, mode="replicate").view(*x.shape[:-2], x.shape[-2] + edge[3], -1)
             if any(edge) else x for x in pictures]
-
-
-def paint_prior(prior, inverse_temperature, candidates, photo, mask):
-    """The fused image (B,3,H,W) as the prior alone would have it: what a candidate is seen among."""
-    with torch.no_grad():
-        logits = upsample(prior * inverse_temperature, 4)
-        return composite(logits, candidates, photo, mask)["fused"]
 
 
 def scene_input(candidates, photo, mask):
