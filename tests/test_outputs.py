@@ -2,6 +2,9 @@
 
 import csv
 import json
+import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -13,6 +16,9 @@ from fusion.data.toy import draw_scene
 from fusion.errors import ConfigError, SceneError
 from fusion.output.handover import CONSUMERS, check_command, check_handover, grow, run_command, write_handover
 from fusion.output.order import apply_locks, find_order, front_to_back, parse_locks, read_locks, write_order
+from fusion.output.report import write_report
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
 def write_fused(root, names=("wide", "a_mask_shop"), size=(60, 100)):
@@ -167,5 +173,78 @@ def test_locks_are_read_and_their_faults_named(tmp_path):
         path.write_text(text)
         with pytest.raises(ConfigError, match=fault):
             read_locks(path, ["no"])
-    with pytest.raises(ConfigError, match="--lock: (1>2>3>1|2>3>1>2|3>1>2>3) goes round"):
+    with pytest.raises(ConfigError, match=r"--lock: (1>2>3>1|2>3>1>2|3>1>2>3) goes round"):
         parse_locks(["1>2", "2>3", "3>1"], "--lock")
+
+
+def write_reported(root):
+    """A set whose first scene has the lowest PSNR, and the second, of an ugly name, more left for the inpainter."""
+    names = ["a plain one", "<b> #2 100%"]
+    data, output = write_fused(root, names)
+    write_image(output / names[1] / "residual_mask.png", read_image(data / names[1] / "mask.png", "L"))
+    (output / "metrics.csv").write_text(
+        "scene,ours_psnr,visible_fit_psnr,oracle_psnr,ours_psnr_overlap,ours_lpips\n"
+        f"{names[0]},20.5,21,25,nan,\n{names[1]},30.25,21,35,29,\n", encoding="utf-8")
+    write_order(output / names[0] / "order.json", names[0], {"pairs": [{"front": 2, "behind": 1}],
+                                                            "front_to_back": [[2], [1]], "cycles": []})
+    return data, output, names
+
+
+def test_report_knows_the_scenes_and_loads_nothing_from_elsewhere(tmp_path):
+    data, output, names = write_reported(tmp_path)
+    page, failed = write_report(data, output, [*names, "not fused"])
+    text = page.read_text(encoding="utf-8")
+    assert not failed and "://" not in text and text.count("</script>") == 2
+    report = json.loads(re.search(r'id="report">(.*?)</script>', text)[1])
+    assert report["data"] == "../data"
+    first, second = report["scenes"]
+    assert first["id"] == names[0] and second["id"] == names[1]
+    assert first["psnr"] == 20.5 and first["gain"] == -0.5 and first["overlap"] is None and first["lpips"] is None
+    assert first["order"] == "2 › 1" and second["order"] == "" and first["original"] and not first["figure"]
+    assert 0 < first["residual"] < second["residual"] == 1 and first["completions"] == ["comp1.png", "comp2.png"]
+    (data / names[0] / "mask.png").write_bytes(b"")
+    assert "mask.png: empty" in write_report(data, output, names)[1][names[0]]
+
+
+def browse(page, profile, *arguments):
+    """Open a page in Chromium without a window; returns what it printed."""
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+               f"--user-data-dir={profile}", "--hide-scrollbars", "--virtual-time-budget=3000", *arguments, page]
+    process = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=60, check=False)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_report_in_a_browser(tmp_path):
+    data, output, names = write_reported(tmp_path)
+    size = (60, 100)
+    for name in names:
+        write_image(data / name / "partial.png", np.full((*size, 3), (0, 0, 200), np.uint8))
+        write_image(output / name / "fused.png", np.full((*size, 3), (0, 200, 0), np.uint8))
+    (output / names[0] / "weight_2.png").unlink()
+    (data / names[1] / "original.png").unlink()
+    page = write_report(data, output, names)[0].as_uri()
+
+    def show(part):  # what the page shows, without its style and script
+        return browse(page + part, tmp_path / "profile", "--dump-dom").split("</style>")[1].split("<script")[0]
+
+    gallery = show("#filter=worst")
+    titles = re.findall(r'<article class="card" data-scene="(.*?)"', gallery)
+    assert titles == ["a plain one", "&lt;b&gt; #2 100%"]
+    assert gallery.count("weight of completion") == 3 and gallery.count('title="original"') == 1
+    assert "missing" not in gallery  # every picture was found
+
+    (output / names[0] / "fused.png").rename(tmp_path / "fused.png")
+    table = show("#filter=residual&view=table")
+    (tmp_path / "fused.png").rename(output / names[0] / "fused.png")
+    assert table.count('class="missing"') == 1
+    assert re.findall(r'<tr data-scene="(.*?)"', table) == ["&lt;b&gt; #2 100%", "a plain one"]
+    assert "PSNR, dB" in table and "30.25" in table and "−0.50" in table
+    assert "LPIPS" not in table  # nobody measured it
+
+    browse(page, tmp_path / "profile", f"--screenshot={tmp_path / 'page.png'}", "--window-size=700,500")
+    picture = read_image(tmp_path / "page.png", "RGB").astype(int)
+    before, after = (np.argwhere(np.abs(picture - colour).sum(2) < 30) for colour in ((0, 0, 200), (0, 200, 0)))
+    assert len(before) > 5000 and len(after) > 5000  # two pictures, each half the one and half the other
+    assert np.abs(before[:, 0].min() - after[:, 0].min()) < 3 and before[:, 1].min() < after[:, 1].min()
