@@ -39,7 +39,7 @@ from fusion.data.tensors import HALF_PRECISION, to_arrays, to_tensors
 from fusion.errors import LpipsUnavailable, SceneError, UserError
 from fusion.evaluation import score, write_metrics
 from fusion.figures import draw_scene
-from fusion.model.compositing import fill_hole, fuse, weigh
+from fusion.model.compositing import add_fill, composite
 from fusion.training.perceptual import PerceptualLoss
 
 SHIPPED = Path(__file__).parent / "pretrained" / "amodal_fusion_transformer.pth"
@@ -118,12 +118,11 @@ def fuse_scenes(model, scenes, size, device, amp="off"):
     for scene, small_logits in zip(scenes, logits):
         count = len(scene.completions)
         full = {name: value[None].to(device) for name, value in to_tensors(scene, count).items()}
-        # the fill's logit stands behind the padding
-        scene_logits = torch.cat([small_logits[:count], small_logits[-1:]])[None]
-        scene_logits = F.interpolate(scene_logits, size=full["mask"].shape[-2:], mode="bilinear")
-        fill = fill_hole(full["partial"], full["mask"])
-        log_weights = weigh(scene_logits, full["completions"])
-        fused = fuse(log_weights, full["partial"], full["mask"], full["completions"], fill)
+        # the fill's logit comes first, the padding's last
+        scene_logits = F.interpolate(small_logits[None, : count + 1], size=full["mask"].shape[-2:], mode="bilinear")
+        candidates, _ = add_fill(full["partial"], full["mask"], full["completions"])
+        fused = composite(scene_logits, candidates, full["partial"], full["mask"])
+        fill = candidates[:, 0, :3]
         results.append({**full, **fused, "fill": fill})
     return results
 

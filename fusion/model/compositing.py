@@ -48,53 +48,44 @@ def fill_hole(partial, mask):
     return push_pull(partial, 1 - mask)
 
 
-def weigh(logits, completions):
-    """Weights ∝ alpha·exp(logit), among the completions and the fill, whose alpha is 1 everywhere.
+def add_fill(partial, mask, completions, valid=None):
+    """All that may stand at a pixel: the fill of the hole, opaque everywhere, as candidate 0, then the completions.
 
     Args:
-        logits: (B,N+1,H,W), the fill's last; completions (B,N,4,H,W), alpha 0 in padded slots.
+        partial (B,3,H,W) in [0,1]; mask (B,1,H,W), 1 = hole; completions (B,N,4,H,W), straight alpha; valid (B,N)
+            bool, False = padded slot, whatever it holds; None: all are real.
 
     Returns:
-        log-weights (B,N+1,H,W): −inf where alpha is zero; their exponentials add up to 1.
+        candidates (B,M,4,H,W), M = N + 1, transparent in padded slots, and which of them are real, (B,M) bool.
     """
-    return (logits + F.pad(completions[:, :, 3].float().log(), (0, 0, 0, 0, 0, 1))).log_softmax(1)
+    if valid is None:
+        valid = torch.ones(completions.shape[:2], dtype=torch.bool, device=completions.device)
+    fill = torch.cat([fill_hole(partial, mask), torch.ones_like(mask)], 1)
+    completions = completions.masked_fill(~valid[:, :, None, None, None], 0)
+    return torch.cat([fill[:, None], completions], 1), F.pad(valid, (1, 0), value=True)
 
 
-def blend(partial, mask, completions, fill, weights, residual):
-    """fused = partial·(1−mask) + mask·(Σ weights_i·completion_i + residual·fill).
+def composite(logits, candidates, partial, mask):
+    """Weights ∝ alpha·exp(logit) among all candidates, and the picture that they make in the hole.
 
     Args:
-        partial, fill: (B,3,H,W) in [0,1]; mask (B,1,H,W) in {0,1}, 1 = hole; completions (B,N,4,H,W);
-            weights (B,N,H,W) and residual (B,1,H,W), together 1.
+        logits: (B,M,H,W); candidates: (B,M,4,H,W), the fill first; partial (B,3,H,W); mask (B,1,H,W), 1 = hole.
 
     Returns:
-        fused (B,3,H,W), equal to `partial` outside the hole bit for bit.
+        dict of weights (B,N,H,W) and residual (B,1,H,W), the fill's weight, together 1; fused (B,3,H,W), which is
+        `partial` outside the hole bit for bit.
     """
-    inside = residual * fill
-    for i in range(completions.shape[1]):  # a loop: the (B,N,3,H,W) product is never needed in memory
-        inside = inside + weights[:, i : i + 1] * completions[:, i, :3]
-    return torch.where(mask > 0.5, inside, partial)
-
-
-def fuse(log_weights, partial, mask, completions, fill):
-    """What `weigh` returned → the weights and the fused image.
-
-    Args:
-        log_weights: (B,N+1,H,W), the fill's last; the others as in `blend`.
-
-    Returns:
-        dict of weights (B,N,H,W), residual (B,1,H,W) and fused (B,3,H,W).
-    """
-    weights, residual = log_weights.exp().split([completions.shape[1], 1], 1)
-    fused = blend(partial, mask, completions, fill, weights, residual)
-    return {"weights": weights, "residual": residual, "fused": fused}
+    rgb, alpha = candidates[:, :, :3], candidates[:, :, 3].float()
+    weights = (logits + alpha.log()).softmax(1)  # (B,M,H,W)
+    inside = (weights[:, :, None] * rgb).sum(1)
+    return {"weights": weights[:, 1:], "residual": weights[:, :1], "fused": torch.where(mask > 0.5, inside, partial)}
 
 
 def paint_over(partial, mask, completions, valid, fill, order):
     """Paint completions over the fill, back to front.
 
     Args:
-        partial, mask, completions, valid, fill: as in `blend`; valid (B,N) bool.
+        partial, fill: (B,3,H,W) in [0,1]; mask (B,1,H,W), 1 = hole; completions (B,N,4,H,W); valid (B,N) bool.
         order: (B,N) long, a permutation per scene; the last one is in front.
 
     Returns:

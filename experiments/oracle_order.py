@@ -1,6 +1,6 @@
 """How far the network would get on composed scenes if it were told what nobody can see.
 
-    python -m experiments.told --objects CUTOUTS --backgrounds PHOTOS --coco INSTANCES.json \\
+    python -m experiments.oracle_order --objects CUTOUTS --backgrounds PHOTOS --coco INSTANCES.json \\
         --style pix2gestalt --seed 99
 
 First whose object really stands at each pixel of the hole; then, as well, how near each completion comes to the
@@ -22,7 +22,7 @@ from fusion.data import completers
 from fusion.data.synthesis import STYLES, Synthesizer
 from fusion.data.tensors import to_tensors
 from fusion.metrics import apply_rules, oracle, overlap_region, region_psnr
-from fusion.model.compositing import fuse, weigh
+from fusion.model.compositing import add_fill, composite
 
 INPUTS = ("partial", "mask", "completions", "valid")
 
@@ -51,7 +51,7 @@ def prepare(model, synthesizer, index):
 
     Returns:
         dict of the scene's tensors, `overlap`, and the network's `fill` and `logits`, all with a batch dimension of 1;
-        and `clues`, each (1,N+1,…) over the candidates, the fill last: 1 where its object stands, −1 where it does not,
+        and `clues`, each (1,N+1,…) over the candidates, the fill first: 1 where its object stands, −1 where not,
         0 where that has no meaning; the square of this; 1 for the fill; a completion's PSNR in the hole, in tens of dB.
     """
     scene, visible = compose(synthesizer, index)
@@ -60,11 +60,11 @@ def prepare(model, synthesizer, index):
     front = torch.zeros_like(out["logits"])
     for slot, where in enumerate(visible):
         if where is not None:
-            front[0, slot] = torch.from_numpy(where).float() * 2 - 1
+            front[0, slot + 1] = torch.from_numpy(where).float() * 2 - 1
     colours, alpha = tensors["completions"][0].split([3, 1], 1)  # (N,3,H,W), (N,1,H,W)
     psnr = region_psnr(colours, tensors["original"], alpha * tensors["mask"]).nan_to_num().clamp(max=40)  # (N,)
-    nearness = torch.cat([psnr / 10, torch.zeros(1)]).view(1, -1, 1, 1)
-    is_fill = torch.tensor([0.0] * len(visible) + [1.0]).view(1, -1, 1, 1)
+    nearness = torch.cat([torch.zeros(1), psnr / 10]).view(1, -1, 1, 1)
+    is_fill = torch.tensor([1.0] + [0.0] * len(visible)).view(1, -1, 1, 1)
     return {**tensors, "overlap": overlap_region(*(tensors[name] for name in INPUTS[1:])), "fill": out["fill"],
             "logits": out["logits"], "clues": [front, front.square(), is_fill, nearness]}
 
@@ -80,7 +80,7 @@ def fuse_told(scene, scale=1.0, told=()):
     """The scene fused by logits·scale and as many clues as there are numbers in `told`, each times its number."""
     logits = scene["logits"] * scale + sum(number * clue for number, clue in zip(told, scene["clues"]))
     inputs = [scene[name] for name in INPUTS[:3]]
-    return fuse(weigh(logits, inputs[2]), *inputs, scene["fill"])["fused"]
+    return composite(logits, add_fill(*inputs)[0], *inputs[:2])["fused"]
 
 
 def fit(scenes, clues, steps=60):

@@ -1,6 +1,6 @@
 """How much of the oracle's lead is there for a method that chooses among objects rather than pixels.
 
-    python -m experiments.reachable --data_dir SCENES
+    python -m experiments.oracle_granularity --data_dir SCENES
 
 The oracle knows the original and takes the nearest candidate at every single pixel, noise included. Here the choice is
 as well informed but coarser: per block of so many pixels a side, or per "set", all pixels of the hole that the same
