@@ -97,8 +97,9 @@ class Trainee:
         self.fade = torch.tensor(0.0, device=device)  # of the averaged weights, and of the pull towards the oracle
         self.oracle_weight = torch.tensor(0.0, device=device)
         self.parameters = list(self.model.parameters())
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=self.rate, weight_decay=0.05,
-                                           capturable=device.type == "cuda", foreach=True)
+        on_gpu = device.type == "cuda"  # a graph reads its learning rate from a tensor
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=self.rate, weight_decay=0.05, capturable=on_gpu,
+                                           foreach=on_gpu)
         self.graph = self.stream = None
 
     def step(self):
@@ -163,7 +164,7 @@ def evaluate(model, sets, perceptual):
         for batch in batches:
             out = model(*(batch[field] for field in FIELDS[:4]))
             filled = {**batch, "fill": out["fill"]}
-            images = {"ours_": out["fused"], "oracle_": oracle(filled)[0], "visible_fit_": apply_rules(
+            images = {"ours": out["fused"], "oracle": oracle(filled)[0], "visible_fit": apply_rules(
                 filled, rules=("visible_fit",))["visible_fit"]}
             for key, value in compare_methods(filled, images).items():
                 rows.setdefault(key, []).append(value)
