@@ -75,12 +75,14 @@ PARTS = {
     "without ImageNet features": {"encoder": lambda: NoImageNet(128)},
     "without prior": {"prior": NoPrior},
     "without scene self-attention": {},
+    "width 192 instead of 128": {},
 }
 
 
 def build(part, seed):
     torch.manual_seed(seed)
-    model = AmodalFusionTransformer(encoder_layers=0 if part == "without scene self-attention" else 2)
+    model = AmodalFusionTransformer(width=192 if part == "width 192 instead of 128" else 128,
+                                    encoder_layers=0 if part == "without scene self-attention" else 2)
     for name, block in PARTS[part].items():
         setattr(model, name, block())
     return model.to(memory_format=torch.channels_last)
@@ -100,6 +102,7 @@ class Trainee:
         on_gpu = device.type == "cuda"  # a graph reads its learning rate from a tensor
         self.optimizer = torch.optim.AdamW(self.parameters, lr=self.rate, weight_decay=0.05, capturable=on_gpu,
                                            foreach=on_gpu)
+        self.rate = self.optimizer.param_groups[0]["lr"]
         self.graph = self.stream = None
 
     def step(self):
