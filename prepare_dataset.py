@@ -174,7 +174,7 @@ def agree_with_earlier_run(command, config, output):
         shaping = SHAPING.get(made_by, ()) + (("seed",) if getattr(config, "cut_hole", None) else ())
         # an option that the data set does not know was added since, and it had its default
         earlier = {name: manifest["options"].get(name, getattr(type(config), name, None)) for name in shaping}
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{path}: does not tell how the data set was made ({error!r}); use another --output_dir, or "
                           "--overwrite") from None
     if made_by != command:
