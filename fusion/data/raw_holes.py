@@ -140,11 +140,13 @@ def _redrawn_side(raw, pictures, sides):
         distances[name] = here[here < 255]
     middle = {name: np.median(here) if len(here) >= 20 else np.nan for name, here in distances.items()}
     best, other = ("white", "black") if middle["white"] >= middle["black"] else ("black", "white")
+    fits = {name: (here <= middle[other] + 2).mean() if len(here) else 0.0 for name, here in distances.items()}
+    most = 0.45 if sides[best].mean() < 0.5 else 0.25  # holes are seldom the larger side
     # also undecided when a side has no completion
-    if not middle[best] > SURE * middle[other] + 2 or (distances[best] <= middle[other] + 2).mean() > 0.25:
-        raise SceneError(f"{raw.mask}: there is no partial image, and completions are as far from the photo where the "
-                         f"mask is black ({middle['black']:.0f} levels) as where it is white ({middle['white']:.0f}), "
-                         "or on one side only; cannot tell the hole, use --mask_hole")
+    if not middle[best] > SURE * middle[other] + 2 or fits[best] > most or fits[other] < 0.7:
+        raise SceneError(f"{raw.mask}: there is no partial image to tell the hole by, and completions fit the photo on "
+                         f"{fits['black']:.0%} of their area where the mask is black, {fits['white']:.0%} where it is "
+                         "white; cannot tell the hole from that, use --mask_hole")
     return best
 
 
