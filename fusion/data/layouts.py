@@ -64,7 +64,7 @@ def find_raw_scenes(input_dir, photos_dir=None):
         two scenes with one id): scene id or folder to message.
     """
     input_dir = Path(input_dir)
-    scenes, faults, visited, leftovers = {}, {}, set(), set()
+    scenes, faults, visited, leftovers, with_scenes = {}, {}, set(), set(), set()
     photos = _photos_by_stem(photos_dir)
     for place, subfolders, names in os.walk(input_dir, followlinks=True, onerror=lambda e: faults.update(
             {str(e.filename): f"{e.filename}: {e.strerror}"})):
@@ -85,9 +85,9 @@ def find_raw_scenes(input_dir, photos_dir=None):
                     leftovers |= {around / name for name in layout.leftovers}
                     break
             else:
-                found = _scenes_by_roles(folder, pictures, input_dir, photos, faults)
-                if found and "debug" in subfolders:
-                    subfolders.remove("debug")
+                if not (folder.name == "debug" and folder.parent in with_scenes):
+                    found = _scenes_by_roles(folder, pictures, input_dir, photos, faults)
+            with_scenes.update([folder] if found else [])
         except SceneError as error:
             faults[str(folder)] = str(error)
             subfolders.clear()
