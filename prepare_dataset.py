@@ -103,8 +103,8 @@ class SynthesizeConfig(SplitOptions):
 
 
 # What a scene on disk depends on: a run that continues must agree with the one before.
-SHAPING = {"create": ("n_max_completions", "resize", "img_size", "mask_hole", "background", "photos", "cut_hole",
-                      "remove_object"),
+SHAPING = {"create": ("n_max_completions", "resize", "img_size", "mask_hole", "background", "cut_hole", "remove_object",
+                      "seed"),
            "synthesize": ("objects", "backgrounds", "coco", "img_size", "n_max_completions", "hole", "style", "seed")}
 
 
@@ -171,14 +171,18 @@ def agree_with_earlier_run(command, config, output):
     try:
         manifest = yaml.safe_load(path.read_text(encoding="utf-8"))
         made_by = manifest["made_by"].split()[-1]
-        shaping = SHAPING.get(made_by, ()) + (("seed",) if getattr(config, "cut_hole", None) else ())
         # an option that the data set does not know was added since, and it had its default
-        earlier = {name: manifest["options"].get(name, getattr(type(config), name, None)) for name in shaping}
+        earlier = {name: manifest["options"].get(name, getattr(type(config), name, None))
+                   for name in SHAPING.get(made_by, ())}
     except (yaml.YAMLError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{path}: does not tell how the data set was made ({error!r}); use another --output_dir, or "
                           "--overwrite") from None
     if made_by != command:
         raise ConfigError(f"{output} was made by {made_by}; use another --output_dir, or --overwrite")
+    if command == "create":  # a run that refused scenes without a hole goes on with them once it is told what to do
+        earlier = {name: value for name, value in earlier.items()
+                   if not (name == "seed" and not earlier["cut_hole"])
+                   and not (name in ("cut_hole", "remove_object") and value is None)}
     for name, value in earlier.items():
         if value != getattr(config, name):
             raise ConfigError(f"{output} was made with {name}={value}, not {getattr(config, name)}; use another "

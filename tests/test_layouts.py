@@ -101,6 +101,13 @@ def test_without_a_hole_each_layout_says_why_and_what_to_do(tree, tmp_path):
         "flat__00000008", "enhanced__Places365_test_00000138", "segment_all__img1"}
     # no photo of it was given: nothing to train on
     assert not (tmp_path / "data" / "enhanced__Places365_test_00000138" / "original.png").exists()
+    # the advice can be followed in the same data set, and then holds for it
+    process = create(folder, tmp_path / "data", "--cut_hole", "box", "--max_bad", 1)
+    assert process.returncode == 0 and "6 already there" in process.stdout
+    assert (tmp_path / "data" / "art__0" / "original.png").exists()
+    for changed in (("--cut_hole", "grid"), ("--cut_hole", "box", "--seed", 1)):
+        process = create(folder, tmp_path / "data", *changed)
+        assert process.returncode == 2 and f"not {changed[-1]}" in process.stderr
 
 
 def test_a_removed_object_leaves_its_hole_and_is_never_the_target(tree):

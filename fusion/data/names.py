@@ -28,6 +28,8 @@ def fault_of_id(scene_id):
                 "or start lower with --input_dir")
     if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in scene_id):
         return "a line break or another control character in its name; rename it"
+    if scene_id.startswith("."):
+        return "a dot at the start of its id, as hidden folders have; rename it"
     if scene_id != scene_id.strip():
         return "a space at the start or end of its id, which no list can hold; rename it"
     return None
