@@ -115,8 +115,9 @@ def segment_all(tree):
     tree.put("all_amodal/combined_masks/img1", tree.mask)
     tree.put("all_amodal/combined/img1", tree.photo)
     tree.put("../photos/img1", tree.photo)
-    other = tree.another()  # its photo lies elsewhere
+    other = tree.another()  # its photo lies elsewhere and is whole, the mask is that of all objects
     other.put("../photos/img2", other.photo)
+    other.put("all_amodal/combined_masks/img2", np.max(other.visible, 0))
     for name, of in (("img1", tree), ("img2", other)):
         for i in range(3):
             of.put(f"{name}/object_{i:03}/mask", of.visible[i])
