@@ -129,10 +129,10 @@ def create(config):
                           "that is understood")
     todo = [raw for raw in raw_scenes if config.overwrite or not (output / raw.id).is_dir()]
     there = len(raw_scenes) - len(todo)
-    print(f"{len(raw_scenes)} scenes below {config.input_dir}" + (f", {there} already there" if there else ""))
+    print(printable(f"{len(raw_scenes)} scenes below {config.input_dir}") + (f", {there} already there" if there else ""))
 
     write_manifest("create", config, output, complete=False)
-    reports, skipped = {}, {printable(name): printable(fault) for name, fault in faults.items()}
+    reports, skipped = {}, {printable(name, ""): printable(fault, "") for name, fault in faults.items()}
     with ProcessPoolExecutor(config.workers) as pool:
         jobs = {pool.submit(create_scene, raw, config): raw for raw in todo}
         for job in tqdm(as_completed(jobs), total=len(jobs), desc="create", disable=None):
