@@ -23,13 +23,17 @@ def core(region):
     return inner if inner.any() else region
 
 
+def largest(colours):
+    """(…,3) → (…), what `max(-1)` gives, many times faster."""
+    return np.maximum(np.maximum(colours[..., 0], colours[..., 1]), colours[..., 2])
+
+
 def blank_share(picture, region):
     """The share of `region` that has one colour, up to JPEG noise."""
     pixels = picture[core(region)]
     if not len(pixels):
         return 0.0
-    median = np.median(pixels, 0)
-    return float((np.abs(pixels - median).max(1) <= BLANK).mean())
+    return float((largest(np.abs(pixels - np.median(pixels, 0))) <= BLANK).mean())
 
 
 def agreement(picture, other, region):
@@ -37,7 +41,7 @@ def agreement(picture, other, region):
     region = core(region)
     if not region.any():
         return 1.0
-    return float((cv2.absdiff(picture[region], other[region]).max(1) <= 2 * BLANK).mean())
+    return float((largest(cv2.absdiff(picture[region], other[region])) <= 2 * BLANK).mean())
 
 
 def is_blank_exactly_in(picture, region):
@@ -49,7 +53,7 @@ def is_blank_exactly_in(picture, region):
     if np.count_nonzero(inner) < 50 or not edge.any() or not ring.any():
         return False
     colour = np.median(picture[inner], 0)
-    flat, around = (np.abs(picture[place] - colour).max(1) <= BLANK for place in (edge, ring))
+    flat, around = (largest(np.abs(picture[place] - colour)) <= BLANK for place in (edge, ring))
     return bool(flat.mean() > 0.97 and picture[inner].std(0).max() <= 3 and around.mean() < 0.5)
 
 
@@ -87,7 +91,7 @@ def outlined_object(region, alphas):
     Returns:
         the completion's index, or None.
     """
-    scale = min(1, 192 / max(region.shape))
+    scale = min(1, 128 / max(region.shape))
     size = tuple(max(1, round(side * scale)) for side in region.shape)
     region = resize(region.astype(np.uint8), size, nearest=True)
     edge = region > cv2.erode(region, np.ones((3, 3), np.uint8))
