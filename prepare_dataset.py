@@ -171,8 +171,10 @@ def agree_with_earlier_run(command, config, output):
     try:
         manifest = yaml.safe_load(path.read_text(encoding="utf-8"))
         made_by = manifest["made_by"].split()[-1]
-        earlier = {name: manifest["options"][name] for name in SHAPING.get(made_by, ())}
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
+        shaping = SHAPING.get(made_by, ()) + (("seed",) if getattr(config, "cut_hole", None) else ())
+        # an option that the data set does not know was added since, and it had its default
+        earlier = {name: manifest["options"].get(name, getattr(type(config), name, None)) for name in shaping}
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{path}: does not tell how the data set was made ({error!r}); use another --output_dir, or "
                           "--overwrite") from None
     if made_by != command:

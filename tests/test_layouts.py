@@ -55,7 +55,8 @@ def test_one_command_reads_all_layouts_and_the_document_says_what_it_says(tree, 
     ids = {path.name for path in data.iterdir() if path.is_dir()}
     assert ids == {
         "completion_dataset__a__abbey__00000001", "completion_dataset_debug__a__abbey__00000001", "flat__00000007",
-        "flat__00000008", "enhanced__Places365_test_00000138", "auto_process__00000004", "single__138",
+        "flat__00000008", "enhanced__Places365_test_00000138", "auto_process__00000004", "auto_process__0001",
+        "single__138",
         "segment_all__img1", "segment_all__img2", "deocclusion__image_0703", "k8xu__street", "saraao__kitchen",
         "saraao_one_object__hall", "qwen__poster", "qwen__card", "layerd__banner", "art__0", "see_through__girl",
         "layer_diffuse__desk", "agentic__0"}
@@ -104,18 +105,20 @@ def test_a_removed_object_leaves_its_hole_and_is_never_the_target(tree):
     raw_scenes, faults = find_raw_scenes(folder, folder / "photos")
     assert not faults
     raw = {scene.id: scene for scene in raw_scenes}
-    for scene_id, wanted in (("deocclusion__image_0703", "1"), ("deocclusion__image_0703", "001"),
-                             ("saraao__kitchen", "plate"), ("segment_all__img2", "1")):
+    for scene_id, names in (("deocclusion__image_0703", "012"), ("deocclusion__image_0703", ("000", "001", "002")),
+                            ("saraao__kitchen", ("cup", "plate", "spoon")), ("segment_all__img2", "012")):
         name = scene_id.split("__")[0]
         truth = [t for t in drawn if t.root.name == name][-1]
+        front = max(range(3), key=lambda i: truth.visible[i].sum())
+        wanted = names[front]
         scene, report = read_raw_scene(raw[scene_id], 5, new_hole=NewHole(remove=wanted))
         assert scene.original is None and report["hole"] == "an object taken out"
-        visible = truth.visible[1] > 0
+        visible = truth.visible[front] > 0
         assert (scene.mask & visible).sum() > 0.9 * visible.sum(), scene_id
         assert (scene.mask & ~visible).sum() < 0.6 * visible.sum() + 200
         assert [row["reason"] for row in report["completions"]].count("removed") == (2 if name == "segment_all" else 1)
         for completion in scene.completions:
-            assert overlap(completion[..., 3] > 127, truth.alphas[1] > 127) < 0.8
+            assert overlap(completion[..., 3] > 127, truth.alphas[front] > 127) < 0.8
     with pytest.raises(SceneError, match=r"--remove_object 9 names 0 objects .* 000, 001, 002"):
         read_raw_scene(raw["deocclusion__image_0703"], 5, new_hole=NewHole(remove="9"))
     with pytest.raises(SceneError, match="the only object"):
@@ -216,7 +219,7 @@ def test_hidden_and_system_folders_are_no_scenes_and_one_bad_name_is_one_bad_sce
     for name, fault in bad.items():
         start = name[:7].split("\n")[0].split("\u2028")[0].split("\x85")[0]
         start = start.encode(errors="surrogateescape").decode(errors="backslashreplace")
-        assert any(f"/{start}" in key and fault in text for key, text in faults.items()), (name, faults)
+        assert any(start in key and fault in text for key, text in faults.items()), (name, faults)
         assert f"{fault}" in process.stdout
     listed = [line for name in ("train_list.txt", "val_list.txt") for line in read_list(data / name, data)]
     assert sorted(listed) == sorted(good)
