@@ -100,14 +100,19 @@ def outlined_object(region, alphas):
         return None
     shapes = [resize(alpha, size) > 127 for alpha in alphas]
     shapes = [shape.astype(np.uint8) if shape.mean() < 0.95 else np.zeros_like(region) for shape in shapes]
-    inside = [np.count_nonzero(region & shape) >= 0.97 * np.count_nonzero(region) for shape in shapes]
-    if not any(inside):
+    inside = [np.count_nonzero(region & shape) / np.count_nonzero(region) for shape in shapes]
+    if max(inside, default=0) < 0.8:
         return None
     reach = np.ones((2 * round(max(size) / 64) + 1,) * 2, np.uint8)
     outlines = [cv2.dilate(shape - cv2.erode(shape, np.ones((3, 3), np.uint8)), reach) > 0 for shape in shapes]
     on_any = np.count_nonzero(edge & np.any(outlines, 0)) / length
-    for index, (is_inside, outline) in enumerate(zip(inside, outlines)):
+    for index, (share, outline) in enumerate(zip(inside, outlines)):
         on_own = np.count_nonzero(edge & outline) / length
-        if is_inside and (on_own >= 0.6 or (on_own >= 0.3 and (on_any >= 0.95 or all(inside)))):
+        if share >= 0.97:  # parts of its edge belong to what hides it, which need not have been completed
+            on_others = 0.85 if on_own >= 0.4 else 0.95
+            follows = on_own >= 0.6 or (on_own >= 0.3 and (on_any >= on_others or min(inside) >= 0.97))
+        else:  # a small object's mask is seldom exact
+            follows = share >= 0.8 and on_own >= 0.9
+        if follows:
             return index
     return None
