@@ -128,8 +128,8 @@ def create(config):
                           "folder each, or <id>.jpg, <id>_partial.jpg, <id>_comp1.png …); docs/formats.md has all "
                           "that is understood")
     todo = [raw for raw in raw_scenes if config.overwrite or not (output / raw.id).is_dir()]
-    there = len(raw_scenes) - len(todo)
-    print(printable(f"{len(raw_scenes)} scenes below {config.input_dir}") + (f", {there} already there" if there else ""))
+    there = f", {len(raw_scenes) - len(todo)} already there" if len(todo) < len(raw_scenes) else ""
+    print(printable(f"{len(raw_scenes)} scenes below {config.input_dir}{there}"))
 
     write_manifest("create", config, output, complete=False)
     reports, skipped = {}, {printable(name, ""): printable(fault, "") for name, fault in faults.items()}
