@@ -10,7 +10,7 @@ import pytest
 from fusion.data.images import write_image
 from fusion.data.layout_table import BY_ROLES, LAYOUTS
 from fusion.data.layouts import find_raw_scenes
-from fusion.data.new_holes import NewHole
+from fusion.data.new_holes import NewHole, photo_or_partial
 from fusion.data.raw_scenes import read_raw_scene
 from fusion.data.roles import sort_into_roles
 from fusion.data.scenes import read_list, read_scene
@@ -144,6 +144,21 @@ def test_cut_holes_are_the_same_in_any_order_and_of_the_policy_asked_for(tree):
     rows, columns = np.nonzero(masks[0])
     assert masks[0].sum() == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)  # a box
     assert not np.array_equal(masks[0], masks[3]) and masks[4][31:33, 31:33].all()
+
+
+def test_a_photo_that_was_blanked_before_is_no_target_but_a_window_is_no_hole(tmp_path):
+    scene = draw_scene(5)
+    soft = np.hypot(*(np.mgrid[:64, :64] - 32)) / 18
+    window = scene.original + np.clip(1.6 - soft, 0, 1)[..., None] * 255  # burnt out, with a halo around it
+    strokes = np.where((np.hypot(*(np.mgrid[:64, :64] - 24)) < 12)[..., None], 255, scene.original)
+    for name, photo, is_hole in (("box", np.where(scene.mask[..., None], 255, scene.original), True),
+                                 ("black", np.where(scene.mask[..., None], 0, scene.original), True),
+                                 ("strokes", strokes, True), ("window", np.clip(window, 0, 255), False),
+                                 ("whole", scene.original, False)):
+        _write(tmp_path / name / "original.png", photo.astype(np.uint8))
+        _write(tmp_path / name / "comp1.png", scene.completions[0])
+        raw = {found.id: found for found in find_raw_scenes(tmp_path)[0]}[name]
+        assert (photo_or_partial(raw).partial is not None) == is_hole, name
 
 
 def test_a_photo_of_something_else_is_refused(tree, tmp_path):

@@ -47,6 +47,7 @@ class RawScene:
     layout: str = ""  # the name of its entry in the table of layouts
     no_hole: str = ""  # why there is no hole among these files, when the layout says so; "" = look at the pixels
     photo: Path | None = None  # of that name in --photos, the original unless that lies with the scene
+    masked_photo: bool = False  # what lies here as the photo may have its hole blanked already
 
 
 def find_raw_scenes(input_dir, photos_dir=None):
@@ -139,7 +140,8 @@ def _scene_of_layout(layout, folder, name, files, input_dir, photos):
     elif len(parts) > 1 and parts[-2] == layout.inner:
         del parts[-2]
     scene = RawScene(join_id(parts or [folder.name]), folder, original or photo, layout=layout.name, photo=photo,
-                     partial=_first(folder, layout.partial, of_scene), mask=_first(folder, layout.mask, of_scene))
+                     partial=_first(folder, layout.partial, of_scene), mask=_first(folder, layout.mask, of_scene),
+                     masked_photo=layout.masked_photo)
     scene.no_hole = "" if scene.mask or scene.partial else layout.no_hole
     background = _first(folder, (layout.background,), of_scene)
     if background:
@@ -241,7 +243,7 @@ def _scenes_by_roles(folder, pictures, input_dir, photos, faults):
         parts = list(folder.relative_to(input_dir).parts)
         if prefix and prefix != folder.name:
             parts.append(prefix)
-        scene = RawScene(join_id(parts or [folder.name]), folder, layout=BY_ROLES)
+        scene = RawScene(join_id(parts or [folder.name]), folder, layout=BY_ROLES, masked_photo=True)
         for role in ROLES[:3]:
             # PNG before lossy copies, else the first name
             files = sorted(group[role], key=lambda path: (path.suffix.lower() != ".png", path.name))
