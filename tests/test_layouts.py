@@ -9,9 +9,10 @@ import pytest
 
 from fusion.data.images import write_image
 from fusion.data.layout_table import BY_ROLES, LAYOUTS
-from fusion.data.layouts import find_raw_scenes
+from fusion.data.layouts import RawScene, find_raw_scenes
 from fusion.data.new_holes import NewHole, photo_or_partial
 from fusion.data.raw_scenes import read_raw_scene
+from fusion.data.report import print_report
 from fusion.data.roles import sort_into_roles
 from fusion.data.scenes import read_list, read_scene
 from fusion.data.toy import draw_scene, write_dataset
@@ -288,6 +289,17 @@ def test_scenes_of_one_photo_are_never_in_two_lists(tmp_path):
         lists = [read_list(data / name, data) for name in names]
         assert sum(bool(set(twins) & set(members)) for members in lists) == 1
         assert len({scene_id for members in lists for scene_id in members}) == 12
+
+
+def test_what_many_scenes_have_in_common_is_said_once(capsys):
+    raw_scenes = [RawScene(f"s{i}", Path("in", "many" if i < 40 else str(i), f"s{i}"), layout="test") for i in range(45)]
+    skipped = {raw.id: f"{raw.folder}: no hole in {raw.id} (why)" for raw in raw_scenes} | {"s3": "in/many/s3: damaged"}
+    print_report(raw_scenes, {}, skipped, Path("in"), "test_list.txt")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "layout test: 45 scenes in 40, 41, 42 and 3 more; 45 bad"
+    assert sum(line.startswith("bad: ") for line in lines) == 10 + 1 + 1
+    assert "bad: s3: in/many/s3: damaged" in lines
+    assert lines[-1] == "bad: 34 more scenes, all in skipped.csv: no hole in (why)"
 
 
 def test_wrong_usage_of_holes_and_photos(tree, tmp_path):
