@@ -49,6 +49,7 @@ def find_hole(raw, pictures, mask_hole="auto"):
     if mask_hole != "auto":
         _drop_blank_original(raw, pictures, sides[mask_hole])
         return _with_soft_edge(pictures, mask_hole), f"{mask_hole} in the mask ({told})"
+    _check_outline(raw, pictures, sides)
     if pictures.partial is None:
         for hole in sides.values():
             _drop_blank_original(raw, pictures, hole)
@@ -61,7 +62,6 @@ def find_hole(raw, pictures, mask_hole="auto"):
     else:
         name = _redrawn_side(raw, pictures, sides)
         how = f"{name} in the mask (completions fit the photo outside)"
-    _check_outline(raw, pictures, sides)
     return _with_soft_edge(pictures, name), how
 
 
