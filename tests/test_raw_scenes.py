@@ -158,7 +158,8 @@ def test_a_mask_that_is_no_hole_is_refused_unless_told(tmp_path):
                              **comps), 5)
     told, _ = read_raw_scene(find_raw_scenes(tmp_path / "b")[0][0], 5, mask_hole="white")
     assert np.array_equal(told.partial, made.partial)
-    _, report = read_raw_scene(write(tmp_path / "told", partial__png=made.partial, mask__png=made.mask, **comps), 5, mask_hole="black")
+    files = write(tmp_path / "told", partial__png=made.partial, mask__png=made.mask, **comps)
+    _, report = read_raw_scene(files, 5, mask_hole="black")
     assert "partial.png is blank where mask.png is white, the hole was told to be black" in report["notes"]
     # a flat object is as blank as a hole, and still the photo
     flat = made.photo.copy()
