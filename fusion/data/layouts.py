@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from PIL import Image
-
-from fusion.data.images import IMAGE_SUFFIXES
+from fusion.data.images import IMAGE_SUFFIXES, open_picture
 from fusion.data.layout_table import BY_ROLES, LAYOUTS
 from fusion.data.names import fault_of_id, is_rubbish, join_id
 from fusion.data.roles import ROLES, natural, sort_into_roles
@@ -214,11 +212,11 @@ def _are_layers(paths):
     sizes = set()
     for path in paths:
         try:
-            with Image.open(path) as image:
+            with open_picture(path) as image:
                 if "A" not in image.mode and "transparency" not in image.info:
                     return False
                 sizes.add(image.size)
-        except (OSError, ValueError, Image.DecompressionBombError):
+        except SceneError:
             continue  # damaged: reading it will tell
     return len(sizes) == 1
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from fusion.data.images import IMAGE_SUFFIXES, read_image, resize
+from fusion.data.images import IMAGE_SUFFIXES, ORIENTATION, open_picture, read_image, resize
 from fusion.errors import SceneError
 
 SIDES = (64, 128, 256, 512)  # longer sides in which cut-outs are kept
@@ -83,12 +82,9 @@ def read_photo(path, side):
 @lru_cache(maxsize=65536)
 def stored_size(path):
     """(height, width) of a picture as annotations count it, from its header."""
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5
-            return image.size if turned else image.size[::-1]
-    except OSError as error:
-        raise SceneError(f"{path}: {error.strerror or 'not a picture'}") from None
+    with open_picture(path) as image:
+        turned = image.getexif().get(ORIENTATION, 1) >= 5
+        return image.size if turned else image.size[::-1]
 
 
 def annotated_photos(coco):

@@ -48,7 +48,13 @@ def find_hole(raw, pictures, mask_hole="auto"):
     sides = {"black": ~white, "white": white}
     if mask_hole != "auto":
         _drop_blank_original(raw, pictures, sides[mask_hole])
+        other = "white" if mask_hole == "black" else "black"
+        if pictures.partial is not None and blank_share(pictures.partial, sides[mask_hole]) < 0.9 <= blank_share(
+                pictures.partial, sides[other]):
+            pictures.notes.append(f"{raw.partial.name} is blank where {raw.mask.name} is {other}, the hole was told to "
+                                  f"be {mask_hole}")
         return _with_soft_edge(pictures, mask_hole), f"{mask_hole} in the mask ({told})"
+    _check_outline(raw, pictures, sides)
     if pictures.partial is None:
         for hole in sides.values():
             _drop_blank_original(raw, pictures, hole)
@@ -61,7 +67,6 @@ def find_hole(raw, pictures, mask_hole="auto"):
     else:
         name = _redrawn_side(raw, pictures, sides)
         how = f"{name} in the mask (completions fit the photo outside)"
-    _check_outline(raw, pictures, sides)
     return _with_soft_edge(pictures, name), how
 
 
