@@ -13,35 +13,32 @@ on one GPU, or on the CPU (a small run; LPIPS with VGG would take most of the ti
 
 import dataclasses
 import functools
-import json
 import math
-import signal
-import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fusion.config import option, parse
+from fusion.config import check_values, option, parse
 from fusion.data.tensors import HALF_PRECISION
-from fusion.engine import describe, evaluate, train_one_epoch
-from fusion.errors import UserError
+from fusion.engine import describe, evaluate, explain_memory, train_one_epoch
+from fusion.errors import ConfigError, UserError
 from fusion.figures import draw_curves, draw_scenes
-from fusion.files import lock_run_dir
 from fusion.metrics import overlap_region
 from fusion.model.backbone import ImageNetFeatures
 from fusion.model.compositing import fill_hole, fuse, weigh
 from fusion.model.cues import settle, weigh_evidence
 from fusion.model.layers import ConvBlock, DecoderLayer, EncoderLayer, position_encoding
 from fusion.training import distributed
-from fusion.training.checkpoints import averaged_weights, load_checkpoint
+from fusion.training.checkpoints import averaged_weights, check_shapes, load_checkpoint
 from fusion.training.loaders import load_data
 from fusion.training.perceptual import load_perceptual
-from fusion.training.run import Run, check_same_model
+from fusion.training.run import Run, check_same_model, checkpoint_to_resume, claim
+from fusion.training.signals import Stopped, StopSignal
 
 # ----------------------------------------------------------------------------
 # Model
@@ -317,7 +314,8 @@ def fusion_loss(out, batch, perceptual, lpips_weight, oracle_weight=0.0, psnr_we
             in the overlap: a network that hedges loses little L1 but much PSNR where one completion is exact.
 
     Returns:
-        total loss (a scalar, the mean over scenes) and a dict of its parts per scene, (B,) each.
+        what to minimise (a scalar, the mean over scenes) and a dict of its parts per scene, (B,) each; "objective" is
+        all of it, "loss" L1 and LPIPS alone.
     """
     original, mask = batch["original"], batch["mask"]
     hole = mask.sum((1, 2, 3)).clamp(min=1)
@@ -327,6 +325,7 @@ def fusion_loss(out, batch, perceptual, lpips_weight, oracle_weight=0.0, psnr_we
         # Around the hole stands the original, so that nothing but the fusion is judged.
         parts["lpips"] = perceptual(torch.where(mask > 0.5, out["fused"], original), original)
         total = total + lpips_weight * parts["lpips"]
+    parts["loss"] = total  # without the terms below it means the same in training and validation
     if psnr_weight > 0:
         squared = (out["fused"] - original).square().sum(1, keepdim=True)  # (B,1,H,W)
         psnr_loss = 0
@@ -343,7 +342,7 @@ def fusion_loss(out, batch, perceptual, lpips_weight, oracle_weight=0.0, psnr_we
         surprise = -(target * out["log_weights"].masked_fill(~possible, 0)).sum(1, keepdim=True)  # (B,1,H,W)
         parts["oracle"] = (surprise * mask).sum((1, 2, 3)) / hole
         total = total + oracle_weight * parts["oracle"]
-    parts["loss"] = total
+    parts["objective"] = total
     return total.mean(), parts
 
 
@@ -363,6 +362,7 @@ class TrainConfig:
     n_max_completions: int = option(5, "completions per scene; the network itself takes any number", "data", least=1)
     augment: bool = option(True, "mirror and recolour scenes, shuffle and drop completions", "data")
     workers: int = option(4, "data loading processes per GPU; 0 loads in the training process", "data", least=0)
+    check: bool = option(True, "read every scene before the first step, save those that were read already", "data")
 
     synthesize: bool = option(False, "compose training scenes on the fly instead of reading train_list", "synthesis")
     objects: str | None = option(None, "folder of RGBA cut-outs, with --synthesize", "synthesis")
@@ -371,13 +371,14 @@ class TrainConfig:
     scenes_per_epoch: int = option(4000, "scenes composed per epoch", "synthesis", least=1)
 
     width: int = option(128, "channels of the Transformer", "model", least=8)
-    encoder_layers: int = option(2, "self-attention layers over the scene", "model", least=0)
-    decoder_layers: int = option(2, "layers in which completions compare themselves", "model", least=1)
+    encoder_layers: int = option(2, "self-attention layers over the scene", "model", least=0, most=200)
+    decoder_layers: int = option(2, "layers in which completions compare themselves", "model", least=1, most=200)
     heads: int = option(4, "attention heads", "model", least=1)
 
     epochs: int = option(50, "passes over the training scenes", "optimisation", least=1)
-    max_steps: int | None = option(None, "stop after so many steps, with the schedule of the full run",
-                                   "optimisation", least=1)
+    max_steps: int | None = option(None, "stop after so many steps, with the schedule of the full run; a step in an "
+                                   "option is as many scenes as one took when the run was begun, so that a change of "
+                                   "batch size or processes on the way disturbs nothing", "optimisation", least=1)
     batch_size: int = option(8, "scenes per process and forward pass; times processes times accumulate = effective",
                              "optimisation", least=1)
     accumulate: int = option(1, "forward passes per step, to reach a larger batch in the same memory",
@@ -407,7 +408,7 @@ class TrainConfig:
     amp: str = option("bf16", "half precision; a CPU takes bf16 if it has instructions for it, else fp32", "compute",
                       tuple(HALF_PRECISION))
     compile: bool = option(False, "torch.compile the network: minutes at the start, faster steps", "compute")
-    seed: int = option(0, "of initial weights, order and augmentation", "compute", least=0)
+    seed: int = option(0, "of initial weights, order and augmentation", "compute", least=0, most=2**63 - 1)
 
     checkpoint_dir: str = option("checkpoints/transformer_run1", "folder of checkpoints, logs and figures", "output")
     init_from: str | None = option(None, "weights to start from, pretrained/… for one, to fine-tune them", "output")
@@ -434,52 +435,43 @@ def load_model(path):
     """
     state = load_checkpoint(path)
     try:
-        model = build_model(state["config"])
-        model.load_state_dict(averaged_weights(state))
-    except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        config, weights = state["config"], averaged_weights(state)
+        check_values({name: config[name] for name in (*MODEL_OPTIONS, "img_size")}, TrainConfig, "its config")
+        # A config that asks for more than the file holds must not cost memory. Meta tensors warn that they stay empty.
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+            check_shapes(build_model(config).state_dict(), weights)
+        model = build_model(config)
+        model.load_state_dict(weights)
+    except (KeyError, AttributeError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         raise UserError(f"{path}: its weights do not fit this network ({error!r}); use another file") from None
-    return model.eval(), state["config"]
+    return model.eval(), config
 
 
-def git_state():
-    """Commit of this program, '+' when there are changes."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=10"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or "no git"
-
-
-def train(config, process, stop_signal):
-    """Train as `config` says. Returns False when a signal ended the run early, with everything saved."""
-    torch.set_float32_matmul_precision("high")
-    folder = Path(config.checkpoint_dir)
-    lock = lock_run_dir(folder) if process.is_main else None  # held until the process ends
-    if distributed.any_rank(process.is_main and lock is None, process.device):
-        raise UserError(f"{folder}: another run is writing there; wait for it, or choose another --checkpoint_dir")
-    train_loader, sampler, val_loader = load_data(config, process)
-    perceptual = None
-    if config.lpips_weight > 0:
-        perceptual = load_perceptual(config.lpips_net, config.lpips_weights, process.distributed).to(process.device)
-
+def create_model(config, device):
+    """The network to train: new, or with the weights of `init_from`."""
     torch.manual_seed(config.seed)
     try:
-        model = build_model(dataclasses.asdict(config)).to(process.device)
+        model = build_model(dataclasses.asdict(config)).to(device)
     except ValueError as error:
         raise UserError(str(error)) from None
     if config.init_from:
         weights, stored = load_model(config.init_from)
         check_same_model(config.init_from, stored, config, MODEL_OPTIONS)
         model.load_state_dict(weights.state_dict())
-    run = Run(model, config, process)
-    per_step = process.world_size * config.batch_size * config.accumulate
-    steps_per_epoch = len(sampler) * process.world_size // per_step
-    run.schedule(steps_per_epoch * config.epochs)
-    if config.resume not in (None, "auto"):
-        run.resume(config.resume, MODEL_OPTIONS)
-    elif (folder / "last.pth").exists():
-        if config.resume is None and not distributed.restarted():
-            raise UserError(f"{folder} holds a run already; go on with it by --resume auto, or choose another "
-                                "--checkpoint_dir for a new one")
-        run.resume(folder / "last.pth", MODEL_OPTIONS)
+    return model
+
+
+def train(config, process, stop_signal):
+    """Train as `config` says. Returns False when a signal ended the run early, with everything saved."""
+    torch.set_float32_matmul_precision("high")
+    lock = claim(config, process)  # noqa: F841, held until the process ends
+    checkpoint = checkpoint_to_resume(config)
+
+    train_loader, sampler, val_loader = load_data(config, process)
+    perceptual = load_perceptual(config, process)
+
+    run = Run(create_model(config, process.device), config, process, len(train_loader.dataset))
+    run.resume(checkpoint, MODEL_OPTIONS)
     network = run.model
     if config.compile:
         network.compile()  # in place: state dict keys stay clean
@@ -489,57 +481,56 @@ def train(config, process, stop_signal):
         # All buffers are constants, read from the same file. As an argument it is deprecated from torch 2.13 on.
         network.broadcast_buffers = False
 
-    if process.is_main:
-        count = sum(p.numel() for p in run.model.parameters())
-        print(json.dumps(dataclasses.asdict(config)))
-        print(f"{git_state()}, torch {torch.__version__}, {process.world_size} × {process.device.type}, "
-              f"{count / 1e6:.2f} M parameters, {len(train_loader.dataset)} training scenes, {per_step} a step, "
-              f"{steps_per_epoch} steps an epoch, starting at step {run.step}", flush=True)
-    while run.epoch < config.epochs and (config.max_steps is None or run.step < config.max_steps):
-        if train_one_epoch(run, network, fusion_loss, train_loader, sampler, perceptual, stop_signal):
-            run.save("last.pth")
+    run.announce()
+    stop_signal.hold()
+    while not run.finished:
+        stopped = train_one_epoch(run, network, fusion_loss, train_loader, sampler, perceptual, stop_signal)
+        run.save("last.pth")  # before validation, which may take longer than a scheduler waits after SIGTERM
+        if stopped:
             return False
-        run.metrics, drawn = evaluate(run.ema.module, fusion_loss, val_loader, perceptual, config, process)
+        metrics, drawn = evaluate(run.ema.module, fusion_loss, val_loader, perceptual, config, process, stop_signal)
+        if metrics is None:
+            return False
         epoch = run.epoch + 1
-        run.log("val", run.metrics)
-        if run.scenes_done >= steps_per_epoch * per_step:
-            run.epoch, run.scenes_done = run.epoch + 1, 0
-        best = run.metrics["loss"] < run.best
-        run.best = min(run.best, run.metrics["loss"])
-        run.save("last.pth")
-        if best:
-            run.save("best_model.pth")
+        run.finish_epoch(metrics)
         if process.is_main:
-            print(f"epoch {epoch}, step {run.step}: " + describe(run.metrics), flush=True)
-            draw_curves(folder / "curves.png", folder / "metrics.jsonl")
+            print(f"epoch {epoch}, step {run.step}: " + describe(metrics), flush=True)
+            draw_curves(run.folder / "curves.png", run.folder / "metrics.jsonl")
             if drawn:
-                draw_scenes(folder / f"val_epoch_{epoch:03d}.png", drawn, val_loader.dataset.scene_ids[: len(drawn)])
+                draw_scenes(run.folder / f"val_epoch_{epoch:03d}.png", drawn,
+                            val_loader.dataset.scene_ids[: len(drawn)])
     return True
 
 
 def main():
     config = parse(TrainConfig, __doc__, yaml_file=True)
-    stop_signal = []
+    stop_signal = StopSignal()
     try:
         if not config.data_dir:
-            raise UserError("no data set: give --data_dir, or data_dir in the YAML file")
+            raise ConfigError("no data set: give --data_dir, or data_dir in the YAML file")
         if config.gpus > 1 and not distributed.under_launcher():
             distributed.check_gpus(config.gpus)
             distributed.launch(config.gpus)
         process = distributed.join(config.gpus)
-        for number in (signal.SIGTERM, signal.SIGINT):  # only a flag: ranks agree at the next step, then save
-            signal.signal(number, lambda number, _: stop_signal.append(number))
         finished = train(config, process, stop_signal)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:  # a full or read-only disk
         sys.exit(f"error: {error.filename or config.checkpoint_dir}: {error.strerror or error}")
+    except (RuntimeError, MemoryError) as error:
+        sys.exit(f"error: {explain_memory(error)}")
+    except Stopped:
+        print("stopped by a signal before the first step, nothing is lost", file=sys.stderr)
+        sys.exit(stop_signal.status)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     if not finished:
         if process.is_main:
             print(f"stopped by a signal after saving {config.checkpoint_dir}/last.pth; go on with --resume auto")
-        sys.exit(128 + (stop_signal or [signal.SIGTERM])[0])
+        sys.exit(stop_signal.status if not distributed.under_launcher() else 0)  # another status starts it again
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def _checked(field, value, source):
         raise ConfigError(f"{source}: {field.name}: {value!r} is none of {', '.join(map(str, choices))}")
     if field.metadata["limits"]:
         least, most = field.metadata["limits"]
-        if not least <= value <= most:  # nan is outside, too
+        if not least <= value <= most or value == math.inf:  # nan is outside, too
             wanted = f"from {least} to {most}" if most < math.inf else f"{least} or more"
             raise ConfigError(f"{source}: {field.name}: expected {wanted}, got {value}")
     return value

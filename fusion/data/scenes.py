@@ -10,12 +10,10 @@
 
 import re
 import unicodedata
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from fusion.data.images import read_image, resize, write_image
 from fusion.errors import SceneError
@@ -188,14 +186,15 @@ def _is_raw(completion):
     return bool((border >= 240).all() or (border <= 8).all())
 
 
-def check_scene(folder, need_original=False):
+def check_scene(folder, need_original=False, max_completions=None):
     """What `read_scene` finds wrong with a scene, or a PNG of it whose end is missing; None when all is well."""
     try:
-        read_scene(folder, need_original=need_original)
+        read_scene(folder, max_completions, need_original)
     except SceneError as error:
         return str(error)
     files = [path for path in (folder / f"{name}.png" for name in ("partial", "mask", "original")) if path.exists()]
-    faults = [f"{path}: truncated; write it again" for path in files + completion_paths(folder) if _is_cut_off(path)]
+    faults = [f"{path}: truncated; write it again" for path in files + completion_paths(folder)[:max_completions]
+              if _is_cut_off(path)]
     return "\n".join(faults) or None
 
 
@@ -207,19 +206,6 @@ def _is_cut_off(path):
         file.seek(-len(PNG_END), 2)
         # some programs append data of their own after the end
         return file.read() != PNG_END and PNG_END not in path.read_bytes()
-
-
-def check_scenes(data_dir, scene_ids, quiet=True):
-    """Read every file of many training scenes, in threads: decoding and waiting let others run.
-
-    A damaged file shall stop a long run before its first step, not in the middle.
-
-    Returns:
-        list of messages.
-    """
-    with ThreadPoolExecutor(16) as pool:
-        jobs = pool.map(lambda scene_id: check_scene(Path(data_dir) / scene_id, need_original=True), scene_ids)
-        return [fault for fault in tqdm(jobs, "check", len(scene_ids), disable=quiet, leave=False) if fault]
 
 
 def write_scene(folder, scene):
