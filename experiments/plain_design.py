@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fusion.model.compositing import blend, fill_hole
+from fusion.model.compositing import fill_hole
 from fusion.model.layers import position_encoding
 
 
@@ -45,10 +45,8 @@ class PlainDesign(nn.Module):
         logits = self.weight_head(self.decoder(memory.transpose(1, 2).unflatten(2, grid)))  # (B,N,H,W)
         if valid is not None:
             logits = logits.masked_fill(~valid[:, :, None, None], -1e4)
-        weights, residual = logits.softmax(1), torch.zeros_like(mask)
-        fill = fill_hole(partial, mask)
+        weights, fill = logits.softmax(1), fill_hole(partial, mask)
         # where a completion is transparent the plain design has only its colour to show, which is black
-        fused = blend(partial, mask, colours, fill, weights, residual)
-        log_weights = F.pad(logits.log_softmax(1), (0, 0, 0, 0, 0, 1), value=-1e4)
-        return {"weights": weights, "residual": residual, "fused": fused, "fill": fill, "logits": log_weights,
-                "log_weights": log_weights}
+        fused = torch.where(mask > 0.5, (weights[:, :, None] * colours).sum(1), partial)
+        logits = F.pad(logits, (0, 0, 0, 0, 1, 0), value=-1e4)  # the fill never wins
+        return {"weights": weights, "residual": torch.zeros_like(mask), "fused": fused, "fill": fill, "logits": logits}

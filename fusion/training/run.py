@@ -13,6 +13,7 @@ from fusion.errors import UserError
 from fusion.files import lock_run_dir
 from fusion.training import distributed
 from fusion.training.checkpoints import load_checkpoint, rng_state, save_checkpoint, set_rng_state
+from fusion.training.tensorboard import add_record, open_board
 
 
 def learning_rate(step, total_steps, warmup_steps):
@@ -123,6 +124,7 @@ class Run:
         self.previous_scenes = 0
         self.best = math.inf
         self.metrics = {}
+        self.board = None  # TensorBoard's writer, on rank 0, if there is one
         self.check_batch()
 
     def check_batch(self):
@@ -189,8 +191,9 @@ class Run:
         return self.scenes // scenes > self.previous_scenes // scenes
 
     def announce(self):
-        """Print what runs here."""
+        """Print what runs here, and open its TensorBoard."""
         if self.process.is_main:
+            self.board = open_board(self.config, self.step) if self.config.log_dir else None
             count = sum(p.numel() for p in self.model.parameters())
             print(json.dumps(dataclasses.asdict(self.config)))
             print(f"{git_state()}, torch {torch.__version__}, {self.process.world_size} × {self.process.device.type}, "
@@ -219,11 +222,13 @@ class Run:
                                                  "training_scenes": self.training_scenes})
 
     def log(self, kind, record):
-        """Append one line to metrics.jsonl, from rank 0."""
+        """Append one line to metrics.jsonl, and to TensorBoard, from rank 0."""
         if self.process.is_main:
-            record = {"kind": kind, "epoch": self.epoch + 1, "step": self.step, "scenes": self.scenes, **record}
+            line = {"kind": kind, "epoch": self.epoch + 1, "step": self.step, "scenes": self.scenes, **record}
             with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(json.dumps(line) + "\n")
+            if self.board:
+                add_record(self.board, kind, record, self.step)
 
     def report_bad_step(self, scene_ids):
         """Write down which scenes gave a gradient that is not finite. Raises UserError when that does not end."""
