@@ -11,23 +11,17 @@ on one GPU, or on the CPU (a small run; LPIPS with VGG would take most of the ti
     python amodal_fusion_transformer.py --data_dir DATA --gpus 0 --img_size 128 --lpips_net alex --workers 1
 """
 
-import dataclasses
 import math
-import sys
-import warnings
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from fusion.config import check_values, option, parse
 from fusion.data.tensors import HALF_PRECISION
-from fusion.engine import describe, evaluate, explain_memory, train_one_epoch
+from fusion.engine import evaluate, train_one_epoch
 from fusion.errors import ConfigError, UserError
-from fusion.figures import draw_curves, draw_scenes
 from fusion.metrics import overlap_region
 from fusion.model.backbone import ImageNetFeatures
 from fusion.model.compositing import add_fill, composite
@@ -35,12 +29,11 @@ from fusion.model.cues import VisibleCues, photometric_error, visible_cues
 from fusion.model.layers import ConvBlock, DecoderLayer, EncoderLayer, position_encoding
 from fusion.training import distributed
 from fusion.training.checkpoints import averaged_weights, check_shapes, load_checkpoint
+from fusion.training.endings import Stopped, StopSignal, ending
 from fusion.training.foreign import FOREIGN
 from fusion.training.loaders import load_data
 from fusion.training.perceptual import load_perceptual
 from fusion.training.run import Run, check_same_model, checkpoint_to_resume, claim
-from fusion.training.signals import Stopped, StopSignal
-from fusion.training.tensorboard import add_figure
 
 STRIDE = 16  # of the tokens
 C2, C4, C8 = 24, 48, 96  # channels at strides 2, 4 and 8
@@ -413,9 +406,9 @@ class TrainConfig:
     heads: int = option(4, "attention heads", "model", least=1, aliases={"nhead": ""})
 
     epochs: int = option(50, "passes over the training scenes", "optimisation", least=1, aliases={"num_epochs": ""})
-    max_steps: int | None = option(None, "stop after so many steps, with the schedule of the full run; a step in an "
-                                   "option is as many scenes as one took when the run was begun, so that a change of "
-                                   "batch size or processes on the way disturbs nothing", "optimisation", least=1)
+    max_steps: int | None = option(None, "stop after so many steps, with the schedule of the full run. In options, a "
+                                   "step is as many scenes as one took when the run was begun, whatever the batch is "
+                                   "now", "optimisation", least=1)
     batch_size: int = option(16, "scenes per process and forward pass; times processes times accumulate = effective",
                              "optimisation", least=1)
     accumulate: int = option(1, "forward passes per step, to reach a larger batch in the same memory",
@@ -468,8 +461,11 @@ MODEL_OPTIONS = ("width", "encoder_layers", "decoder_layers", "heads")
 
 
 def build_model(config):
-    """The network that a config, or a checkpoint's stored config, describes."""
-    return AmodalFusionTransformer(**{name: config[name] for name in MODEL_OPTIONS})
+    """The network that a config, or a checkpoint's stored config, describes. Raises UserError."""
+    try:
+        return AmodalFusionTransformer(**{name: config[name] for name in MODEL_OPTIONS})
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def load_model(path):
@@ -482,32 +478,16 @@ def load_model(path):
     try:
         config, weights = state["config"], averaged_weights(state)
         check_values({name: config[name] for name in (*MODEL_OPTIONS, "img_size")}, TrainConfig, "its config")
-        # A config that asks for more than the file holds must not cost memory. Meta tensors warn that they stay empty.
-        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
-            check_shapes(build_model(config).state_dict(), weights)
+        check_shapes(build_model, config, weights)
         model = build_model(config)
         model.load_state_dict(weights)
-    except (KeyError, AttributeError, TypeError, ValueError, RuntimeError, ConfigError) as error:
+    except (KeyError, AttributeError, TypeError, ValueError, RuntimeError, UserError) as error:
         raise UserError(f"{path}: its weights do not fit this network ({error!r}); use another file") from None
     return model.eval(), config
 
 
-def create_model(config, device):
-    """The network to train: new, or with the weights of `init_from`."""
-    torch.manual_seed(config.seed)
-    try:
-        model = build_model(dataclasses.asdict(config)).to(device)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    if config.init_from:
-        weights, stored = load_model(config.init_from)
-        check_same_model(config.init_from, stored, config, MODEL_OPTIONS)
-        model.load_state_dict(weights.state_dict())
-    return model
-
-
 def train(config, process, stop_signal):
-    """Train as `config` says. Returns False when a signal ended the run early, with everything saved."""
+    """Train as `config` says. Raises Stopped when a signal ends the run early, with everything saved."""
     torch.set_float32_matmul_precision("high")
     lock = claim(config, process)  # noqa: F841, held until the process ends
     checkpoint = checkpoint_to_resume(config)
@@ -515,16 +495,17 @@ def train(config, process, stop_signal):
     train_loader, sampler, val_loader = load_data(config, process)
     perceptual = load_perceptual(config, process)
 
-    run = Run(create_model(config, process.device), config, process, len(train_loader.dataset))
+    torch.manual_seed(config.seed)
+    model = build_model(vars(config)).to(process.device)
+    if config.init_from:
+        weights, stored = load_model(config.init_from)
+        check_same_model(config.init_from, stored, config, MODEL_OPTIONS)
+        model.load_state_dict(weights.state_dict())
+    run = Run(model, config, process, len(train_loader.dataset))
     run.resume(checkpoint, MODEL_OPTIONS)
-    network = run.model
     if config.compile:
-        network.compile()  # in place: state dict keys stay clean
-    if process.distributed:
-        device_ids = [process.device] if process.device.type == "cuda" else None
-        network = DistributedDataParallel(network, device_ids=device_ids, gradient_as_bucket_view=True)
-        # All buffers are constants, read from the same file. As an argument it is deprecated from torch 2.13 on.
-        network.broadcast_buffers = False
+        model.compile()  # in place: state dict keys stay clean
+    network = distributed.parallel(model, process)
 
     run.announce()
     stop_signal.hold()
@@ -532,54 +513,18 @@ def train(config, process, stop_signal):
         stopped = train_one_epoch(run, network, fusion_loss, train_loader, sampler, perceptual, stop_signal)
         run.save("last.pth")  # before validation, which may take longer than a scheduler waits after SIGTERM
         if stopped:
-            return False
+            raise Stopped
         metrics, drawn = evaluate(run.ema.module, fusion_loss, val_loader, perceptual, config, process, stop_signal)
-        if metrics is None:
-            return False
-        epoch = run.epoch + 1
-        run.finish_epoch(metrics)
-        if process.is_main:
-            print(f"epoch {epoch}, step {run.step}: " + describe(metrics), flush=True)
-            draw_curves(run.folder / "curves.png", run.folder / "metrics.jsonl")
-            if drawn and (epoch % config.figure_every == 0 or epoch == config.epochs):
-                figures = Path(config.figure_dir or run.folder)
-                figures.mkdir(parents=True, exist_ok=True)
-                path = figures / f"val_epoch_{epoch:03d}.png"
-                draw_scenes(path, drawn, val_loader.dataset.scene_ids[: len(drawn)])
-                if run.board:
-                    add_figure(run.board, path, run.step)
-    return True
+        run.finish_epoch(metrics, drawn, val_loader.dataset.scene_ids)
 
 
 def main():
     config = parse(TrainConfig, __doc__, yaml_file=True)
     stop_signal = StopSignal()
-    try:
+    with ending(config, stop_signal):
         if not config.data_dir and not (config.val_dir and (config.train_dir or config.synthesize)):
             raise ConfigError("no data set: give --data_dir, or data_dir in the YAML file")
-        if config.gpus > 1 and not distributed.under_launcher():
-            distributed.check_gpus(config.gpus)
-            distributed.launch(config.gpus)
-        process = distributed.join(config.gpus)
-        finished = train(config, process, stop_signal)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:  # a full or read-only disk
-        sys.exit(f"error: {error.filename or config.checkpoint_dir}: {error.strerror or error}")
-    except (RuntimeError, MemoryError) as error:
-        sys.exit(f"error: {explain_memory(error)}")
-    except Stopped:
-        print("stopped by a signal before the first step, nothing is lost", file=sys.stderr)
-        sys.exit(stop_signal.status)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    if not finished:
-        if process.is_main:
-            print(f"stopped by a signal after saving {config.checkpoint_dir}/last.pth; go on with --resume auto")
-        sys.exit(stop_signal.status if not distributed.under_launcher() else 0)  # another status starts it again
+        train(config, distributed.join(config.gpus), stop_signal)
 
 
 if __name__ == "__main__":

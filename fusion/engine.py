@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from fusion.data.tensors import to_arrays, training_precision
 from fusion.metrics import apply_rules, compare_methods, gap_closed, oracle
+from fusion.training.endings import Stopped
 from fusion.training.loaders import read_batches
 
 
@@ -93,24 +94,16 @@ def train_one_epoch(run, network, criterion, loader, sampler, perceptual, stop_s
     return False
 
 
-def explain_memory(error):
-    """What to do when memory ran out, as text; any other error goes on as it was."""
-    short = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-    if not short:
-        raise error
-    first = str(error).split("\n")[0].split(". ")[0]
-    return (f"out of memory ({first}); lower --batch_size and raise --accumulate as much, which keeps the effective "
-            "batch, or lower --img_size or --n_max_completions; then go on with --resume auto")
-
-
 @torch.no_grad()
 def evaluate(model, criterion, loader, perceptual, config, process, stop_signal):
     """Validate the bare model on this rank's share of the scenes and add up over the ranks.
 
     Returns:
         dict of means over all validation scenes (loss, l1, lpips; PSNR in dB in the hole and in the overlap, for
-        the model, for visible fit and for the oracle; gap_closed), and the first scenes for a figure; (None, None)
-        when a signal asked to stop.
+        the model, for visible fit and for the oracle; gap_closed), and the first scenes for a figure.
+
+    Raises:
+        Stopped: a signal asked to, on this rank or another.
     """
     model.eval()
     quiet = None if process.is_main else True
@@ -132,7 +125,7 @@ def evaluate(model, criterion, loader, perceptual, config, process, stop_signal)
         if process.is_main and len(drawn) < config.figure_scenes:
             drawn += to_arrays(scenes)[: config.figure_scenes - len(drawn)]
     if process.any(stop_signal.number is not None):
-        return None, None
+        raise Stopped
     # a rank without a validation scene still has to take part in the sum
     names = sorted(["loss", "l1", *(["lpips"] if perceptual else []), *(
         f"{who}psnr{where}" for who in ("", "visible_fit_", "oracle_") for where in ("", "_overlap"))])
@@ -141,11 +134,3 @@ def evaluate(model, criterion, loader, perceptual, config, process, stop_signal)
     metrics = {name: flat[2 * i] / flat[2 * i + 1] if flat[2 * i + 1] else math.nan for i, name in enumerate(names)}
     metrics["gap_closed"] = gap_closed(metrics["psnr"], metrics["visible_fit_psnr"], metrics["oracle_psnr"])
     return metrics, drawn
-
-
-def describe(metrics):
-    """One console line of validation metrics."""
-    return (f"validation loss {metrics['loss']:.4f}, PSNR {metrics['psnr']:.2f} dB (visible fit "
-            f"{metrics['visible_fit_psnr']:.2f}, oracle {metrics['oracle_psnr']:.2f}, gap closed "
-            f"{metrics['gap_closed']:.2f}), in the overlap {metrics['psnr_overlap']:.2f} dB "
-            f"({metrics['visible_fit_psnr_overlap']:.2f}, {metrics['oracle_psnr_overlap']:.2f})")

@@ -16,8 +16,8 @@ import fusion.engine
 from fusion.data.toy import write_dataset
 from fusion.training.checkpoints import load_checkpoint, save_checkpoint
 from fusion.training.distributed import Process
+from fusion.training.endings import StopSignal
 from fusion.training.run import Run
-from fusion.training.signals import StopSignal
 from tests.conftest import SMALL, records
 from tests.scripts import ROOT, Running, run, succeed, torchrun
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import warnings
 import zipfile
 
 import torch
@@ -66,9 +67,14 @@ def averaged_weights(state):
     return {key.removeprefix("module."): value for key, value in state["ema"].items() if key != "n_averaged"}
 
 
-def check_shapes(expected, weights):
-    """Raise KeyError, AttributeError or ValueError unless `weights` has tensors of the names and shapes of `expected`.
+def check_shapes(build, config, weights):
+    """Whether `weights` are those of the network `build(config)`, without memory for what a config may claim.
+
+    Raises:
+        KeyError, AttributeError, ValueError: a tensor is missing, is none, or has another shape.
     """
+    with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # it warns that tensors there stay empty
+        expected = build(config).state_dict()
     for name, tensor in expected.items():
         if weights[name].shape != tensor.shape:
             raise ValueError(f"{name} has shape {tuple(weights[name].shape)}, its config says {tuple(tensor.shape)}")

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 
 from fusion.errors import UserError
@@ -97,7 +98,7 @@ def launch(gpus):
 
 
 def join(gpus):
-    """Join the launcher's group, or stay alone when there is none.
+    """Join the launcher's group, become the launcher of one, or stay alone.
 
     Args:
         gpus: 0 computes on the CPU over gloo, anything else gives each local process its own GPU over NCCL.
@@ -109,7 +110,9 @@ def join(gpus):
         UserError: there are fewer GPUs than processes.
     """
     if not under_launcher():
-        check_gpus(min(gpus, 1))
+        check_gpus(gpus)
+        if gpus > 1:
+            launch(gpus)
         return Process(0, 1, torch.device("cuda", 0) if gpus else torch.device("cpu"))
     # A key space per restart: after a crash the old keys would confuse the new group (pytorch#135712).
     store, rank, world = next(dist.rendezvous("env://"))
@@ -135,6 +138,17 @@ def own_gpu(store, rank, world):
     if len(set(gpus)) < world:
         raise UserError(f"{world} processes, but {len(set(gpus))} GPUs; start one process per GPU")
     return device
+
+
+def parallel(model, process):
+    """The model for several processes, which average their gradients; itself for one."""
+    if not process.distributed:
+        return model
+    device_ids = [process.device] if process.device.type == "cuda" else None
+    network = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+    # All buffers are constants, read from the same file. As an argument it is deprecated from torch 2.13 on.
+    network.broadcast_buffers = False
+    return network
 
 
 class EpochSampler(Sampler):

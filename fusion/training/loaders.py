@@ -16,7 +16,7 @@ from fusion.data.synthesis import Synthesizer
 from fusion.errors import SceneError, UserError
 from fusion.processes import end_with_parent
 from fusion.training.distributed import EpochSampler
-from fusion.training.signals import ignore_signals
+from fusion.training.endings import ignore_signals
 
 
 def load_data(config, process):

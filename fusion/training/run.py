@@ -10,10 +10,11 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from fusion.errors import UserError
+from fusion.figures import draw_curves, draw_scenes
 from fusion.files import lock_run_dir
 from fusion.training import distributed
 from fusion.training.checkpoints import load_checkpoint, rng_state, save_checkpoint, set_rng_state
-from fusion.training.tensorboard import add_record, open_board
+from fusion.training.tensorboard import add_figure, add_record, open_board
 
 
 def learning_rate(step, total_steps, warmup_steps):
@@ -91,6 +92,14 @@ def git_state():
     except OSError:  # slim containers have no git
         return "no git"
     return result.stdout.strip() or "no git"
+
+
+def describe(metrics):
+    """One console line of validation metrics."""
+    return (f"validation loss {metrics['loss']:.4f}, PSNR {metrics['psnr']:.2f} dB (visible fit "
+            f"{metrics['visible_fit_psnr']:.2f}, oracle {metrics['oracle_psnr']:.2f}, gap closed "
+            f"{metrics['gap_closed']:.2f}), in the overlap {metrics['psnr_overlap']:.2f} dB "
+            f"({metrics['visible_fit_psnr_overlap']:.2f}, {metrics['oracle_psnr_overlap']:.2f})")
 
 
 class Run:
@@ -200,10 +209,25 @@ class Run:
                   f"{count / 1e6:.2f} M parameters, {self.training_scenes} training scenes, {self.batch} a step, "
                   f"{self.epoch_scenes // self.batch} steps an epoch, starting at step {self.step}", flush=True)
 
-    def finish_epoch(self, metrics):
-        """Log and save after validation, which may also come in the middle of an epoch, at max_steps."""
+    def finish_epoch(self, metrics, drawn, scene_ids):
+        """Log, draw and save after validation, which may also come in the middle of an epoch, at max_steps.
+
+        Args:
+            drawn: the first validation scenes as `fusion.figures.draw_scenes` takes them, with their `scene_ids`.
+        """
         self.metrics = metrics
         self.log("val", metrics)
+        if self.process.is_main:
+            epoch = self.epoch + 1
+            print(f"epoch {epoch}, step {self.step}: " + describe(metrics), flush=True)
+            draw_curves(self.folder / "curves.png", self.folder / "metrics.jsonl")
+            if drawn and (epoch % self.config.figure_every == 0 or epoch == self.config.epochs):
+                figures = Path(self.config.figure_dir or self.folder)
+                figures.mkdir(parents=True, exist_ok=True)
+                path = figures / f"val_epoch_{epoch:03d}.png"
+                draw_scenes(path, drawn, scene_ids[: len(drawn)])
+                if self.board:
+                    add_figure(self.board, path, self.step)
         if self.epoch_scenes - self.scenes_done < self.batch:  # a larger batch than before may leave some
             self.epoch, self.scenes_done = self.epoch + 1, 0
         if metrics["loss"] < self.best:
