@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import amodal_fusion_transformer as aft
-import fusion.data.checking
+import fusion.data.checked
 from fusion.data import splits
-from fusion.data.checking import MEMORY, check_scenes, recall, remember
+from fusion.data.checked import MEMORY, check_scenes, recall, remember
 from fusion.data.toy import write_dataset
 from fusion.errors import UserError
 from fusion.training.checkpoints import save_checkpoint
@@ -21,13 +21,13 @@ IDS = ["train_0", "train_1", "train_2", "val_0"]
 @pytest.fixture
 def read(monkeypatch):
     """Names of the scenes that have been read so far."""
-    names, check_scene = [], fusion.data.checking.check_scene
+    names, check_scene = [], fusion.data.checked.check_scene
 
     def counted(folder, **options):
         names.append(folder.name)
         return check_scene(folder, **options)
 
-    monkeypatch.setattr(fusion.data.checking, "check_scene", counted)
+    monkeypatch.setattr(fusion.data.checked, "check_scene", counted)
     return names
 
 
@@ -42,7 +42,7 @@ def test_scenes_are_read_again_only_when_they_changed(tmp_path, read):
 
     assert check() == (IDS, []) and check() == ([], [])
     (data / "train_1" / "comp9.png").write_bytes(b"beyond those that training takes")
-    assert check() == ([], [])
+    assert check() == (["train_1"], []) and check() == ([], [])
     picture = data / "train_1" / "comp1.png"
     whole = picture.read_bytes()
     picture.write_bytes(whole[:-20])

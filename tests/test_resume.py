@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import amodal_fusion_transformer as aft
-import fusion.data.checking
+import fusion.data.checked
 import fusion.engine
 from fusion.data.toy import write_dataset
 from fusion.training.checkpoints import load_checkpoint, save_checkpoint
@@ -110,7 +110,7 @@ def as_after_a_restart():
 
 
 def reading_is_forbidden():
-    fusion.data.checking.check_scene = None
+    fusion.data.checked.check_scene = None
 
 
 def test_resume_from_a_path_loses_nothing(dataset, tmp_path):
@@ -137,11 +137,11 @@ def test_resume_from_a_path_loses_nothing(dataset, tmp_path):
 NODES = """
 import datetime, os, runpy, sys, time
 import torch.distributed as dist
-import fusion.data.checking
+import fusion.data.checked
 
 rank, (folder, script, *rest) = os.environ["RANK"], sys.argv[1:]
 sys.argv = [script, *rest, "--checkpoint_dir", folder + rank]
-begin, check_scene = dist.init_process_group, fusion.data.checking.check_scene
+begin, check_scene = dist.init_process_group, fusion.data.checked.check_scene
 dist.init_process_group = lambda *a, **k: begin(*a, **k, timeout=datetime.timedelta(seconds=2))
 
 def slowly(*arguments, **options):
@@ -149,7 +149,7 @@ def slowly(*arguments, **options):
     return check_scene(*arguments, **options)
 
 if rank == "0":
-    fusion.data.checking.check_scene = slowly
+    fusion.data.checked.check_scene = slowly
 runpy.run_path(script, run_name="__main__")
 """
 
@@ -167,15 +167,15 @@ def test_nodes_without_a_common_folder_are_noticed(tmp_path):
 
 
 def read_one_at_a_time():
-    check_scene = fusion.data.checking.check_scene
+    check_scene = fusion.data.checked.check_scene
 
     def slowly(folder, *more, **options):
         print(folder, file=sys.stderr, flush=True)
         time.sleep(1)
         return check_scene(folder, *more, **options)
 
-    fusion.data.checking.check_scene = slowly
-    fusion.data.checking.ThreadPoolExecutor = lambda _: ThreadPoolExecutor(1)
+    fusion.data.checked.check_scene = slowly
+    fusion.data.checked.ThreadPoolExecutor = lambda _: ThreadPoolExecutor(1)
 
 
 def validate_slowly():

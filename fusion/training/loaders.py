@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader
 
-from fusion.data.checking import MEMORY, check_scenes, recall, remember
+from fusion.data.checked import MEMORY, check_scenes, recall, remember
 from fusion.data.datasets import AmodalFusionDataset, SynthesizedDataset
 from fusion.data.scenes import find_scenes, read_list
 from fusion.data.synthesis import Synthesizer

@@ -7,12 +7,13 @@ hour, and a run is resumed many times.
 import contextlib
 import hashlib
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
 
-from fusion.data.scenes import check_scene, completion_paths
+from fusion.data.checks import check_scene
 from fusion.files import write_text
 
 MEMORY = ".checked.json"  # in the data set: scene id → state of its files when they were read without a fault
@@ -20,13 +21,13 @@ FORMAT = 1  # another number when the check looks for more
 
 
 def files_state(folder, max_completions):
-    """Digest of names, sizes and times of the files that training reads of a scene; None when one is missing."""
+    """Digest of the names, sizes and times of all files of a scene; None when they cannot be listed."""
     try:
-        paths = [folder / name for name in ("original.png", "partial.png", "mask.png")]
-        stats = [(path.name, path.stat()) for path in paths + completion_paths(folder)[:max_completions]]
+        with os.scandir(folder) as entries:
+            files = sorted((entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in entries)
     except OSError:
         return None
-    text = f"{max_completions} " + " ".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
+    text = f"{max_completions} {files}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
