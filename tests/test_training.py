@@ -70,8 +70,9 @@ def test_two_processes_do_what_one_does(dataset, tmp_path):
             assert a.get("psnr") == pytest.approx(b.get("psnr"), abs=1e-3)
 
 
-def test_gpus_option_starts_processes_with_the_elastic_launcher(dataset, tmp_path):
-    """What --gpus 2 does once two GPUs are there, with processes on the CPU; and what SIGTERM makes of it."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_gpus_option_starts_processes_with_the_elastic_launcher(dataset, tmp_path, number):
+    """What --gpus 2 does once two GPUs are there, with processes on the CPU; and what a signal makes of it."""
     code = "import sys; from fusion.training import distributed; sys.argv = sys.argv[1:]; distributed.launch(2)"
     arguments = [SCRIPT, "--data_dir", dataset, "--checkpoint_dir", tmp_path, *SMALL, *L1_ONLY, "--epochs", 5000,
                  "--batch_size", 2]
@@ -81,9 +82,9 @@ def test_gpus_option_starts_processes_with_the_elastic_launcher(dataset, tmp_pat
         while not (tmp_path / "best_model.pth").exists():
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        output, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, errors
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)  # until all of them have closed their ends
+    assert process.returncode == (128 + number if number == signal.SIGTERM else -number), errors
     assert "2 × cpu" in output and "stopped by a signal after saving" in output
     assert "Traceback" not in errors
     state = torch.load(tmp_path / "last.pth", weights_only=True)

@@ -1,5 +1,6 @@
 """How a training run ends early: a signal asks it to, or something goes wrong. One line and an exit status."""
 
+import os
 import signal
 import sys
 import time
@@ -24,7 +25,7 @@ class StopSignal:
     """
 
     def __init__(self):
-        self.number, self.held = None, False
+        self.number, self.held, self.launcher = None, False, os.getppid()
         self.interval = self.countdown = 1  # steps
         self.asked_at = time.monotonic()
         for number in SIGNALS:
@@ -51,6 +52,8 @@ class StopSignal:
         self.countdown -= 1
         if self.countdown > 0:
             return False
+        if os.getppid() != self.launcher:  # it was killed
+            self.number = self.number or signal.SIGTERM
         now = time.monotonic()
         asked, step_seconds = process.max([self.number is not None, (now - self.asked_at) / self.interval])
         self.asked_at = now
