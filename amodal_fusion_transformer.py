@@ -102,7 +102,7 @@ class AmodalFusionTransformer(nn.Module):
 
         cues = visible_cues(padded, photo, hole)  # (B,M,H/4,W/4) each
         prior = self.prior(cues)  # logits (B,M,H/4,W/4), inverse temperature (B,1,H/4,W/4)
-        prior_composite = paint_prior(*prior, padded, photo, hole)  # (B,3,H,W)
+        prior_composite = self.prior.composite(*prior, padded, photo, hole)  # (B,3,H,W)
         skips, x16 = self.encoder(padded, photo, hole, cues, prior_composite)  # at strides 2, 4, 8 and 16
         tokens = self.transformer(x16, present)  # (B,M,C,H/16,W/16)
         x2 = self.decoder(tokens, skips)  # (B,M,C,H/2,W/2)
@@ -130,6 +130,11 @@ class VisiblePrior(nn.Module):
         logits = torch.cat([self.fill_logit.expand_as(logits[:, :1]), logits[:, 1:]], 1)
         base, copied = self.log_inverse_temperature
         return logits, (base + copied * cues.copied[:, :1]).exp()
+
+    @torch.no_grad()
+    def composite(self, logits, inverse_temperature, candidates, photo, mask):
+        """The fused image (B,3,H,W) by these logits: what a candidate is seen among."""
+        return composite(upsample(logits * inverse_temperature, 4), candidates, photo, mask)["fused"]
 
 
 class ConvEncoder(nn.Module):
@@ -192,6 +197,7 @@ class SceneTransformer(nn.Module):
         self.fill_token = nn.Parameter(0.02 * torch.randn(width))
         self.pool_candidates = nn.Linear(3 * width, width)
         self.encoder = nn.ModuleList(EncoderLayer(width, heads) for _ in range(encoder_layers))
+        self.norm_scene = nn.LayerNorm(width)
         self.decoder = nn.ModuleList(DecoderLayer(width, heads) for _ in range(decoder_layers))
         self.norm = nn.LayerNorm(width)
 
@@ -199,12 +205,12 @@ class SceneTransformer(nn.Module):
         """Features (B,M,C,h,w) of candidates, present (B,M) → tokens of the same shape."""
         _, _, channels, height, width = x16.shape
         picture, grid = (height, width), (min(height, self.SCENE_GRID), min(width, self.SCENE_GRID))
-        tokens = x16.permute(0, 3, 4, 1, 2).flatten(1, 2)  # (B,L,M,C)
+        tokens = x16.float().permute(0, 3, 4, 1, 2).flatten(1, 2)  # (B,L,M,C); the sums of all layers outgrow fp16
         scene = self.pool_scene(tokens, present, picture, grid)  # (B,S,C)
         position = position_encoding(grid, picture, channels, scene.device)
         for layer in self.encoder:
             scene = layer(scene, position)
-        scene = scene + position
+        scene = self.norm_scene(scene) + position
 
         tokens = torch.cat([tokens[:, :, :1] + self.fill_token, tokens[:, :, 1:]], 2)
         position = position_encoding(picture, picture, channels, scene.device)
@@ -219,7 +225,7 @@ class SceneTransformer(nn.Module):
         mean = completions.masked_fill(~real, 0).sum(2) / real.sum(2).clamp(min=1)
         # an empty slot must not win the maximum, nor may −inf reach a scene without any completion
         most = completions.masked_fill(~real, -1e4).amax(2).clamp(min=-1e2)
-        scene = self.pool_candidates(torch.cat([fill, mean, most], 2))  # (B,L,C)
+        scene = self.pool_candidates(torch.cat([fill, mean, most], 2)).float()  # (B,L,C)
         scene = F.adaptive_avg_pool2d(scene.transpose(1, 2).unflatten(2, picture), grid)
         return scene.flatten(2).transpose(1, 2)
 
@@ -266,7 +272,8 @@ class WeightHead(nn.Module):
         with torch.autocast(alpha.device.type, enabled=False):
             alpha = F.avg_pool2d(alpha.float(), 4)  # (B,M,H/4,W/4)
             order = pairwise_order(votes, alpha, copied[:, :, 0, 0])  # (B,M,M)
-            prior = prior + (order @ alpha.flatten(2)).view_as(alpha)  # the lead over all who are at this pixel
+            lead = (order @ alpha.flatten(2)).view_as(alpha)  # over all who are at this pixel
+        prior = prior + lead
         # Logits are upsampled, not weights: alpha then cuts the objects' edges sharply at full resolution.
         return upsample((logits + upsample(prior)) * upsample(inverse_temperature)), order
 
@@ -279,13 +286,6 @@ def pad_to_stride(*pictures):
     edge = (0, -pictures[0].shape[-1] % STRIDE, 0, -pictures[0].shape[-2] % STRIDE)
     return [F.pad(x.flatten(0, -4), edge, mode="replicate").view(*x.shape[:-2], x.shape[-2] + edge[3], -1)
             if any(edge) else x for x in pictures]
-
-
-def paint_prior(prior, inverse_temperature, candidates, photo, mask):
-    """The fused image (B,3,H,W) as the prior alone would have it: what a candidate is seen among."""
-    with torch.no_grad():
-        logits = upsample(prior * inverse_temperature, 4)
-        return composite(logits, candidates, photo, mask)["fused"]
 
 
 def scene_input(candidates, photo, mask):

@@ -1,7 +1,10 @@
 """The promises of the network: one test each."""
 
 import itertools
+import shutil
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,7 +12,8 @@ from torch import nn
 from amodal_fusion_transformer import AmodalFusionTransformer, fusion_loss, pairwise_order
 from fusion.data.tensors import to_tensors
 from fusion.data.toy import draw_scene
-from fusion.model.layers import position_encoding
+from fusion.model.compositing import candidate_weights
+from fusion.model.layers import DecoderLayer, position_encoding
 
 
 def make_model(seed=0):
@@ -43,14 +47,45 @@ def test_weights_are_shares_and_zero_where_nothing_can_be_seen():
     assert (weights[~batch["valid"]] == 0).all()
 
 
-def test_weights_are_alpha_times_exp_logit():
-    batch = make_batch()
-    batch["completions"][:, :, 3] *= 0.5
-    out = fuse(make_model(), batch)
+def test_weights_are_the_softmax_of_those_that_cover_a_pixel():
+    out = fuse(make_model(), batch := make_batch())
     alpha = torch.cat([torch.ones(2, 1, 64, 64), batch["completions"][:, :, 3]], 1)
-    expected = alpha * out["logits"].exp()
-    expected = expected / expected.sum(1, keepdim=True)
+    assert set(alpha.unique().tolist()) == {0, 1}
+    expected = out["logits"].masked_fill(alpha == 0, -torch.inf).softmax(1)
     assert torch.allclose(torch.cat([out["residual"], out["weights"]], 1), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1, 10, 100])
+def test_what_a_see_through_candidate_wins_and_cannot_take_goes_to_the_others(scale):
+    torch.manual_seed(0)
+    logits = (scale * torch.randn(2, 5, 8, 8, dtype=torch.float64)).requires_grad_()
+    alpha = torch.rand(2, 5, 8, 8) * torch.randint(0, 2, (2, 5, 8, 8)) / 3
+    alpha[:, 0] = 1
+    weights = candidate_weights(logits, alpha)
+    p, a = logits.masked_fill(alpha == 0, -torch.inf).softmax(1), (4 * alpha.double()).clamp(max=1)
+    for i in range(1, 5):  # the formula as it stands in the docstring
+        rival = [j for j in range(5) if j != i]
+        share = [p[:, i] / torch.stack([p[:, k] for k in range(5) if k != j]).sum(0).clamp(min=1e-300) for j in rival]
+        expected = a[:, i] * (p[:, i] + sum((1 - a[:, j]) * p[:, j] * s for j, s in zip(rival, share)))
+        assert torch.allclose(weights[:, i].double(), expected, atol=1e-5)
+    assert (weights >= 0).all() and torch.allclose(weights.sum(1), torch.ones(2, 8, 8), atol=1e-6)
+    assert (weights[:, 1:] <= 4 * alpha[:, 1:] + 1e-6).all()
+    weights[:, 2].sum().backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_a_faint_rim_stays_faint():
+    """A ring of alpha 10/255 around an object, as resizing leaves it, with a colour of its own."""
+    scene = draw_scene(3, n=1)
+    completion = scene.completions[0]
+    ring = cv2.dilate(completion[..., 3], np.ones((7, 7), np.uint8)) > completion[..., 3]
+    completion[ring] = (0, 255, 255, 10)
+    batch = {name: t[None] for name, t in to_tensors(scene, 1).items()}
+    with torch.no_grad():
+        model = AmodalFusionTransformer().eval()
+        model.prior.fill_logit.fill_(-50.0)  # as sure of the completion as can be
+        weights = fuse(model, batch)["weights"][0, 0].numpy()
+    assert weights[ring & scene.mask].max() < 0.17 and weights[~ring & (completion[..., 3] > 0)].min() > 0.99
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
@@ -164,12 +199,14 @@ def test_votes_do_not_set_an_exact_copy_against_the_fill():
     assert pairwise_order(votes, alpha, copied)[0, 1, 2] > 1
 
 
-def test_bf16_agrees_with_fp32():
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_precision_agrees_with_fp32(half):
     model, batch = make_model(), make_batch()
+    model.transformer.pool_candidates.weight.data *= 1e4  # a scene beyond 65,504, where fp16 ends
     exact = fuse(model, batch)["fused"]
-    with torch.autocast("cpu", torch.bfloat16):
-        half = fuse(model, batch)["fused"]
-    assert 0 < (half - exact).abs().max() < 1e-2
+    with torch.autocast("cpu", half):
+        out = fuse(model, batch)["fused"]
+    assert 0 < (out - exact).abs().max() < 1e-2
 
 
 def test_compile_changes_nothing():
@@ -178,6 +215,18 @@ def test_compile_changes_nothing():
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)  # no C++ compiler needed
     assert torch.allclose(fuse(compiled, batch)["fused"], exact, atol=1e-5)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")
+def test_attention_among_candidates_compiles_for_real():
+    """Inductor's own patterns of attention once met ours and failed; the whole network would take minutes."""
+    torch.manual_seed(0)
+    layer, tokens, scene = DecoderLayer(16, 2), torch.randn(2, 4, 3, 16, requires_grad=True), torch.randn(2, 4, 16)
+    inputs = (tokens, torch.tensor([[True, True, True], [True, True, False]]), scene, torch.randn(4, 16))
+    torch._dynamo.reset()
+    results = [module(*inputs) for module in (layer, torch.compile(layer))]
+    grads = [torch.autograd.grad(out.square().sum(), tokens)[0] for out in results]
+    assert torch.allclose(*results, atol=1e-5) and torch.allclose(*grads, atol=1e-5)
 
 
 def test_untrained_network_is_the_visible_fit_rule():

@@ -3,6 +3,9 @@
 import torch
 import torch.nn.functional as F
 
+EXPORTED_LEVELS = 13  # of push-pull, for sides up to 8192
+OPAQUE = 4  # an alpha of a quarter or more counts as opaque: the soft edges of real completers are mostly object
+ABSENT = -1e9  # logit of what does not cover a pixel: probability 0, yet a softmax of nothing else is finite
 
 def push_pull(values, known):
     """Spread known values smoothly over a picture (Gortler et al. 1996, The Lumigraph, section 3.4).
@@ -18,29 +21,28 @@ def push_pull(values, known):
         (B,C,H,W): `values` where known is 1, an interpolation elsewhere; 0 where nothing at all is known.
     """
     # In fp32 whatever autocast says: the weights of far-away pixels are tiny.
-    values, known = values.float(), known.float()
-    levels = []
-    weighted = values * known
-    while True:
-        levels.append((weighted, known))
-        height, width = known.shape[-2:]
-        if height == width == 1:
-            break
-        kernel = (min(2, height), min(2, width))
+    known = known.float()
+    weighted = values.float() * known
+    # An exported graph fits all sizes: further levels than a picture has are single pixels and change nothing.
+    count = EXPORTED_LEVELS if torch.compiler.is_exporting() else (max(known.shape[-2:]) - 1).bit_length()
+    levels = [(weighted, known)]
+    for _ in range(count):
         # Sums over 2×2, so that one known pixel of four already makes the coarse pixel known (Gortler, eq. 14).
-        area = kernel[0] * kernel[1]
-        weighted = area * F.avg_pool2d(weighted, kernel, ceil_mode=True, count_include_pad=True)
-        total = area * F.avg_pool2d(known, kernel, ceil_mode=True, count_include_pad=True)
+        total = sum_of_four(known)
         known = total.clamp(max=1)
-        weighted = weighted * (known / total.clamp(min=1e-6))
-    pulled = None
-    for weighted, known in reversed(levels):
-        if pulled is None:
-            pulled = weighted / known.clamp(min=1e-6)
-        else:
-            coarse = F.interpolate(pulled, size=known.shape[-2:], mode="bilinear", align_corners=False)
-            pulled = weighted + (1 - known) * coarse
+        weighted = sum_of_four(weighted) * (known / total.clamp(min=1e-6))
+        levels.append((weighted, known))
+    pulled = weighted / known.clamp(min=1e-6)
+    for weighted, known in reversed(levels[:-1]):
+        coarse = F.interpolate(pulled, size=known.shape[-2:], mode="bilinear")
+        pulled = weighted + (1 - known) * coarse
     return pulled
+
+
+def sum_of_four(x):
+    """(B,C,H,W) → (B,C,⌈H/2⌉,⌈W/2⌉), sums over 2×2 pixels."""
+    x = F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2))
+    return x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).sum((3, 5))
 
 
 def fill_hole(partial, mask):
@@ -66,7 +68,7 @@ def add_fill(partial, mask, completions, valid=None):
 
 
 def composite(logits, candidates, partial, mask):
-    """Weights ∝ alpha·exp(logit) among all candidates, and the picture that they make in the hole.
+    """Weights of all candidates, and the picture that they make in the hole.
 
     Args:
         logits: (B,M,H,W); candidates: (B,M,4,H,W), the fill first; partial (B,3,H,W); mask (B,1,H,W), 1 = hole.
@@ -75,10 +77,37 @@ def composite(logits, candidates, partial, mask):
         dict of weights (B,N,H,W) and residual (B,1,H,W), the fill's weight, together 1; fused (B,3,H,W), which is
         `partial` outside the hole bit for bit.
     """
-    rgb, alpha = candidates[:, :, :3], candidates[:, :, 3].float()
-    weights = (logits + alpha.log()).softmax(1)  # (B,M,H,W)
-    inside = (weights[:, :, None] * rgb).sum(1)
+    weights = candidate_weights(logits, candidates[:, :, 3])  # (B,M,H,W)
+    inside = (weights[:, :, None] * candidates[:, :, :3]).sum(1)
     return {"weights": weights[:, 1:], "residual": weights[:, :1], "fused": torch.where(mask > 0.5, inside, partial)}
+
+
+def candidate_weights(logits, alpha):
+    """Softmax of the logits among all that cover a pixel; what a see-through candidate wins and cannot take goes on.
+
+    With a = min(1, 4·alpha) and p = softmax(logits) among those with a > 0, candidate j leaves (1 − a_j)·p_j to the
+    others, by their p: w_i = a_i·(p_i + Σ_{j≠i} (1 − a_j)·p_j·p_i / (1 − p_j)), and the fill takes the rest. Where all
+    alphas are 0 or 1 that is the softmax; no weight exceeds 4·alpha, however sure the network is: a faint rim around
+    a completion stays faint.
+
+    Args:
+        logits: (B,M,H,W); alpha: (B,M,H,W) in [0,1], the fill's, which comes first, 1 everywhere.
+
+    Returns:
+        (B,M,H,W) float32, non-negative, together 1.
+    """
+    logits, opacity = logits.float(), (OPAQUE * alpha.float()).clamp(max=1)
+    absent = alpha <= 0
+    p = logits.masked_fill(absent, ABSENT).softmax(1)
+    # 1 − p has no digits left for a candidate that is nearly sure: the best one is looked at apart, by the softmax of
+    # the others as if it were not there.
+    best = torch.zeros_like(absent).scatter(1, p.argmax(1, keepdim=True), True)
+    without_best = logits.masked_fill(absent | best, ABSENT).softmax(1)
+    left = (1 - opacity) * p
+    left_by_best = left.masked_fill(~best, 0).sum(1, keepdim=True)  # (B,1,H,W)
+    odds = (left / (1 - p).masked_fill(best, 1)).masked_fill(best, 0)
+    weights = opacity * (p * (1 + odds.sum(1, keepdim=True) - odds) + left_by_best * without_best)
+    return torch.cat([(1 - weights[:, 1:].sum(1, keepdim=True)).clamp(min=0), weights[:, 1:]], 1)
 
 
 def paint_over(partial, mask, completions, valid, fill, order):
