@@ -354,7 +354,7 @@ def fusion_loss(out, batch, perceptual, lpips_weight, oracle_weight=0.0, psnr_we
     if psnr_weight > 0:
         squared = (out["fused"] - original).square().sum(1, keepdim=True)  # (B,1,H,W)
         psnr_loss = 0
-        for region in (mask, overlap_region(mask, batch["completions"], batch["valid"])):
+        for region in (mask, overlap_region(batch)):
             mse = (squared * region).sum((1, 2, 3)) / (3 * region.sum((1, 2, 3)).clamp(min=1))
             psnr_loss = psnr_loss + 0.05 * (mse + 1e-5).log10()  # floor: 50 dB, and where a region is empty
         parts["psnr_loss"] = psnr_loss

@@ -29,7 +29,7 @@ from amodal_fusion_transformer import (
 from fusion.data.scenes import find_scenes, read_scene
 from fusion.data.synthesis import Synthesizer
 from fusion.data.tensors import to_tensors
-from fusion.metrics import apply_rules, oracle, overlap_region, region_psnr
+from fusion.metrics import apply_rules, compare_methods, oracle
 from fusion.training.perceptual import PerceptualLoss
 from fusion.training.run import learning_rate
 
@@ -156,22 +156,20 @@ def mirrored(batch, generator):
 
 @torch.no_grad()
 def evaluate(model, sets, perceptual):
-    """{set: {"ours", "visible_fit", "oracle": (PSNR in hole, in overlap), "lpips"}}, means over the scenes."""
+    """{set: {figure: mean over its scenes}}: see `compare_methods`, and our LPIPS."""
     results = {}
     for name, batches in sets.items():
         rows = {}
         for batch in batches:
-            inputs = [batch[field] for field in FIELDS[:4]]
-            out = model(*inputs)
-            overlap = overlap_region(*inputs[1:])
-            images = {"ours": out["fused"], "oracle": oracle(*inputs, out["fill"], batch["original"])[0]}
-            images |= apply_rules(*inputs, out["fill"], rules=("visible_fit",))
-            for who, image in images.items():
-                for region, where in ((batch["mask"], "hole"), (overlap, "overlap")):
-                    rows.setdefault((who, where), []).append(region_psnr(image, batch["original"], region))
+            out = model(*(batch[field] for field in FIELDS[:4]))
+            filled = {**batch, "fill": out["fill"]}
+            images = {"ours_": out["fused"], "oracle_": oracle(filled)[0], "visible_fit_": apply_rules(
+                filled, rules=("visible_fit",))["visible_fit"]}
+            for key, value in compare_methods(filled, images).items():
+                rows.setdefault(key, []).append(value)
             seen = torch.where(batch["mask"] > 0.5, out["fused"], batch["original"])
-            rows.setdefault(("lpips", "hole"), []).append(perceptual(seen, batch["original"]))
-        results[name] = {" ".join(key): torch.cat(values).nanmean().item() for key, values in rows.items()}
+            rows.setdefault("lpips", []).append(perceptual(seen, batch["original"]))
+        results[name] = {key: torch.cat(values).nanmean().item() for key, values in rows.items()}
     return results
 
 
@@ -193,7 +191,7 @@ def report(results):
         cells = []
         for name in sets:
             hole, overlap, lpips = ([run[name][key] for run in runs] for key in
-                                    ("ours hole", "ours overlap", "lpips hole"))
+                                    ("ours_psnr", "ours_psnr_overlap", "lpips"))
             cells.append(" / ".join(f"{statistics.mean(v):.2f} ± {(max(v) - min(v)) / 2:.2f}" for v in (hole, overlap))
                          + f" / {statistics.mean(lpips):.4f} ± {(max(lpips) - min(lpips)) / 2:.4f}")
         lines.append(f"| {part} | {' | '.join(cells)} |")

@@ -9,7 +9,6 @@ scenes. A network that has to find all this out from the picture can hardly be e
 """
 
 import argparse
-import math
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ from amodal_fusion_transformer_inference import SHIPPED, load_model
 from benchmarks.measure import report_gaps
 from fusion.data.synthesis import STYLES, Synthesizer
 from fusion.data.tensors import to_tensors
-from fusion.metrics import apply_rules, oracle, overlap_region, region_psnr
+from fusion.metrics import apply_rules, compare_methods, oracle, region_psnr
 from fusion.model.compositing import add_fill, composite
 
 INPUTS = ("partial", "mask", "completions", "valid")
@@ -30,7 +29,7 @@ def prepare(model, synthesizer, index):
     """A scene of the synthesizer and what can be told about it.
 
     Returns:
-        dict of the scene's tensors, `overlap`, and the network's `fill` and `logits`, all with a batch dimension of 1;
+        dict of the scene's tensors and the network's `fill` and `logits`, all with a batch dimension of 1;
         and `clues`, each (1,N+1,…) over the candidates, the fill first: 1 where its object stands, −1 where not,
         0 where that has no meaning; the square of this; 1 for the fill; a completion's PSNR in the hole, in tens of dB.
     """
@@ -46,15 +45,14 @@ def prepare(model, synthesizer, index):
     psnr = region_psnr(colours, tensors["original"], alpha * tensors["mask"]).nan_to_num().clamp(max=40)  # (N,)
     nearness = torch.cat([torch.zeros(1), psnr / 10]).view(1, -1, 1, 1)
     is_fill = torch.tensor([1.0] + [0.0] * len(scene.completions)).view(1, -1, 1, 1)
-    return {**tensors, "overlap": overlap_region(*(tensors[name] for name in INPUTS[1:])), "fill": out["fill"],
-            "logits": out["logits"], "clues": [front, front.square(), is_fill, nearness]}
+    return {**tensors, "fill": out["fill"], "logits": out["logits"],
+            "clues": [front, front.square(), is_fill, nearness]}
 
 
-def score(scene, fused):
+def psnr(scene, fused):
     """PSNR in hole and overlap, (2,); the second is nan without an overlap."""
-    original, overlap = scene["original"], scene["overlap"]
-    hole = region_psnr(fused, original, scene["mask"])
-    return torch.cat([hole, region_psnr(fused, original, overlap) if overlap.any() else torch.full((1,), math.nan)])
+    hole, overlap = compare_methods(scene, {"": fused}).values()
+    return torch.cat([hole, overlap.detach() if overlap.isnan() else overlap])  # a gradient of 0 · nan would be nan
 
 
 def fuse_told(scene, scale=1.0, told=()):
@@ -70,7 +68,7 @@ def fit(scenes, clues, steps=60):
     optimizer = torch.optim.Adam([scale, told], lr=0.15)
 
     def figures():
-        return torch.stack([score(scene, fuse_told(scene, scale, told)) for scene in scenes])
+        return torch.stack([psnr(scene, fuse_told(scene, scale, told)) for scene in scenes])
 
     for _ in tqdm(range(steps), disable=None, leave=False):
         hole, overlap = figures().unbind(1)
@@ -98,10 +96,9 @@ def main():
     scenes = [prepare(model, synthesizer, index) for index in tqdm(range(options.n_scenes), disable=None)]
     figures = {}
     for scene in scenes:
-        inputs = [scene[name] for name in (*INPUTS, "fill")]
-        images = apply_rules(*inputs) | {"ours": fuse_told(scene), "oracle": oracle(*inputs, scene["original"])[0]}
+        images = apply_rules(scene) | {"ours": fuse_told(scene), "oracle": oracle(scene)[0]}
         for name, image in images.items():
-            figures.setdefault(name, []).append(score(scene, image))
+            figures.setdefault(name, []).append(psnr(scene, image))
     figures = {name: torch.stack(rows) for name, rows in figures.items()}
     figures["told who is in front"] = fit(scenes, 3)
     figures["told that and how near each is"] = fit(scenes, 4)
