@@ -292,7 +292,8 @@ def test_scenes_of_one_photo_are_never_in_two_lists(tmp_path):
 
 
 def test_what_many_scenes_have_in_common_is_said_once(capsys):
-    raw_scenes = [RawScene(f"s{i}", Path("in", "many" if i < 40 else str(i), f"s{i}"), layout="test") for i in range(45)]
+    raw_scenes = [RawScene(f"s{i}", Path("in", "many" if i < 40 else str(i), f"s{i}"), layout="test")
+                  for i in range(45)]
     skipped = {raw.id: f"{raw.folder}: no hole in {raw.id} (why)" for raw in raw_scenes} | {"s3": "in/many/s3: damaged"}
     print_report(raw_scenes, {}, skipped, Path("in"), "test_list.txt")
     lines = capsys.readouterr().out.splitlines()
