@@ -10,7 +10,7 @@ from fusion.processes import end_with_parent
 
 KILLED = ("the process that worked on it was killed, most likely because memory ran out; use fewer --workers, or make "
           "its pictures smaller")
-_function = None  # of this helper process
+_task = {}  # in a helper process: its function
 
 
 def run_jobs(function, items, workers):
@@ -71,14 +71,13 @@ def _line(error):
 
 
 def _start(function):
-    global _function
-    _function = function
+    _task["function"] = function
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent says what is to be done
     end_with_parent()
 
 
 def _call(item):
-    return _function(item)
+    return _task["function"](item)
 
 
 def _stop(pool):

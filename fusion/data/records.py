@@ -9,11 +9,12 @@ from pathlib import Path
 from fusion.files import atomic_file
 
 RECORDS = "made_from.csv"
+TO_BE_MADE = "to be made anew"  # no digest
 COLUMNS = ("scene", "made_from", "files")
 
 
-def digest(source, options):
-    """Hexadecimal digest of options (a dict) and a source: paths in any dataclass, list or dict, by name, time and size."""
+def digest(source):
+    """Hexadecimal digest of a dataclass, list or None; paths in it count by the name, time and size of their files."""
     def plain(value):
         if dataclasses.is_dataclass(value):
             return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
@@ -25,7 +26,7 @@ def digest(source, options):
             return [value.name, state.st_size, state.st_mtime_ns] if is_file else value.name
         return value
 
-    text = json.dumps([plain(source), options], sort_keys=True, default=str)
+    text = json.dumps(plain(source), default=str)
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
@@ -34,7 +35,8 @@ def read_records(output):
     path, records = Path(output) / RECORDS, {}
     if path.exists():
         with open(path, newline="", encoding="utf-8", errors="replace") as file:
-            records = {row[0]: (row[1], row[2]) for row in csv.reader(file) if len(row) == 3 and row[2].endswith(".png")}
+            rows = [row for row in csv.reader(file) if len(row) == 3 and row[2].endswith(".png")]
+        records = {scene_id: (made_from, files) for scene_id, made_from, files in rows}
     return records
 
 
