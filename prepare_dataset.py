@@ -38,7 +38,7 @@ from fusion.data.splits import LISTS, SplitOptions, write_lists
 from fusion.data.synthesis import STYLES, Synthesizer
 from fusion.errors import ConfigError, SceneError
 from fusion.figures import draw_selection
-from fusion.files import atomic_file, lock_run_dir, write_text
+from fusion.files import atomic_file, lock_run_dir, plain_cell, write_text
 from fusion.pool import run_jobs
 
 PREVIEWED_SCENES = 8
@@ -136,12 +136,12 @@ def create(config):
     todo = [raw for raw in raw_scenes
             if config.overwrite or not is_done(output, raw.id, records, made_from[raw.id])]
     changed = sum((output / raw.id).is_dir() for raw in todo)
-    print(f"{len(raw_scenes)} scenes below {config.input_dir}, {len(raw_scenes) - len(todo)} already there"
+    print(printable(f"{len(raw_scenes)} scenes below {config.input_dir}, {len(raw_scenes) - len(todo)} already there")
           + (f", {changed} of another state to be made anew" if changed and not config.overwrite else ""))
     leave_only(made_from, output, config)
 
     write_manifest("create", config, output, complete=False)
-    reports, skipped = {}, {printable(name): printable(fault) for name, fault in faults.items()}
+    reports, skipped = {}, {printable(name, ""): printable(fault, "") for name, fault in faults.items()}
     with closing(run_jobs(partial(create_scene, config=config), todo, config.workers)) as jobs:
         for raw, report, fault in tqdm(jobs, total=len(todo), desc="create", disable=None):
             if fault:  # of this scene: it stops nobody else's
@@ -151,12 +151,13 @@ def create(config):
             reports[raw.id] = report
             append_report(output / "report.csv", raw, report)
             add_record(output, raw.id, made_from[raw.id])
-    tidy_rows(output / "report.csv", present(output), key=REPORT_COLUMNS.index("file") + 3)
+    tidy_rows(output / "report.csv", map(plain_cell, present(output)), key=REPORT_COLUMNS.index("file") + 3)
     tidy_rows(output / RECORDS, present(output))
 
     print_report(raw_scenes, reports, skipped, config.input_dir, LISTS[2])
     with atomic_file(output / "skipped.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("scene", "fault"), *sorted(skipped.items())])
+        csv.writer(file).writerows([("scene", "fault"), *((plain_cell(name), plain_cell(fault))
+                                                          for name, fault in sorted(skipped.items()))])
     write_manifest("create", config, output, complete=True, skipped=skipped)
     if config.split and len(raw_scenes) + len(faults) > len(skipped):
         write_lists(output, config)

@@ -169,6 +169,21 @@ def test_photos_are_found_by_the_folders_they_lie_in(tmp_path):
     assert not scenes and len(faults) == 4 and all("could both be its photo" in fault for fault in faults.values())
 
 
+def test_folders_of_several_kinds_lose_none(tmp_path):
+    for name in ("7_original", "7_mask", "7_result_0", "8", "8_partial", "8_comp1"):  # two kinds side by side
+        _write(tmp_path / f"{name}.png", draw_scene(0).original)
+    for name in ("orig", "mask", "comps/1", "masks/1"):
+        _write(tmp_path / "debug" / "Places365_1" / f"{name}.png", draw_scene(0).original)
+    for name in ("obj_000.png", "bkg.png", "more/original.png", "more/mask.png", "more/comp1.png"):
+        _write(tmp_path / "street" / name, draw_scene(0).completions[0])
+    for name in ("1.png", "2.png"):  # photos
+        _write(tmp_path / "numbered" / name, draw_scene(0).original)
+    scenes, faults = find_raw_scenes(tmp_path)
+    assert not faults and [(scene.id, scene.layout.split(",")[0]) for scene in scenes] == [
+        ("7", "auto_process"), ("8", "original"), ("Places365_1", "amodal_enhanced_dataset"),
+        ("street", "deocclusion demo"), ("street__more", "original")]
+
+
 def _write(path, picture):
     path.parent.mkdir(parents=True, exist_ok=True)
     write_image(path, picture)
@@ -227,10 +242,11 @@ def test_hidden_and_system_folders_are_no_scenes_and_one_bad_name_is_one_bad_sce
     faults = skipped(data)
     assert len(faults) == len(bad)
     for name, fault in bad.items():
-        start = name[:7].split("\n")[0].split("\u2028")[0].split("\x85")[0]
-        start = start.encode(errors="surrogateescape").decode(errors="backslashreplace")
-        assert any(start in key and fault in text for key, text in faults.items()), (name, faults)
-        assert f"{fault}" in process.stdout
+        shown = name.encode(errors="surrogateescape").decode(errors="backslashreplace").replace("/", "__")
+        for character in "\n\u2028\x85":
+            shown = shown.replace(character, repr(character)[1:-1])
+        assert fault in faults[shown]
+        assert any(line.startswith(f"bad: {shown}: ") and fault in line for line in process.stdout.split("\n"))
     listed = [line for name in ("train_list.txt", "val_list.txt") for line in read_list(data / name, data)]
     assert sorted(listed) == sorted(good)
     # a data set that was put together by hand: what no list can hold is left out, and said

@@ -83,11 +83,15 @@ def find_raw_scenes(input_dir, photos_dir=None):
                     subfolders[:] = [name for name in subfolders if not _claims(layout, found, name)]
                     around = folder.parent.parent if folder.parent.name == layout.inner else folder.parent
                     leftovers |= {around / name for name in layout.leftovers}
+                    # where names hold ids, others may lie beside them
+                    files = _matching(folder, layout.completion, pictures, subfolders)
+                    ids = tuple({fields["id"] + "_" for fields, _ in files if "id" in fields})
+                    pictures = [(stem, path) for stem, path in pictures if ids and not stem.startswith(ids)]
                     break
-            else:
-                if not (folder.name == "debug" and folder.parent in with_scenes):
-                    found = _scenes_by_roles(folder, pictures, input_dir, photos, faults)
-            with_scenes.update([folder] if found else [])
+            if pictures and not (folder.name == "debug" and folder.parent in with_scenes):
+                found += _scenes_by_roles(folder, pictures, input_dir, photos, faults)
+            if found:
+                with_scenes.add(folder)
         except SceneError as error:
             faults[str(folder)] = str(error)
             subfolders.clear()
@@ -129,13 +133,13 @@ def _scene_of_layout(layout, folder, name, files, input_dir, photos):
     photo = _photo_of(folder, name, photos, needed=original is None)
     if layout.wants_photo and not (original or photo):
         return None
-    parts = list(folder.relative_to(input_dir).parts) or [folder.name]
+    parts = list(folder.relative_to(input_dir).parts)
     if name != folder.name:
         parts.append(name)
     elif len(parts) > 1 and parts[-2] == layout.inner:
         del parts[-2]
-    scene = RawScene(join_id(parts), folder, original or photo, _first(folder, layout.partial, of_scene),
-                     _first(folder, layout.mask, of_scene), layout=layout.name, photo=photo)
+    scene = RawScene(join_id(parts or [folder.name]), folder, original or photo, layout=layout.name, photo=photo,
+                     partial=_first(folder, layout.partial, of_scene), mask=_first(folder, layout.mask, of_scene))
     scene.no_hole = "" if scene.mask or scene.partial else layout.no_hole
     background = _first(folder, (layout.background,), of_scene)
     if background:

@@ -35,7 +35,7 @@ def fault_of_id(scene_id):
     return None
 
 
-def printable(text):
-    """`text` as any terminal and file takes it: bytes that are no UTF-8 and control characters but \\n escaped."""
+def printable(text, kept="\n"):
+    """`text` as any terminal and file takes it: bytes that are no UTF-8 and control characters escaped, but `kept`."""
     text = str(text).encode(errors="surrogateescape").decode(errors="backslashreplace")
-    return "".join(repr(c)[1:-1] if unicodedata.category(c) in ("Cc", "Zl", "Zp") and c != "\n" else c for c in text)
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) in ("Cc", "Zl", "Zp") and c not in kept else c for c in text)

@@ -29,8 +29,11 @@ def photo_or_partial(raw):
     """`raw` with its photo as partial image when a hole was cut from that already, as pipelines do that mask first.
 
     Such a hole is large, pure black or white, and either a rectangle or unlike what is around it. Nothing is decided
-    where the layout has a partial image of its own, or a mask and no other photo.
+    where the layout has a partial image of its own, or a mask and no other photo. A mask that is all modal masks
+    together is none of a hole, and goes.
     """
+    if raw.original and raw.mask and not raw.partial and _is_all_objects(raw):
+        raw = replace(raw, mask=None, no_hole=f"{raw.mask.name} is the modal masks of all objects together")
     other = raw.photo if raw.photo != raw.original else None
     if raw.original is None or raw.partial is not None or (raw.mask is not None and other is None):
         return raw
@@ -42,6 +45,19 @@ def photo_or_partial(raw):
         return raw
     note = f"{raw.original.name} has its hole already: taken for the partial image"
     return replace(raw, original=other, partial=raw.original, no_hole="", notes=[*raw.notes, note])
+
+
+def _is_all_objects(raw):
+    paths = {completion.visible for completion in raw.completions} - {None}
+    try:
+        visible = [read_image(path, "L") > 127 for path in paths]
+        mask = read_image(raw.mask, "L") > 127 if visible else None
+    except SceneError:
+        return False
+    if mask is None or any(seen.shape != mask.shape for seen in visible):
+        return False
+    objects = np.any(visible, 0)
+    return np.count_nonzero(mask & objects) > 0.9 * np.count_nonzero(mask | objects)
 
 
 def _has_blanked_hole(photo):

@@ -3,7 +3,16 @@
 import cv2
 import numpy as np
 
-from fusion.data.agreement import BLANK, agreement, blank_share, core, grown, is_blank_exactly_in, outlined_object
+from fusion.data.agreement import (
+    BLANK,
+    agreement,
+    blank_share,
+    core,
+    grown,
+    is_blank_exactly_in,
+    largest,
+    outlined_object,
+)
 from fusion.data.images import resize
 from fusion.errors import SceneError
 
@@ -112,8 +121,8 @@ def _check_partial(raw, pictures, hole):
     if pictures.original is None:
         return
     colour = np.median(pictures.partial[core(hole)], 0)
-    blank = (np.abs(pictures.partial - colour).max(2) <= BLANK) & ~grown(hole, 4)
-    blank &= cv2.absdiff(pictures.original, pictures.partial).max(2) > 2 * BLANK
+    blank = (largest(np.abs(pictures.partial - colour)) <= BLANK) & ~grown(hole, 4)
+    blank &= largest(cv2.absdiff(pictures.original, pictures.partial)) > 2 * BLANK
     left_out = cv2.morphologyEx(blank.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)).mean()
     if left_out > 0.005:
         raise SceneError(f"{raw.partial}: blank outside of {raw.mask.name}, too, on {left_out:.1%} of the picture; is "
@@ -133,17 +142,17 @@ def _redrawn_side(raw, pictures, sides):
     for completion in pictures.completions:
         small = resize(completion, size)
         inside = cv2.erode(small[..., 3], np.ones((3, 3), np.uint8)) > 200
-        nearest[inside] = np.minimum(nearest, cv2.absdiff(small[..., :3], photo).max(2))[inside]
+        nearest[inside] = np.minimum(nearest, largest(cv2.absdiff(small[..., :3], photo)))[inside]
     distances = {}
     for name, side in sides.items():
         here = nearest[resize(side.astype(np.uint8), size, nearest=True) > 0]
         distances[name] = here[here < 255]
     middle = {name: np.median(here) if len(here) >= 20 else np.nan for name, here in distances.items()}
     best, other = ("white", "black") if middle["white"] >= middle["black"] else ("black", "white")
-    fits = {name: (here <= middle[other] + 2).mean() if len(here) else 0.0 for name, here in distances.items()}
+    fits = {name: (here <= middle[other] + 4).mean() if len(here) else 0.0 for name, here in distances.items()}
     most = 0.45 if sides[best].mean() < 0.5 else 0.25  # holes are seldom the larger side
     # also undecided when a side has no completion
-    if not middle[best] > SURE * middle[other] + 2 or fits[best] > most or fits[other] < 0.7:
+    if not middle[best] > SURE * middle[other] + 4 or fits[best] > most or fits[other] < 0.7:
         raise SceneError(f"{raw.mask}: there is no partial image to tell the hole by, and completions fit the photo on "
                          f"{fits['black']:.0%} of their area where the mask is black, {fits['white']:.0%} where it is "
                          "white; cannot tell the hole from that, use --mask_hole")
@@ -181,7 +190,7 @@ def _hole_without_mask(raw, pictures):
 
 
 def _differing(original, partial):
-    differs = (cv2.absdiff(original, partial).max(2) > 2 * BLANK).astype(np.uint8)
+    differs = (largest(cv2.absdiff(original, partial)) > 2 * BLANK).astype(np.uint8)
     return cv2.morphologyEx(differs, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0  # without JPEG's noise at edges
 
 

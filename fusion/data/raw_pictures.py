@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 
 from fusion.data.alpha import cut_out, masks_beside, with_silhouette
@@ -97,11 +98,11 @@ def as_mask(rgba):
     Values of 0 and 1 count as 0 and 255. With transparency, that is the mask: strokes on an empty canvas, or the
     erased photo that some editors take for a mask.
     """
-    alpha = rgba[..., 3]
+    alpha = cv2.extractChannel(rgba, 3)
     if np.count_nonzero(alpha < 128) > FEW * alpha.size and (alpha >= 128).any():
         strokes = rgba[alpha >= 128][:, :3]
         return alpha, bool(strokes.astype(np.float32).std(0).max() > 16)
-    grey = np.rint(rgba[..., :3] @ np.float32([0.299, 0.587, 0.114])).astype(np.uint8)
+    grey = cv2.cvtColor(rgba, cv2.COLOR_RGBA2GRAY)
     return (grey * np.uint8(255) if grey.max() == 1 else grey), False
 
 
@@ -227,5 +228,5 @@ def _cropped_alike(original, mask, partial, raw, pictures):
 
 def _on_black(rgba):
     if rgba[..., 3].min() == 255:
-        return np.ascontiguousarray(rgba[..., :3])
+        return cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB)
     return np.rint(rgba[..., :3] * (rgba[..., 3:] / 255.0)).astype(np.uint8)

@@ -76,7 +76,7 @@ def tidy_rows(path, scene_ids, key=0):
         return
     with open(path, newline="", encoding="utf-8", errors="replace") as file:
         head, *rows = list(csv.reader(file)) or [[]]
-    kept = {}
+    scene_ids, kept = set(scene_ids), {}
     for row in rows:
         if len(row) == len(head) and row[0] in scene_ids:
             before = kept.setdefault(row[0], [])

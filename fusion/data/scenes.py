@@ -196,8 +196,7 @@ def read_files(folder, max_completions=None, need_original=False, with_visible=F
         if completion[..., 3].max() == 1:
             raise SceneError(f"{path}: alpha is 0 or 1, but 255 is opaque; multiply it by 255")
         if _is_raw(completion, partial, mask):
-            raise SceneError(f"{path}: no alpha, on a flat background; run prepare_dataset.py "
-                             "create on it")
+            raise SceneError(f"{path}: no alpha, on a flat background; run prepare_dataset.py create on it")
     if not any(completion[..., 3].any() for completion in completions):
         raise SceneError(f"{folder}: every completion is fully transparent; drop the scene")
     visible = None
@@ -213,11 +212,14 @@ def _is_raw(completion, partial, mask):
         return False
     border, photo, hole = (np.concatenate([a[0], a[-1], a[:, 0], a[:, -1]]) for a in (completion, partial, mask))
     border = border[:, :3].astype(np.int16)
-    if (np.abs(border - np.median(border, 0)).max(1) > 20).mean() > 0.02:
+    colour = np.median(border, 0)
+    if (np.abs(border - colour).max(1) > 20).mean() > 0.02:
         return False
-    if hole.all():
+    if not hole.all() and (np.abs(border - photo)[~hole].max(1) <= 40).mean() >= 0.8:
+        return False
+    if hole.all() or np.abs(completion[..., :3] - colour).max() <= 20:  # no object is seen on it: empty paper
         return bool(border.min() >= 240 or border.max() <= 8)
-    return bool((np.abs(border - photo)[~hole].max(1) <= 40).mean() < 0.8)
+    return True
 
 
 def write_scene(folder, scene):
