@@ -103,9 +103,10 @@ def test_without_a_hole_each_layout_says_why_and_what_to_do(tree, tmp_path):
     # no photo of it was given: nothing to train on
     assert not (tmp_path / "data" / "enhanced__Places365_test_00000138" / "original.png").exists()
     # the advice can be followed in the same data set, and then holds for it
-    process = create(folder, tmp_path / "data", "--cut_hole", "box", "--max_bad", 1)
-    assert process.returncode == 0 and "6 already there" in process.stdout
-    assert (tmp_path / "data" / "art__0" / "original.png").exists()
+    process = create(folder, tmp_path / "data", "--cut_hole", "box", "--photos", folder / "photos")
+    assert process.returncode == 0 and "4 already there" in process.stdout  # two have a photo now
+    for scene_id in ("art__0", "enhanced__Places365_test_00000138", "segment_all__img1"):
+        assert (tmp_path / "data" / scene_id / "original.png").exists()
     for changed in (("--cut_hole", "grid"), ("--cut_hole", "box", "--seed", 1)):
         process = create(folder, tmp_path / "data", *changed)
         assert process.returncode == 2 and f"not {changed[-1]}" in process.stderr
