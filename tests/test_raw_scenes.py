@@ -82,6 +82,15 @@ def test_a_mask_beside_a_completion_is_its_alpha_or_its_modal_mask_as_the_pixels
         assert "comp0_mask.png …: alpha, they contain what the completions show" in report["notes"]
         assert {row["background"] for row in report["completions"]} == {"mask beside it"}
 
+    scene, report = read_raw_scene(write(tmp_path / "inverted", **common, **comps, **{
+        f"comp{i}_mask__png": 255 - made.alphas[i] for i in range(3)}), 5)
+    assert matches(scene, made.alphas) and "comp0_mask.png …: inverted, black is the object" in report["notes"]
+    # full pictures say nothing about what their masks are
+    scene, report = read_raw_scene(write(tmp_path / "photos", **common, **{
+        f"comp{i}__png": np.where(made.alphas[i][..., None] > 0, made.objects[i][..., :3], made.photo) for i in range(3)
+    }, **{f"comp{i}_silhouette__png": made.alphas[i] for i in range(3)}), 5)
+    assert matches(scene, made.alphas) and any("taken as alpha" in note for note in report["notes"])
+
     scene, report = read_raw_scene(write(tmp_path / "modal", **common, **comps, **{
         f"comp{i}_mask__png": made.visible[i] for i in range(3)}), 5)
     assert matches(scene, made.alphas, 0.9) and {row["background"] for row in report["completions"]} == {"white"}

@@ -135,11 +135,13 @@ def resize(image, size, nearest=False):
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     if image.ndim == 2 or image.shape[2] == 3:
         return cv2.resize(image, (width, height), interpolation=method)
-    premultiplied = image.astype(np.float32)
-    premultiplied[..., :3] *= premultiplied[..., 3:] / 255
-    premultiplied = cv2.resize(premultiplied, (width, height), interpolation=method)
-    premultiplied[..., :3] *= 255 / np.maximum(premultiplied[..., 3:], 1e-3)
-    return np.clip(np.rint(premultiplied, out=premultiplied), 0, 255, out=premultiplied).astype(np.uint8)
+    *colours, alpha = cv2.split(image)  # plane by plane: many times faster than numpy along so short an axis
+    scaled = cv2.resize(alpha.astype(np.float32), (width, height), interpolation=method)
+    planes = [cv2.resize(cv2.multiply(colour, alpha, dtype=cv2.CV_32F), (width, height), interpolation=method)
+              for colour in colours]
+    weight = 1 / np.maximum(scaled, 1e-3)
+    planes = [cv2.multiply(plane, weight, dtype=cv2.CV_8U) for plane in planes]  # rounds and clips
+    return cv2.merge([*planes, cv2.multiply(scaled, 1, dtype=cv2.CV_8U)])
 
 
 def write_image(path, array):

@@ -39,7 +39,6 @@ class RawScene:
     original: Path | None = None
     partial: Path | None = None
     mask: Path | None = None
-    mask_hole: str = "auto"  # the mask's value in the hole, "white" or "black", where the layout knows it
     completions: list = field(default_factory=list)  # of RawCompletion
     notes: list = field(default_factory=list)
     layout: str = ""  # the name of its entry in the table of layouts

@@ -33,10 +33,6 @@ def find_hole(raw, pictures, mask_hole="auto"):
     Raises:
         SceneError: no hole, no telling which side of the mask it is, or a mask that is none of a hole.
     """
-    if mask_hole == "auto":
-        mask_hole, told = raw.mask_hole, "by its layout"
-    else:
-        told = "as told"
     if pictures.mask is None:
         return _hole_without_mask(raw, pictures)
     mask = pictures.mask
@@ -48,12 +44,8 @@ def find_hole(raw, pictures, mask_hole="auto"):
     sides = {"black": ~white, "white": white}
     if mask_hole != "auto":
         _drop_blank_original(raw, pictures, sides[mask_hole])
-        other = "white" if mask_hole == "black" else "black"
-        if pictures.partial is not None and blank_share(pictures.partial, sides[mask_hole]) < 0.9 <= blank_share(
-                pictures.partial, sides[other]):
-            pictures.notes.append(f"{raw.partial.name} is blank where {raw.mask.name} is {other}, the hole was told to "
-                                  f"be {mask_hole}")
-        return _with_soft_edge(pictures, mask_hole), f"{mask_hole} in the mask ({told})"
+        _note_contradiction(raw, pictures, sides, mask_hole)
+        return _with_soft_edge(pictures, mask_hole), f"{mask_hole} in the mask (as told)"
     _check_outline(raw, pictures, sides)
     if pictures.partial is None:
         for hole in sides.values():
@@ -68,6 +60,16 @@ def find_hole(raw, pictures, mask_hole="auto"):
         name = _redrawn_side(raw, pictures, sides)
         how = f"{name} in the mask (completions fit the photo outside)"
     return _with_soft_edge(pictures, name), how
+
+
+def _note_contradiction(raw, pictures, sides, told):
+    if pictures.partial is None:
+        return
+    other = "white" if told == "black" else "black"
+    blank = {name: blank_share(pictures.partial, hole) for name, hole in sides.items()}
+    if blank[told] < 0.9 <= blank[other]:
+        pictures.notes.append(f"{raw.partial.name} is blank where {raw.mask.name} is {other}, the hole was told to be "
+                              f"{told}")
 
 
 def _with_soft_edge(pictures, name):

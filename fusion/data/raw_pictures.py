@@ -160,6 +160,11 @@ def _use_masks_beside(canvases, files, notes):
         return
     drawn = [None if canvas.kind in ("opaque", "checkerboard") else canvas.picture[..., 3] > 127 for canvas, _ in found]
     name = found[0][1].companion.name
+    shown = [(drawing, canvas.companion > 127) for drawing, (canvas, _) in zip(drawn, found) if drawing is not None]
+    if shown and all((drawing & mask).sum() < 0.1 * drawing.sum() and mask.mean() > 0.5 for drawing, mask in shown):
+        notes.append(f"{name} …: inverted, black is the object")
+        for canvas, _ in found:
+            canvas.companion = 255 - canvas.companion
     use, share = masks_beside(drawn, [canvas.companion > 127 for canvas, _ in found])
     if use == "modal":
         notes.append(f"{name} …: modal masks, {share:.0%} of what the completions show lies outside of them")
