@@ -131,6 +131,9 @@ def create(config):
         raise ConfigError(f"--input_dir {config.input_dir}: no scene in it (original, partial, mask, comp1 … in one "
                           "folder each, or <id>.jpg, <id>_partial.jpg, <id>_comp1.png …); docs/formats.md has all "
                           "that is understood")
+    for folder in {raw.folder for raw in raw_scenes}:
+        if output.resolve() in folder.resolve().parents:
+            raise ConfigError(f"{folder} is a link into --output_dir, scenes would be read as results; remove the link")
     made_from = {raw.id: digest(raw) for raw in raw_scenes}
     records = read_records(output)
     todo = [raw for raw in raw_scenes

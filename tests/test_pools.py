@@ -140,7 +140,14 @@ def test_one_run_at_a_time_in_a_folder(tmp_path):
                     run(SCRIPT, "synthesize", "--backgrounds", tree, "--output_dir", output, "--n_scenes", 1)):
         assert process.returncode == 2 and "another run" in process.stderr
     lock.close()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (output / "a").symlink_to(elsewhere)
     create(tree, output, start=succeed)
+    assert not (output / "a").is_symlink() and not list(elsewhere.iterdir())
+    (tree / "link").symlink_to(output)
+    process = create(tree, output)
+    assert process.returncode == 2 and "a link into --output_dir" in process.stderr
 
 
 def test_done_means_whole_and_still_true(tmp_path):
