@@ -392,7 +392,9 @@ class TrainConfig:
     objects: str | None = option(None, "folder of RGBA cut-outs, with --synthesize", "synthesis")
     backgrounds: str | None = option(None, "folder of photos to put them on", "synthesis")
     coco: str | None = option(None, "COCO-style annotations beside their photos, as well or instead", "synthesis")
-    scenes_per_epoch: int = option(4000, "scenes composed per epoch", "synthesis", least=1)
+    scenes_per_epoch: int = option(4000, "scenes of an epoch", "synthesis", least=1)
+    repeat: int = option(1, "times that a composed scene is used, augmented from the second on, where making scenes is "
+                            "slower than training on them; wants 1, 2, 4, 8 or 16 workers", "synthesis", least=1)
 
     width: int = option(128, "channels of the Transformer", "model", least=8,
                         aliases={"d_model": "equal numbers make a network of another size than elsewhere; how many "

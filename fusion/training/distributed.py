@@ -166,13 +166,14 @@ class EpochSampler(Sampler):
     epoch = start = 0
     stop = None  # start and stop count scenes of all processes
 
-    def __init__(self, count, process, seed):
-        self.count, self.process, self.seed = count, process, seed
+    def __init__(self, count, process, seed, shuffle=True):
+        self.count, self.process, self.seed, self.shuffle = count, process, seed, shuffle
 
     def __len__(self):
         return len(range(self.count)[self.start : self.stop][self.process.rank :: self.process.world_size])
 
     def __iter__(self):
-        order = torch.randperm(self.count, generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(self.count, generator=generator).tolist() if self.shuffle else range(self.count)
         mine = order[self.start : self.stop][self.process.rank :: self.process.world_size]
         return iter([(self.epoch, index) for index in mine])

@@ -40,12 +40,13 @@ def load_data(config, process):
     size = {"img_size": config.img_size, "n_max_completions": config.n_max_completions, "seed": config.seed}
     if config.synthesize:
         synthesizer = Synthesizer(config.objects, config.backgrounds, config.coco, **size)
-        train_set = SynthesizedDataset(synthesizer, config.scenes_per_epoch)
+        batch = process.world_size * config.batch_size
+        train_set = SynthesizedDataset(synthesizer, config.scenes_per_epoch, config.repeat, batch)
     else:
         train_set = AmodalFusionDataset(train_dir, train_ids, augment=config.augment, **size)
     # Exact validation over uneven shards: each rank takes every world-th scene, sums and counts are reduced.
     val_set = AmodalFusionDataset(val_dir, val_ids[process.rank :: process.world_size], **size)
-    sampler = EpochSampler(len(train_set), process, config.seed)
+    sampler = EpochSampler(len(train_set), process, config.seed, shuffle=not config.synthesize)
     common = {"batch_size": config.batch_size, "num_workers": config.workers, "worker_init_fn": start_loader,
               "pin_memory": process.device.type == "cuda", "persistent_workers": config.workers > 0}
     Finalize(None, kill_loaders, exitpriority=1)  # before Python waits for child processes
