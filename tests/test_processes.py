@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from fusion.processes import end_with_parent
-from tests.scripts import server
+from tests.scripts import ROOT, server
 
 
 def alive(pid):
@@ -55,3 +57,10 @@ def test_pools_and_loaders_end_with_their_parent(number, tmp_path):
     while any(map(alive, helpers)):
         assert time.monotonic() < deadline, "left behind"
         time.sleep(0.05)
+
+
+def test_inference_and_preparation_import_without_what_windows_lacks():
+    code = ("import signal, sys; sys.modules['fcntl'] = sys.modules['resource'] = None; del signal.SIGHUP; "
+            "import amodal_fusion_transformer_inference, prepare_dataset")
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert process.returncode == 0, process.stderr

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 
@@ -26,7 +24,7 @@ class Process:
     world_size: int
     device: torch.device
     # What processes tell each other apart from gradients goes over gloo: it costs the GPU nothing, and may take long.
-    messages: dist.ProcessGroup | None = None
+    messages: "dist.ProcessGroup | None" = None
 
     @property
     def is_main(self):
@@ -91,6 +89,8 @@ def launch(gpus):
 
     The processes say what went wrong; torchrun's own traceback about them is left out.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
     try:
