@@ -1,8 +1,8 @@
 """Helper processes end with the one that they help."""
 
+import importlib
 import os
 import signal
-import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -12,7 +12,9 @@ import pytest
 from torch.utils.data import DataLoader
 
 from fusion.processes import end_with_parent
-from tests.scripts import ROOT, server
+from tests.scripts import server
+
+SCRIPTS = ("amodal_fusion_transformer_inference", "prepare_dataset")
 
 
 def alive(pid):
@@ -59,8 +61,19 @@ def test_pools_and_loaders_end_with_their_parent(number, tmp_path):
         time.sleep(0.05)
 
 
+def import_as_on_windows():
+    for name in list(sys.modules):
+        if name.split(".")[0] in ("fusion", "amodal_fusion_transformer", *SCRIPTS):
+            del sys.modules[name]
+    sys.modules["fcntl"] = sys.modules["resource"] = None
+    del signal.SIGHUP
+    for name in SCRIPTS:
+        importlib.import_module(name)
+    sys.exit(7)
+
+
 def test_inference_and_preparation_import_without_what_windows_lacks():
-    code = ("import signal, sys; sys.modules['fcntl'] = sys.modules['resource'] = None; del signal.SIGHUP; "
-            "import amodal_fusion_transformer_inference, prepare_dataset")
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert process.returncode == 0, process.stderr
+    process = server.Process(target=import_as_on_windows)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 7
