@@ -6,8 +6,8 @@
     torchrun --nproc_per_node 2 amodal_fusion_transformer_inference.py --data_dir TEST --output_dir OUT
 
 The first takes the weights that ship; the last shares the scenes among two processes, as --gpus 2 does. Read is a
-folder per scene: partial.png, mask.png (255 = hole), comp1.png …, and original.png where there is one. Written per scene,
-at the scene's own size:
+folder per scene: partial.png, mask.png (255 = hole), comp1.png …, and original.png where there is one. Written per
+scene, at its own size:
 
     OUT/<id>/fused.png            the completions, weighted and blended
     OUT/<id>/residual_mask.png    255 where none of them won: what an inpainter should still draw
@@ -313,8 +313,8 @@ def find_work(config, scene_ids, made_by, has_lpips):
         record = read_record(output_dir / other[0])
         before = json.dumps(record["made_by"]) if record else "an earlier version of this program"
         raise ConfigError(f"{len(other)} of the scenes in {output_dir} were made by other weights or with other "
-                          f"options ({other[0]}: {before}; now {json.dumps(made_by)}); choose another --output_dir, or make "
-                          "them anew with --overwrite")
+                          f"options ({other[0]}: {before}; now {json.dumps(made_by)}); choose another "
+                          "--output_dir, or make them anew with --overwrite")
     todo = scene_ids if config.overwrite else [scene_id for scene_id in scene_ids if states[scene_id] != "done"]
     if len(todo) < len(scene_ids):
         print(f"{len(scene_ids) - len(todo)} of {len(scene_ids)} scenes are done already (anew with --overwrite)")

@@ -38,7 +38,7 @@ def read_record(folder):
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) and KEYS <= set(record) else None
+    return record if isinstance(record, dict) and set(record) >= KEYS else None
 
 
 def write_record(folder, made_by, source, size, metrics):
