@@ -10,38 +10,18 @@ scenes. A network that has to find all this out from the picture can hardly be e
 
 import argparse
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 from tqdm import tqdm
 
 from amodal_fusion_transformer_inference import SHIPPED, load_model
 from benchmarks.measure import report_gaps
-from fusion.data import completers
 from fusion.data.synthesis import STYLES, Synthesizer
 from fusion.data.tensors import to_tensors
 from fusion.metrics import apply_rules, compare_methods, oracle, region_psnr
 from fusion.model.compositing import add_fill, composite
 
 INPUTS = ("partial", "mask", "completions", "valid")
-
-
-def compose(synthesizer, index):
-    """Scene `index` and, per completion, where in the photo its object is in front, (H,W) bool.
-
-    None for a completion that stands for no single object: one of another granularity, or the whole background.
-    """
-    drawn = []
-
-    def remember(photo, layer, *rest):
-        drawn.append((complete_one(photo, layer, *rest), layer.visible))
-        return drawn[-1][0]
-
-    complete_one = completers._complete_one
-    with patch.object(completers, "_complete_one", remember):
-        scene = synthesizer(index)
-    return scene, [next((visible for known, visible in drawn if known is completion), None)
-                   for completion in scene.completions]
 
 
 @torch.no_grad()
@@ -53,17 +33,18 @@ def prepare(model, synthesizer, index):
         and `clues`, each (1,N+1,…) over the candidates, the fill first: 1 where its object stands, −1 where not,
         0 where that has no meaning; the square of this; 1 for the fill; a completion's PSNR in the hole, in tens of dB.
     """
-    scene, visible = compose(synthesizer, index)
+    composition = synthesizer.compose(index)
+    scene = composition.scene
     tensors = {name: value[None] for name, value in to_tensors(scene, len(scene.completions)).items()}
     out = model(*(tensors[name] for name in INPUTS))
     front = torch.zeros_like(out["logits"])
-    for slot, where in enumerate(visible):
-        if where is not None:
-            front[0, slot + 1] = torch.from_numpy(where).float() * 2 - 1
+    for slot, number in enumerate(composition.shown, 1):
+        if number is not None:
+            front[0, slot] = torch.from_numpy(composition.objects[number].visible).float() * 2 - 1
     colours, alpha = tensors["completions"][0].split([3, 1], 1)  # (N,3,H,W), (N,1,H,W)
     psnr = region_psnr(colours, tensors["original"], alpha * tensors["mask"]).nan_to_num().clamp(max=40)  # (N,)
     nearness = torch.cat([torch.zeros(1), psnr / 10]).view(1, -1, 1, 1)
-    is_fill = torch.tensor([1.0] + [0.0] * len(visible)).view(1, -1, 1, 1)
+    is_fill = torch.tensor([1.0] + [0.0] * len(scene.completions)).view(1, -1, 1, 1)
     return {**tensors, "fill": out["fill"], "logits": out["logits"],
             "clues": [front, front.square(), is_fill, nearness]}
 

@@ -100,13 +100,12 @@ class _TextLoader(yaml.BaseLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path, config_class):
-    """Options of a YAML file as a dict, every key and type checked.
+def read_mapping(path):
+    """The 'key: value' lines of a YAML file, all keys and values as text, or as lists and dicts of it.
 
     Raises:
-        ConfigError: no such file, not YAML, a key that is unknown or stands there twice, a value of the wrong type.
+        ConfigError: no such file, not YAML, no such lines, or a key that stands there twice.
     """
-    path = os.path.expanduser(path)
     try:
         with open(path, "rb") as file:
             content = file.read(LARGEST_FILE + 1)
@@ -123,7 +122,17 @@ def read_yaml(path, config_class):
         raise ConfigError(f"{path}: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected 'key: value' lines")
-    return check_values(values, config_class, path)
+    return values
+
+
+def read_yaml(path, config_class):
+    """Options of a YAML file as a dict, every key and type checked.
+
+    Raises:
+        ConfigError: no such file, not YAML, a key that is unknown or stands there twice, a value of the wrong type.
+    """
+    path = os.path.expanduser(path)
+    return check_values(read_mapping(path), config_class, path)
 
 
 # ----------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import prepare_dataset
 from amodal_fusion_transformer import TrainConfig
 from fusion.config import option, parse, read_yaml
 from fusion.data.images import read_image
@@ -175,6 +176,14 @@ def test_hostile_yaml(text, complaint, tmp_path):
     with pytest.raises(ConfigError) as error:
         read_yaml(path, TrainConfig)
     assert str(error.value).startswith(f"{path}: ") and complaint in str(error.value) and len(str(error.value)) < 2000
+
+
+@pytest.mark.parametrize("text", ["made_by: 2024-13-45", "made_by: " + "9" * 5000, "[" * 3000, "made_by: [a]", "\xff"])
+def test_a_data_set_whose_description_is_damaged(text, tmp_path):
+    (tmp_path / "dataset.yaml").write_text(text, encoding="latin-1")
+    config = prepare_dataset.CreateConfig(output_dir=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"dataset\.yaml: does not tell how the data set was made"):
+        prepare_dataset.agree_with_earlier_run("create", config, tmp_path)
 
 
 def test_values_are_read_as_their_option_wants_them(tmp_path, monkeypatch):

@@ -1,0 +1,175 @@
+"""Who is in front of whom: read off the votes and the weights, written as order.json, and overruled by hand.
+
+Completions are numbered as in weight_1.png …; 0 is the fill, "none of these".
+"""
+
+import json
+import math
+import re
+from graphlib import CycleError, TopologicalSorter
+from itertools import combinations
+
+import numpy as np
+import torch
+import yaml
+
+from fusion.errors import ConfigError, SceneError
+from fusion.files import write_text
+
+
+def find_order(weights, alpha, mask, votes=None, locks=()):
+    """Order of each two completions that meet.
+
+    Weights tell it pixel by pixel, inside the hole; votes once for the whole picture, in view as well.
+
+    Args:
+        weights, alpha: (N,H,W) in [0,1]; mask (H,W), 1 = hole.
+        votes: (N+1,N+1) margins of the network, > 0 where the row is in front of the column, the fill first; None
+            leaves it to the weights.
+        locks: pairs (front, behind) decided by hand.
+
+    Returns:
+        dict of
+        pairs: list of {front, behind, confidence, area, area_in_hole[, votes, weights][, locked]}: areas in pixels
+            where both have alpha > 0.5; votes and weights are the shares, 0 to 1, that speak for `front`, and
+            confidence is their mean, from 0.5, undecided, to 1.
+        front_to_back: list of groups; each lies in front of the next where they meet. Objects in one group lie in
+            front of each other in a circle, which woven or leaning things do.
+        cycles: those groups of more than one.
+    """
+    covers, inside = alpha > 0.5, mask > 0.5
+    pairs = []
+    for i, j in combinations(range(len(weights)), 2):
+        both = covers[i] & covers[j]
+        if not both.any():
+            continue
+        hidden = both & inside
+        shares = {}
+        if votes is not None:
+            shares["votes"] = 1 / (1 + math.exp(-np.clip(votes[i + 1][j + 1], -50, 50)))
+        if hidden.any():
+            ours, theirs = weights[i][hidden].sum(), weights[j][hidden].sum()
+            if ours + theirs > 0:
+                shares["weights"] = float(ours / (ours + theirs))
+        if not shares:
+            continue  # they meet in plain view alone, and nobody was asked
+        front, behind, confidence = i + 1, j + 1, sum(shares.values()) / len(shares)
+        locked = (front, behind) in locks or (behind, front) in locks
+        if (behind, front) in locks or (confidence < 0.5 and not locked):
+            front, behind, confidence = behind, front, 1 - confidence
+            shares = {name: 1 - share for name, share in shares.items()}
+        pair = {"front": front, "behind": behind, "confidence": 1.0 if locked else round(confidence, 4),
+                "area": int(both.sum()), "area_in_hole": int(hidden.sum())}
+        pair |= {name: round(share, 4) for name, share in shares.items()}
+        pairs.append(pair | ({"locked": True} if locked else {}))
+    groups = front_to_back(len(weights), [(pair["front"], pair["behind"]) for pair in pairs])
+    return {"pairs": pairs, "front_to_back": groups, "cycles": [group for group in groups if len(group) > 1]}
+
+
+def front_to_back(count, pairs):
+    """Numbers 1 … count in groups, front to back; those that lie in front of each other in a circle share one.
+
+    Args:
+        pairs: (front, behind), at most one per two numbers.
+    """
+    reach = np.eye(count + 1, dtype=bool)
+    for front, behind in pairs:
+        reach[front, behind] = True
+    for via in range(1, count + 1):  # Warshall: whoever reaches `via` reaches what it reaches
+        reach |= reach[:, via : via + 1] & reach[via]
+    circle = reach & reach.T
+    leader = circle.argmax(1)  # the lowest number of its group stands for all of it
+    behind = {int(leader[i]): set() for i in range(1, count + 1)}
+    for front, back in pairs:
+        if leader[front] != leader[back]:
+            behind[int(leader[back])].add(int(leader[front]))
+    return [np.flatnonzero(circle[i]).tolist() for i in TopologicalSorter(behind).static_order()]
+
+
+def write_order(path, scene_id, order):
+    """order.json, one pair a line, so that a person can read it, too."""
+    pairs = ",\n    ".join(map(json.dumps, order["pairs"]))
+    lines = [f'  "scene": {json.dumps(scene_id, ensure_ascii=False)}', f'  "pairs": [\n    {pairs}\n  ]']
+    lines += [f'  "{name}": {json.dumps(order[name])}' for name in ("front_to_back", "cycles")]
+    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def parse_locks(texts, source):
+    """["1>3", "0>2"] → [(1, 3), (0, 2)].
+
+    Raises:
+        ConfigError: one is no such pair, or they go round in a circle; the message starts with `source`.
+    """
+    locks = []
+    for text in texts if isinstance(texts, list) else [texts]:
+        match = re.fullmatch(r"\s*(\d+)\s*>\s*(\d+)\s*", str(text))
+        if match is None or int(match[1]) == int(match[2]):
+            raise ConfigError(f"{source}: {text!r} is no lock; write 1>3 for 1 in front of 3 (0 is none of them)")
+        locks.append((int(match[1]), int(match[2])))
+    try:
+        sort_locks(locks)
+    except CycleError as error:
+        circle = ">".join(map(str, error.args[1]))
+        raise ConfigError(f"{source}: {circle} goes round in a circle; leave one of these out") from None
+    return locks
+
+
+def read_locks(path, scene_ids):
+    """Pairs decided by hand: a YAML file with a line such as `abbey__0001: ["1>3", "2>4"]` per scene.
+
+    Returns:
+        dict scene id → list of (front, behind).
+
+    Raises:
+        ConfigError: no such file, not YAML of that form, or a scene that is not there.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            table = yaml.load(file, yaml.BaseLoader)  # text only: a scene may be called 0012 or no
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML ({error})") from None
+    if not isinstance(table, dict):
+        raise ConfigError(f'{path}: expected lines of the form  scene: ["1>3"]')
+    unknown = sorted(set(table) - set(scene_ids))
+    if unknown:
+        raise ConfigError(f"{path}: there is no scene {', '.join(map(repr, unknown[:5]))}")
+    return {scene_id: parse_locks(texts, f"{path}: {scene_id}") for scene_id, texts in table.items()}
+
+
+def sort_locks(locks):
+    """{behind: those in front of it}, hindmost first; CycleError if there is none."""
+    graph = {}
+    for front, behind in locks:
+        graph.setdefault(behind, set()).add(front)
+    return {number: sorted(graph[number]) for number in reversed(list(TopologicalSorter(graph).static_order()))
+            if number in graph}
+
+
+def apply_locks(locks, weights, residual, completions):
+    """Weights in which the front one of each locked pair has taken what the other had.
+
+    It takes as much as it covers: where it is opaque all, at a soft edge its alpha. Several in front of one share in
+    the ratio of their own weights.
+
+    Args:
+        locks: of `parse_locks`; weights (1,N,H,W), residual (1,1,H,W), completions (1,N,4,H,W).
+
+    Returns:
+        weights and residual of the same shapes, their sum as before.
+
+    Raises:
+        SceneError: a number is larger than N.
+    """
+    count = weights.shape[1]
+    wrong = [f"{front}>{behind}" for front, behind in locks if max(front, behind) > count]
+    if wrong:
+        raise SceneError(f"lock {', '.join(wrong)}: the scene has completions 1 to {count}")
+    all_weights = torch.cat([residual, weights], 1)[0].clone()  # (M,H,W), the fill first, as in the locks
+    alpha = torch.cat([torch.ones_like(residual), completions[:, :, 3]], 1)[0]
+    for behind, fronts in sort_locks(locks).items():
+        cover = alpha[fronts]  # (F,H,W)
+        taken = all_weights[behind] * (1 - (1 - cover).prod(0))
+        share = (all_weights[fronts] + 1e-6) * cover
+        all_weights[fronts] += taken * share / share.sum(0).clamp(min=1e-9)
+        all_weights[behind] -= taken
+    return all_weights[None, 1:], all_weights[None, :1]

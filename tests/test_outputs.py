@@ -1,0 +1,250 @@
+"""What is made of fused scenes: folders for inpainters, the order of the objects, the report, the network as ONNX."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+
+from fusion.data.images import read_image, write_image
+from fusion.data.scenes import write_scene
+from fusion.data.toy import draw_scene
+from fusion.errors import ConfigError, SceneError
+from fusion.output.handover import CONSUMERS, check_command, check_handover, grow, run_command, write_handover
+from fusion.output.order import apply_locks, find_order, front_to_back, parse_locks, read_locks, write_order
+from fusion.output.report import write_report
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+
+def write_fused(root, names=("wide", "a_mask_shop"), size=(60, 100)):
+    """Scenes and what the inference script would have made of them if only comp1 were right. Returns both folders."""
+    data, output = root / "data", root / "out"
+    for seed, name in enumerate(names):
+        scene = draw_scene(seed, size, 2, name)
+        for folder in (data / name, output / name):
+            folder.mkdir(parents=True)
+        write_scene(data / name, scene)
+        first = (scene.completions[0][..., 3] > 0) & scene.mask
+        write_image(output / name / "fused.png", scene.original)
+        write_image(output / name / "residual_mask.png", (scene.mask & ~first).astype(np.uint8) * 255)
+        for k, weight in enumerate((first, np.zeros_like(first)), 1):
+            write_image(output / name / f"weight_{k}.png", weight.astype(np.uint16) * 65535)
+    return data, output
+
+
+@pytest.mark.parametrize("consumer", CONSUMERS)
+def test_handover_is_what_the_inpainter_reads(tmp_path, consumer):
+    data, output = write_fused(tmp_path)
+    folder = tmp_path / "to"
+    assert write_handover(consumer, folder, data, output, ["a_mask_shop", "wide", "failed"], seam=3) == (2, 0)
+    with open(folder / "scenes.csv", newline="", encoding="utf-8") as file:
+        rows = {row["scene"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {"a_mask_shop", "wide"}
+    if consumer == "lama":  # it takes every *mask*.png for a mask, and what stands before _mask for its picture
+        masks = sorted(folder.glob("**/*mask*.png"))
+        pictures = [path.with_name(path.name.rsplit("_mask", 1)[0] + ".png") for path in masks]
+    else:  # these take two folders in the order of their names, or by equal stems
+        pictures, masks = (sorted((folder / name).iterdir()) for name in ("images", "masks"))
+        assert [path.name for path in pictures] == [path.name for path in masks]
+    assert [path.name for path in pictures] == sorted(row["file"] for row in rows.values())
+    for scene_id, row in rows.items():
+        place = [path.name for path in pictures].index(row["file"])
+        picture, mask = read_image(pictures[place], "RGB"), read_image(masks[place], "L")
+        assert set(np.unique(mask)) == {0, 255} and picture.shape[:2] == mask.shape
+        multiple = {"mat": 512, "diffusers": 8}.get(consumer, 1)
+        assert mask.shape == tuple(-(-side // multiple) * multiple for side in (60, 100))
+        left, top, right, bottom = (int(row[name]) for name in ("left", "top", "right", "bottom"))
+        crop = np.s_[top:bottom, left:right]
+        assert np.array_equal(picture[crop], read_image(output / scene_id / "fused.png", "RGB"))
+        todo = mask[crop] == (0 if consumer == "mat" else 255)
+        residual = read_image(output / scene_id / "residual_mask.png", "L") > 0
+        hole = read_image(data / scene_id / "mask.png", "L") > 0
+        assert todo[residual].all() and not todo[~hole].any() and todo.sum() > residual.sum()
+    note = (folder / "README.txt").read_text()
+    assert str(folder) in note and ("strength < 1" in note) == (consumer == "diffusers")
+
+
+def test_handover_leaves_nothing_stale_and_touches_nothing_foreign(tmp_path):
+    data, output = write_fused(tmp_path)
+    folder = tmp_path / "to"
+    write_handover("lama", folder, data, output, ["wide", "a_mask_shop"])
+    write_handover("lama", folder, data, output, ["wide"])
+    assert {path.name for path in folder.iterdir()} == {"wide.png", "wide_mask.png", "scenes.csv", "README.txt"}
+    (folder / "my_mask.png").write_bytes((folder / "wide_mask.png").read_bytes())
+    with pytest.raises(SceneError, match=r"my_mask\.png: no earlier handover"):
+        write_handover("lama", folder, data, output, ["wide"])
+    assert (folder / "my_mask.png").exists()
+    with pytest.raises(ConfigError, match="folder of its own"):
+        check_handover("lama", tmp_path, data, output)
+    with pytest.raises(ConfigError, match="none of lama, iopaint"):
+        check_handover("lamma", folder, data, output)
+
+
+def test_grow_is_round():
+    region = np.zeros((21, 21), bool)
+    region[10, 10] = True
+    y, x = np.mgrid[:21, :21] - 10
+    assert np.array_equal(grow(region, 5), np.hypot(y, x) <= 5) and not grow(region & False, 5).any()
+
+
+def test_an_inpainter_of_the_users_is_run_and_its_faults_are_named(tmp_path):
+    scene = draw_scene(0, 32)
+    copy = ("import cv2, sys; picture = cv2.imread(sys.argv[1]); picture[cv2.imread(sys.argv[2], 0) > 0] = 7; "
+            "cv2.imwrite(sys.argv[3], picture)")
+    (tmp_path / "my script.py").write_text(copy)
+    done = run_command(check_command(f"python '{tmp_path}/my script.py' {{image}} {{mask}} {{output}}"),
+                       scene.original, scene.mask)
+    assert np.array_equal(done, np.where(scene.mask[..., None], 7, scene.original))
+    for command, fault in (("cp {image} {output}", "{mask} is missing"),
+                           ("nonesuch {image} {mask} {output}", "no program"),
+                           ("cp '{image} {mask} {output}", "No closing quotation")):
+        with pytest.raises(ConfigError, match=fault):
+            check_command(command)
+    for command, fault in (("ls /none {image} {mask} {output}", "status 2; it said: .*/none"),
+                           ("echo {image} {mask} {output}", r"wrote no \{output\}")):
+        with pytest.raises(SceneError, match=fault):
+            run_command(check_command(command), scene.original, scene.mask)
+
+
+def squares():
+    """Three opaque squares on 30×30 that overlap one after the other, alpha (3,H,W), and a hole over the left half."""
+    alpha, mask = np.zeros((3, 30, 30)), np.zeros((30, 30))
+    for k, left in enumerate((2, 10, 18)):
+        alpha[k, 5:25, left : left + 10] = 1
+    mask[:, :20] = 1
+    return alpha, mask
+
+
+def test_order_comes_from_votes_and_weights(tmp_path):
+    alpha, mask = squares()
+    weights = alpha * np.array([0.6, 0.3, 0.1])[:, None, None]
+    alone = find_order(weights, alpha, mask)
+    first, second = alone["pairs"]
+    assert (first["front"], first["behind"], first["area"], first["area_in_hole"]) == (1, 2, 40, 40)
+    assert first["confidence"] == first["weights"] == pytest.approx(0.6667, abs=1e-4)
+    assert (second["front"], second["behind"], second["area_in_hole"]) == (2, 3, 40)
+    assert alone["front_to_back"] == [[1], [2], [3]] and alone["cycles"] == []
+    votes = np.zeros((4, 4))  # the fill first
+    votes[2, 1], votes[1, 2] = 4, -4
+    voted = find_order(weights, alpha, mask, votes)
+    assert (voted["pairs"][0]["front"], voted["pairs"][0]["behind"]) == (2, 1)
+    assert voted["pairs"][0]["votes"] == pytest.approx(0.982, abs=1e-3)
+    assert voted["pairs"][0]["confidence"] == pytest.approx((0.982 + 1 / 3) / 2, abs=1e-3)
+    locked = find_order(weights, alpha, mask, votes, locks=[(1, 2)])["pairs"][0]
+    assert (locked["front"], locked["confidence"], locked["locked"]) == (1, 1.0, True)
+    assert find_order(weights, alpha, mask * 0)["pairs"] == []  # in plain view weights mean nothing
+    write_order(tmp_path / "order.json", "상자", voted)
+    assert json.loads((tmp_path / "order.json").read_text(encoding="utf-8")) == {"scene": "상자", **voted}
+
+
+def test_cycles_are_legal():
+    assert front_to_back(5, [(1, 2), (2, 3), (3, 1), (4, 2), (3, 5)]) == [[4], [1, 2, 3], [5]]
+    assert front_to_back(2, []) == [[1], [2]]
+
+
+def test_a_lock_takes_the_losers_weight_where_both_cover():
+    alpha, _ = squares()
+    alpha[0, :, 10] = 0.25  # a soft edge lets what is behind show through
+    completions = torch.from_numpy(np.concatenate([np.zeros((3, 3, 30, 30)), alpha[:, None]], 1))[None]
+    weights = torch.from_numpy(alpha * np.array([0.1, 0.5, 0.2])[:, None, None])[None]
+    residual = 1 - weights.sum(1, keepdim=True)
+    locked, rest = apply_locks([(1, 2), (2, 3), (0, 3)], weights, residual, completions)
+    assert torch.allclose(locked.sum(1, keepdim=True) + rest, torch.ones_like(rest))
+    assert locked[0, :, 10, 11].tolist() == pytest.approx([0.6, 0, 0])
+    assert locked[0, :, 10, 10].tolist() == pytest.approx([0.025 + 0.25 * 0.5, 0.75 * 0.5, 0])
+    assert locked[0, :, 10, 5].tolist() == pytest.approx([0.1, 0, 0])  # 2 is not there
+    assert locked[0, :, 10, 19].tolist() == pytest.approx([0, 0.5 + 0.2 * 5 / 8, 0], abs=1e-4)  # shared with the fill
+    assert locked[0, :, 10, 25].tolist() == [0, 0, 0] and rest[0, 0, 10, 25] == pytest.approx(1)  # 0>3: 3 is out
+    with pytest.raises(SceneError, match="4>1: the scene has completions 1 to 3"):
+        apply_locks([(4, 1)], weights, residual, completions)
+
+
+def test_locks_are_read_and_their_faults_named(tmp_path):
+    path = tmp_path / "locks.yaml"
+    path.write_text('0012: ["1>3", 2 > 4]\nno: 0>1\n', encoding="utf-8")
+    assert read_locks(path, ["0012", "no", "other"]) == {"0012": [(1, 3), (2, 4)], "no": [(0, 1)]}
+    for text, fault in (("x: [1>2]", "no scene 'x'"), ("no: [1<2]", "no: '1<2' is no lock"), ("no: [2>2]", "no lock"),
+                        ("no: [1>2, 2>3, 3>1]", "circle"), ("- 1>2", "expected lines"), ("no: [", "cannot be read")):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=fault):
+            read_locks(path, ["no"])
+    with pytest.raises(ConfigError, match=r"--lock: (1>2>3>1|2>3>1>2|3>1>2>3) goes round"):
+        parse_locks(["1>2", "2>3", "3>1"], "--lock")
+
+
+def write_reported(root):
+    """A set whose first scene has the lowest PSNR, and the second, of an ugly name, more left for the inpainter."""
+    names = ["a plain one", "<b> #2 100%"]
+    data, output = write_fused(root, names)
+    write_image(output / names[1] / "residual_mask.png", read_image(data / names[1] / "mask.png", "L"))
+    (output / "metrics.csv").write_text(
+        "scene,ours_psnr,visible_fit_psnr,oracle_psnr,ours_psnr_overlap,ours_lpips\n"
+        f"{names[0]},20.5,21,25,nan,\n{names[1]},30.25,21,35,29,\n", encoding="utf-8")
+    write_order(output / names[0] / "order.json", names[0], {"pairs": [{"front": 2, "behind": 1}],
+                                                            "front_to_back": [[2], [1]], "cycles": []})
+    return data, output, names
+
+
+def test_report_knows_the_scenes_and_loads_nothing_from_elsewhere(tmp_path):
+    data, output, names = write_reported(tmp_path)
+    page, failed = write_report(data, output, [*names, "not fused"])
+    text = page.read_text(encoding="utf-8")
+    assert not failed and "://" not in text and text.count("</script>") == 2
+    report = json.loads(re.search(r'id="report">(.*?)</script>', text)[1])
+    assert report["data"] == "../data"
+    first, second = report["scenes"]
+    assert first["id"] == names[0] and second["id"] == names[1]
+    assert first["psnr"] == 20.5 and first["gain"] == -0.5 and first["overlap"] is None and first["lpips"] is None
+    assert first["order"] == "2 › 1" and second["order"] == "" and first["original"] and not first["figure"]
+    assert 0 < first["residual"] < second["residual"] == 1 and first["completions"] == ["comp1.png", "comp2.png"]
+    (data / names[0] / "mask.png").write_bytes(b"")
+    assert "mask.png: empty" in write_report(data, output, names)[1][names[0]]
+
+
+def browse(page, profile, *arguments):
+    """Open a page in Chromium without a window; returns what it printed."""
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+               f"--user-data-dir={profile}", "--hide-scrollbars", "--virtual-time-budget=3000", *arguments, page]
+    process = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=60, check=False)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_report_in_a_browser(tmp_path):
+    data, output, names = write_reported(tmp_path)
+    size = (60, 100)
+    for name in names:
+        write_image(data / name / "partial.png", np.full((*size, 3), (0, 0, 200), np.uint8))
+        write_image(output / name / "fused.png", np.full((*size, 3), (0, 200, 0), np.uint8))
+    (output / names[0] / "weight_2.png").unlink()
+    (data / names[1] / "original.png").unlink()
+    page = write_report(data, output, names)[0].as_uri()
+
+    def show(part):  # what the page shows, without its style and script
+        return browse(page + part, tmp_path / "profile", "--dump-dom").split("</style>")[1].split("<script")[0]
+
+    gallery = show("#filter=worst")
+    titles = re.findall(r'<article class="card" data-scene="(.*?)"', gallery)
+    assert titles == ["a plain one", "&lt;b&gt; #2 100%"]
+    assert gallery.count("weight of completion") == 3 and gallery.count('title="original"') == 1
+    assert "missing" not in gallery  # every picture was found
+
+    (output / names[0] / "fused.png").rename(tmp_path / "fused.png")
+    table = show("#filter=residual&view=table")
+    (tmp_path / "fused.png").rename(output / names[0] / "fused.png")
+    assert table.count('class="missing"') == 1
+    assert re.findall(r'<tr data-scene="(.*?)"', table) == ["&lt;b&gt; #2 100%", "a plain one"]
+    assert "PSNR, dB" in table and "30.25" in table and "−0.50" in table
+    assert "LPIPS" not in table  # nobody measured it
+
+    browse(page, tmp_path / "profile", f"--screenshot={tmp_path / 'page.png'}", "--window-size=700,500")
+    picture = read_image(tmp_path / "page.png", "RGB").astype(int)
+    before, after = (np.argwhere(np.abs(picture - colour).sum(2) < 30) for colour in ((0, 0, 200), (0, 200, 0)))
+    assert len(before) > 5000 and len(after) > 5000  # two pictures, each half the one and half the other
+    assert np.abs(before[:, 0].min() - after[:, 0].min()) < 3 and before[:, 1].min() < after[:, 1].min()
