@@ -5,18 +5,12 @@ import csv
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
-from amodal_fusion_transformer_inference import FusionPredictor, network_size
 from fusion.data.images import read_image, write_image
 from fusion.data.scenes import write_scene
-from fusion.data.tensors import to_tensors
 from fusion.data.toy import draw_scene
 from fusion.evaluation import METHODS, mean_and_interval, write_metrics
-from fusion.model.blending import blend_hole
-from fusion.model.compositing import add_fill, composite
-from fusion.training.checkpoints import export_weights
 from tests.scripts import run
 
 SCRIPT = "amodal_fusion_transformer_inference.py"
@@ -181,47 +175,3 @@ def test_wrong_usage_exits_with_2(tmp_path, checkpoint):
     folders = ("--data_dir", tmp_path, "--output_dir", tmp_path, "--checkpoint", checkpoint)
     for arguments in (("--data_dir", ""), (*folders, "--img_size", "big"), (*folders, "--device", "cuda")):
         assert run(SCRIPT, *arguments).returncode == 2
-
-
-def test_batching_changes_nothing(checkpoint):
-    predictor = FusionPredictor(checkpoint, "cpu", 64)
-    scenes = [draw_scene(seed, (50, 70), n) for seed, n in ((0, 1), (1, 4))]
-    together = predictor.fuse_scenes(scenes)
-    for scene, result in zip(scenes, together):
-        (alone,) = predictor.fuse_scenes([scene])
-        assert torch.allclose(alone["fused"], result["fused"], atol=1e-5)
-        total = result["weights"].sum(1, keepdim=True) + result["residual"]
-        assert torch.allclose(total, result["mask"], atol=1e-5)
-
-
-def test_exported_weights_fuse_alike_and_are_small(tmp_path, checkpoint):
-    export_weights(checkpoint, tmp_path / "weights.pth")
-    assert (tmp_path / "weights.pth").stat().st_size < 0.4 * checkpoint.stat().st_size
-    one, two = (FusionPredictor(path, "cpu", 64) for path in (checkpoint, tmp_path / "weights.pth"))
-    assert one.digest == two.digest
-    scene = draw_scene(0)
-    assert torch.equal(one.fuse_scenes([scene])[0]["fused"], two.fuse_scenes([scene])[0]["fused"])
-
-
-def test_blending_at_the_pixels_of_the_hole_is_what_the_whole_picture_gives(monkeypatch):
-    torch.manual_seed(0)
-    for size, count in (((60, 101), 3), ((97, 50), 7)):
-        scene, logits = draw_scene(1, size, count), 4 * torch.randn(count + 1, 16, 12)
-        blend = blend_hole(scene, logits)
-        whole = {name: value[None] for name, value in to_tensors(scene, count).items()}
-        candidates, _ = add_fill(whole["partial"], whole["mask"], whole["completions"])
-        large = F.interpolate(logits[None], size=size, mode="bilinear")
-        expected = composite(large, candidates, whole["partial"], whole["mask"])
-        assert np.allclose(blend.weights, expected["weights"][0].numpy()[:, scene.mask], atol=1e-6)
-        assert np.allclose(blend.colours, expected["fused"][0].permute(1, 2, 0).numpy()[scene.mask], atol=1e-6)
-        monkeypatch.setattr("fusion.model.blending.BLOCK", 64)
-        blocks = blend_hole(scene, logits)
-        assert np.array_equal(blend.weights, blocks.weights) and np.array_equal(blend.colours, blocks.colours)
-        monkeypatch.undo()
-        assert np.array_equal(blend_hole(scene, logits, exact=False).weights, np.rint(blend.weights * 65535))
-
-
-def test_network_size_keeps_aspect_and_area():
-    assert network_size((256, 256), 256) == (256, 256)
-    assert network_size((1080, 1920), 256) == (192, 336)
-    assert network_size((10, 1000), 64) == (16, 640)
