@@ -229,7 +229,8 @@ def fuse_folder(config, predictor, todo, sharing, writer):
     """Fuse and write this process's share of the scenes `todo`. Returns {scene id: what went wrong}."""
     reader = SceneReader(Path(config.data_dir), config.n_max_completions, predictor.img_size)
     readers, writers = Helpers(reader, config.workers), Helpers(writer, config.workers)
-    failed, pending = {}, deque()
+    failed, pending, crowded = {}, deque(), []
+    most = MOST_CANDIDATE_PIXELS // predictor.img_size**2 - 1
     bar = tqdm(total=len(todo), desc="fuse", disable=None if sharing.is_main else True)
 
     def finish(at_most):
@@ -249,8 +250,13 @@ def fuse_folder(config, predictor, todo, sharing, writer):
         for (chunk, scene_id), outcome in readers.map(items, 2 * max(1, config.workers)):
             if isinstance(outcome, Failure):
                 settle(scene_id, outcome)
-            else:
-                yield chunk, scene_id, *outcome
+                continue
+            if len(outcome[0].completions) > most and not crowded:
+                crowded.append(scene_id)
+                print(f"note: {scene_id} has {len(outcome[0].completions)} completions; the network sees scenes with "
+                      f"more than {most} smaller than --img_size {predictor.img_size}, to bound the memory "
+                      f"(--n_max_completions {most} keeps that size)", file=sys.stderr)
+            yield chunk, scene_id, *outcome
 
     try:
         for group in batches(read()):
