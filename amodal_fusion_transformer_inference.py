@@ -435,8 +435,8 @@ def run(config):
         return result
 
     scene_ids, has_originals = on_main(list_scenes, config)
-    perceptual = load_perceptual(config, sharing) if config.metrics and has_originals else None
     on_main(lambda: output_dir.mkdir(parents=True, exist_ok=True))
+    perceptual = load_perceptual(config, sharing) if config.metrics and has_originals else None
     todo = on_main(find_work, config, scene_ids, made_by, perceptual is not None)
     writer = SceneWriter(Path(config.data_dir), output_dir, made_by, config.n_max_completions, config.figures,
                          config.metrics, config.evaluate, perceptual)
