@@ -8,7 +8,6 @@ import subprocess
 
 import numpy as np
 import pytest
-import torch
 
 from fusion.data.images import read_image, write_image
 from fusion.data.scenes import write_scene
@@ -150,18 +149,17 @@ def test_cycles_are_legal():
 def test_a_lock_takes_the_losers_weight_where_both_cover():
     alpha, _ = squares()
     alpha[0, :, 10] = 0.25  # a soft edge lets what is behind show through
-    completions = torch.from_numpy(np.concatenate([np.zeros((3, 3, 30, 30)), alpha[:, None]], 1))[None]
-    weights = torch.from_numpy(alpha * np.array([0.1, 0.5, 0.2])[:, None, None])[None]
-    residual = 1 - weights.sum(1, keepdim=True)
-    locked, rest = apply_locks([(1, 2), (2, 3), (0, 3)], weights, residual, completions)
-    assert torch.allclose(locked.sum(1, keepdim=True) + rest, torch.ones_like(rest))
-    assert locked[0, :, 10, 11].tolist() == pytest.approx([0.6, 0, 0])
-    assert locked[0, :, 10, 10].tolist() == pytest.approx([0.025 + 0.25 * 0.5, 0.75 * 0.5, 0])
-    assert locked[0, :, 10, 5].tolist() == pytest.approx([0.1, 0, 0])  # 2 is not there
-    assert locked[0, :, 10, 19].tolist() == pytest.approx([0, 0.5 + 0.2 * 5 / 8, 0], abs=1e-4)  # shared with the fill
-    assert locked[0, :, 10, 25].tolist() == [0, 0, 0] and rest[0, 0, 10, 25] == pytest.approx(1)  # 0>3: 3 is out
+    weights = alpha * np.array([0.1, 0.5, 0.2])[:, None, None]
+    residual = 1 - weights.sum(0)
+    locked, rest = apply_locks([(1, 2), (2, 3), (0, 3)], weights, residual, alpha)
+    assert np.allclose(locked.sum(0) + rest, 1)
+    assert locked[:, 10, 11].tolist() == pytest.approx([0.6, 0, 0])
+    assert locked[:, 10, 10].tolist() == pytest.approx([0.025 + 0.25 * 0.5, 0.75 * 0.5, 0])
+    assert locked[:, 10, 5].tolist() == pytest.approx([0.1, 0, 0])  # 2 is not there
+    assert locked[:, 10, 19].tolist() == pytest.approx([0, 0.5 + 0.2 * 5 / 8, 0], abs=1e-4)  # shared with the fill
+    assert locked[:, 10, 25].tolist() == [0, 0, 0] and rest[10, 25] == pytest.approx(1)  # 0>3: 3 is out
     with pytest.raises(SceneError, match="4>1: the scene has completions 1 to 3"):
-        apply_locks([(4, 1)], weights, residual, completions)
+        apply_locks([(4, 1)], weights, residual, alpha)
 
 
 def test_locks_are_read_and_their_faults_named(tmp_path):

@@ -7,10 +7,8 @@ import json
 import math
 import re
 from graphlib import CycleError, TopologicalSorter
-from itertools import combinations
 
 import numpy as np
-import torch
 import yaml
 
 from fusion.errors import ConfigError, SceneError
@@ -37,33 +35,39 @@ def find_order(weights, alpha, mask, votes=None, locks=()):
             front of each other in a circle, which woven or leaning things do.
         cycles: those groups of more than one.
     """
-    covers, inside = alpha > 0.5, mask > 0.5
+    covers, inside = (alpha > 0.5).reshape(len(alpha), -1), mask.reshape(-1) > 0.5  # (N,P), (P,)
+    meet = count_pairs(covers, covers)
+    meet_hidden = count_pairs(covers[:, inside], covers[:, inside])
+    won = count_pairs(covers[:, inside] * weights.reshape(len(alpha), -1)[:, inside], covers[:, inside])
     pairs = []
-    for i, j in combinations(range(len(weights)), 2):
-        both = covers[i] & covers[j]
-        if not both.any():
-            continue
-        hidden = both & inside
+    for i, j in zip(*np.nonzero(np.triu(meet, 1))):
         shares = {}
         if votes is not None:
             shares["votes"] = 1 / (1 + math.exp(-np.clip(votes[i + 1][j + 1], -50, 50)))
-        if hidden.any():
-            ours, theirs = weights[i][hidden].sum(), weights[j][hidden].sum()
-            if ours + theirs > 0:
-                shares["weights"] = float(ours / (ours + theirs))
+        if won[i, j] + won[j, i] > 0:
+            shares["weights"] = float(won[i, j] / (won[i, j] + won[j, i]))
         if not shares:
-            continue  # they meet in plain view alone, and nobody was asked
-        front, behind, confidence = i + 1, j + 1, sum(shares.values()) / len(shares)
+            continue  # they meet in plain view alone, and nobody voted
+        front, behind, confidence = int(i) + 1, int(j) + 1, sum(shares.values()) / len(shares)
         locked = (front, behind) in locks or (behind, front) in locks
         if (behind, front) in locks or (confidence < 0.5 and not locked):
             front, behind, confidence = behind, front, 1 - confidence
             shares = {name: 1 - share for name, share in shares.items()}
         pair = {"front": front, "behind": behind, "confidence": 1.0 if locked else round(confidence, 4),
-                "area": int(both.sum()), "area_in_hole": int(hidden.sum())}
+                "area": int(meet[i, j]), "area_in_hole": int(meet_hidden[i, j])}
         pair |= {name: round(share, 4) for name, share in shares.items()}
         pairs.append(pair | ({"locked": True} if locked else {}))
     groups = front_to_back(len(weights), [(pair["front"], pair["behind"]) for pair in pairs])
     return {"pairs": pairs, "front_to_back": groups, "cycles": [group for group in groups if len(group) > 1]}
+
+
+def count_pairs(values, covers):
+    """(N,P) and (N,P) → (N,N) float64: the sum of each one's values over the pixels that the other covers."""
+    total, block = np.zeros((len(covers), len(covers))), 2**20
+    for start in range(0, covers.shape[1], block):  # float32 counts a block exactly
+        part = np.s_[:, start : start + block]
+        total += values[part].astype(np.float32) @ covers[part].astype(np.float32).T
+    return total
 
 
 def front_to_back(count, pairs):
@@ -145,14 +149,14 @@ def sort_locks(locks):
             if number in graph}
 
 
-def apply_locks(locks, weights, residual, completions):
+def apply_locks(locks, weights, residual, alpha):
     """Weights in which the front one of each locked pair has taken what the other had.
 
     It takes as much as it covers: where it is opaque all, at a soft edge its alpha. Several in front of one share in
     the ratio of their own weights.
 
     Args:
-        locks: of `parse_locks`; weights (1,N,H,W), residual (1,1,H,W), completions (1,N,4,H,W).
+        locks: of `parse_locks`; weights, alpha: (N,…) float32; residual (…).
 
     Returns:
         weights and residual of the same shapes, their sum as before.
@@ -160,16 +164,15 @@ def apply_locks(locks, weights, residual, completions):
     Raises:
         SceneError: a number is larger than N.
     """
-    count = weights.shape[1]
-    wrong = [f"{front}>{behind}" for front, behind in locks if max(front, behind) > count]
+    wrong = [f"{front}>{behind}" for front, behind in locks if max(front, behind) > len(weights)]
     if wrong:
-        raise SceneError(f"lock {', '.join(wrong)}: the scene has completions 1 to {count}")
-    all_weights = torch.cat([residual, weights], 1)[0].clone()  # (M,H,W), the fill first, as in the locks
-    alpha = torch.cat([torch.ones_like(residual), completions[:, :, 3]], 1)[0]
+        raise SceneError(f"lock {', '.join(wrong)}: the scene has completions 1 to {len(weights)}")
+    all_weights = np.concatenate([residual[None], weights])  # (M,…), the fill first, as in the locks
+    alpha = np.concatenate([np.ones_like(residual)[None], alpha])
     for behind, fronts in sort_locks(locks).items():
-        cover = alpha[fronts]  # (F,H,W)
+        cover = alpha[fronts]  # (F,…)
         taken = all_weights[behind] * (1 - (1 - cover).prod(0))
-        share = (all_weights[fronts] + 1e-6) * cover
-        all_weights[fronts] += taken * share / share.sum(0).clamp(min=1e-9)
+        share = (all_weights[fronts] + np.float32(1e-6)) * cover
+        all_weights[fronts] += taken * share / np.maximum(share.sum(0), np.float32(1e-9))
         all_weights[behind] -= taken
-    return all_weights[None, 1:], all_weights[None, :1]
+    return all_weights[1:], all_weights[0]
