@@ -38,9 +38,11 @@ from fusion.model.cues import VisibleCues, photometric_error, visible_cues
 from fusion.model.layers import ConvBlock, DecoderLayer, EncoderLayer, position_encoding
 from fusion.training import distributed
 from fusion.training.checkpoints import averaged_weights, load_checkpoint
+from fusion.training.foreign import FOREIGN
 from fusion.training.loaders import load_data
 from fusion.training.perceptual import load_perceptual
 from fusion.training.run import Run, check_same_model
+from fusion.training.tensorboard import add_figure, open_board
 
 STRIDE = 16  # of the tokens
 C2, C4, C8 = 24, 48, 96  # channels at strides 2, 4 and 8
@@ -352,7 +354,7 @@ def fusion_loss(out, batch, perceptual, lpips_weight, oracle_weight=0.0, psnr_we
     if psnr_weight > 0:
         squared = (out["fused"] - original).square().sum(1, keepdim=True)  # (B,1,H,W)
         psnr_loss = 0
-        for region in (mask, overlap_region(mask, batch["completions"], batch["valid"])):
+        for region in (mask, overlap_region(batch)):
             mse = (squared * region).sum((1, 2, 3)) / (3 * region.sum((1, 2, 3)).clamp(min=1))
             psnr_loss = psnr_loss + 0.05 * (mse + 1e-5).log10()  # floor: 50 dB, and where a region is empty
         parts["psnr_loss"] = psnr_loss
@@ -379,14 +381,20 @@ def fusion_loss(out, batch, perceptual, lpips_weight, oracle_weight=0.0, psnr_we
 class TrainConfig:
     """Every option of the training script; flags, YAML keys and defaults all come from here."""
 
+    FOREIGN = FOREIGN  # no option: annotated, it would be one
+
     data_dir: str = option("", "data set made by prepare_dataset.py", "data")
     train_list: str | None = option(None, "training scenes, one id per line; None: DATA_DIR/train_list.txt", "data")
     val_list: str | None = option(None, "validation scenes; None: DATA_DIR/val_list.txt", "data")
+    train_dir: str | None = option(None, "folder of the training scenes, all of them unless train_list says which",
+                                   "data")
+    val_dir: str | None = option(None, "folder of the validation scenes, likewise", "data")
     img_size: int = option(256, "side of the square that the network sees, px; cost grows with its square",
                            "data", least=32)
     n_max_completions: int = option(5, "completions per scene; the network itself takes any number", "data", least=1)
     augment: bool = option(True, "mirror and recolour scenes, shuffle and drop completions", "data")
-    workers: int = option(4, "data loading processes per GPU; 0 loads in the training process", "data", least=0)
+    workers: int = option(4, "data loading processes per GPU; 0 loads in the training process", "data", least=0,
+                         aliases={"num_workers": ""})
 
     synthesize: bool = option(False, "compose training scenes on the fly instead of reading train_list", "synthesis")
     objects: str | None = option(None, "folder of RGBA cut-outs, with --synthesize", "synthesis")
@@ -394,19 +402,24 @@ class TrainConfig:
     coco: str | None = option(None, "COCO-style annotations beside their photos, as well or instead", "synthesis")
     scenes_per_epoch: int = option(4000, "scenes composed per epoch", "synthesis", least=1)
 
-    width: int = option(128, "channels of the Transformer", "model", least=8)
-    encoder_layers: int = option(2, "self-attention layers over the scene", "model", least=0)
-    decoder_layers: int = option(2, "layers in which completions compare themselves", "model", least=1)
-    heads: int = option(4, "attention heads", "model", least=1)
+    width: int = option(128, "channels of the Transformer", "model", least=8,
+                        aliases={"d_model": "equal numbers make a network of another size than elsewhere; how many "
+                                            "parameters it has is printed at the start"})
+    encoder_layers: int = option(2, "self-attention layers over the scene", "model", least=0,
+                                 aliases={"num_encoder_layers": ""})
+    decoder_layers: int = option(2, "layers in which completions compare themselves", "model", least=1,
+                                 aliases={"num_decoder_layers": ""})
+    heads: int = option(4, "attention heads", "model", least=1, aliases={"nhead": ""})
 
-    epochs: int = option(50, "passes over the training scenes", "optimisation", least=1)
+    epochs: int = option(50, "passes over the training scenes", "optimisation", least=1, aliases={"num_epochs": ""})
     max_steps: int | None = option(None, "stop after so many steps, with the schedule of the full run",
                                    "optimisation", least=1)
     batch_size: int = option(8, "scenes per process and forward pass; times processes times accumulate = effective",
                              "optimisation", least=1)
     accumulate: int = option(1, "forward passes per step, to reach a larger batch in the same memory",
                              "optimisation", least=1)
-    lr: float = option(1e-4, "peak learning rate of AdamW", "optimisation", least=0)
+    lr: float = option(1e-4, "peak learning rate of AdamW", "optimisation", least=0,
+                       aliases={"learning_rate": "the peak, after a warm-up and before a cosine decay"})
     warmup_steps: int = option(500, "steps of linear warm-up before the cosine decay to a hundredth",
                                "optimisation", least=0)
     weight_decay: float = option(0.05, "AdamW weight decay, on matrices only", "optimisation", least=0)
@@ -437,9 +450,16 @@ class TrainConfig:
     init_from: str | None = option(None, "weights to start from, pretrained/… for one, to fine-tune them", "output")
     resume: str | None = option(None, "'auto' goes on from CHECKPOINT_DIR/last.pth if there is one; or a path",
                                 "output")
-    save_every: int = option(500, "steps between checkpoints within an epoch", "output", least=1)
-    log_every: int = option(20, "steps between lines of metrics.jsonl", "output", least=1)
-    figure_scenes: int = option(6, "validation scenes drawn after each epoch", "output", least=0)
+    save_every: int = option(500, "steps between checkpoints within an epoch", "output", least=1,
+                             aliases={"save_interval": "in steps; there is one after each epoch besides"})
+    log_every: int = option(20, "steps between lines of metrics.jsonl", "output", least=1,
+                            aliases={"log_interval": ""})
+    log_dir: str | None = option(None, "folder of TensorBoard's event files; None: none", "output")
+    figure_scenes: int = option(6, "validation scenes in a figure; 0 draws none", "output", least=0)
+    figure_every: int = option(1, "epochs between figures of validation scenes; the last epoch has one, too", "output",
+                               least=1, aliases={"vis_interval": "in epochs, after each of which comes a validation"})
+    figure_dir: str | None = option(None, "folder of those figures; None: CHECKPOINT_DIR", "output",
+                                    aliases={"vis_dir": ""})
 
 
 MODEL_OPTIONS = ("width", "encoder_layers", "decoder_layers", "heads")
@@ -514,6 +534,7 @@ def train(config, process, stop_signal):
         network.broadcast_buffers = False
 
     if process.is_main:
+        run.board = open_board(config, run.step) if config.log_dir else None
         count = sum(p.numel() for p in run.model.parameters())
         print(json.dumps(dataclasses.asdict(config)))
         print(f"{git_state()}, torch {torch.__version__}, {process.world_size} × {process.device.type}, "
@@ -536,8 +557,13 @@ def train(config, process, stop_signal):
         if process.is_main:
             print(f"epoch {epoch}, step {run.step}: " + describe(run.metrics), flush=True)
             draw_curves(folder / "curves.png", folder / "metrics.jsonl")
-            if drawn:
-                draw_scenes(folder / f"val_epoch_{epoch:03d}.png", drawn, val_loader.dataset.scene_ids[: len(drawn)])
+            if drawn and (epoch % config.figure_every == 0 or epoch == config.epochs):
+                figures = Path(config.figure_dir or folder)
+                figures.mkdir(parents=True, exist_ok=True)
+                path = figures / f"val_epoch_{epoch:03d}.png"
+                draw_scenes(path, drawn, val_loader.dataset.scene_ids[: len(drawn)])
+                if run.board:
+                    add_figure(run.board, path, run.step)
     return True
 
 
@@ -545,7 +571,7 @@ def main():
     config = parse(TrainConfig, __doc__, yaml_file=True)
     stop_signal = []
     try:
-        if not config.data_dir:
+        if not config.data_dir and not (config.val_dir and (config.train_dir or config.synthesize)):
             raise UserError("no data set: give --data_dir, or data_dir in the YAML file")
         if config.gpus > 1 and not distributed.under_launcher():
             distributed.check_gpus(config.gpus)

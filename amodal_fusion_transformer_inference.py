@@ -3,60 +3,87 @@
     python amodal_fusion_transformer_inference.py --data_dir examples/scenes --output_dir outputs
     python amodal_fusion_transformer_inference.py --data_dir TEST --output_dir OUT \\
         --checkpoint checkpoints/transformer_run1/best_model.pth --n_max_completions 5 --img_size 256
+    torchrun --nproc_per_node 2 amodal_fusion_transformer_inference.py --data_dir TEST --output_dir OUT
 
-The first takes the weights that ship. Read is a folder per scene: partial.png, mask.png (255 = hole), comp1.png …, and
-original.png where there is one. Written per scene, at the scene's own size:
+The first takes the weights that ship; the last shares the scenes among two processes, as --gpus 2 does. Read is a
+folder per scene: partial.png, mask.png (255 = hole), comp1.png …, and original.png where there is one. Written per scene,
+at the scene's own size:
 
     OUT/<id>/fused.png            the completions, weighted and blended
     OUT/<id>/residual_mask.png    255 where none of them won: what an inpainter should still draw
     OUT/<id>/weight_1.png …       16 bit, 65535 = the pixel is this completion's alone
     OUT/<id>/figure.png           all of it in one picture
+    OUT/<id>/scene.json           what made it, and its metrics
     OUT/metrics.csv, summary.*    with originals: per scene, and means beside every simple rule and the oracle
 
-Exit status: 0 all is well, 1 some scenes could not be fused (they are named), 2 wrong usage.
+An interrupted run goes on where it was. Exit status: 0 all is well, 1 some scenes could not be fused (they are named,
+and in OUT/failed.csv), 2 wrong usage, 130 after Ctrl-C.
 """
 
+import csv
+import hashlib
+import json
 import math
 import os
+import re
 import sys
 from collections import deque
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from amodal_fusion_transformer import load_model
 from fusion.config import option, parse
-from fusion.data.images import write_image
+from fusion.data.large_scenes import is_large, read_large
+from fusion.data.pictures import as_scene
 from fusion.data.scenes import find_scenes, read_list, read_scene
-from fusion.data.tensors import HALF_PRECISION, to_arrays, to_tensors
-from fusion.errors import LpipsUnavailable, SceneError, UserError
-from fusion.evaluation import score, write_metrics
-from fusion.figures import draw_scene
-from fusion.model.compositing import add_fill, composite
+from fusion.data.tensors import HALF_PRECISION, to_tensors
+from fusion.errors import ConfigError, LpipsUnavailable, SceneError, UserError
+from fusion.evaluation import write_metrics
+from fusion.files import atomic_file, plain_cell
+from fusion.helpers import Failure, Helpers
+from fusion.model.blending import blend_hole
+from fusion.output.records import read_record, state_of
+from fusion.output.scene_writer import SceneWriter, as_result
+from fusion.sharing import Sharing
+from fusion.training.distributed import check_gpus, launch, under_launcher
 from fusion.training.perceptual import PerceptualLoss
 
 SHIPPED = Path(__file__).parent / "pretrained" / "amodal_fusion_transformer.pth"
+# The network keeps some 250 bytes per pixel of a candidate. Scenes with more are shown to it smaller.
+MOST_CANDIDATE_PIXELS = 2_400_000
+
+
+def checkpoint_decides(name):
+    """An option of the training script that has no say here: its type, and what to tell who gives it."""
+    return str, lambda value, _: f"{name} {value} is not used: the checkpoint decides"
+
+
+CHECKPOINT_DECIDES = {name: checkpoint_decides(name) for name in (
+    "config", "d_model", "nhead", "num_encoder_layers", "num_decoder_layers", "dim_feedforward", "dropout",
+    "width", "encoder_layers", "decoder_layers", "heads")}
 
 
 @dataclass
 class InferenceConfig:
     """Every option of the inference script. The network's own come from the checkpoint."""
 
-    data_dir: str = option("", "folder of scenes", "data")
-    list: str | None = option(None, "fuse only the scenes of this list, one id per line", "data")
+    FOREIGN = CHECKPOINT_DECIDES  # no option: annotated, it would be one
+
+    data_dir: str = option("", "folder of scenes", "data", aliases={"input_dir": ""})
+    scene_list: str | None = option(None, "fuse only the scenes of this list, one id per line", "data",
+                                    aliases={"list": "", "image_list": "one scene id per line"})
     n_max_completions: int | None = option(None, "use the first so many completions of a scene; None: all",
                                            "data", least=1)
     img_size: int | None = option(None, "the network sees each scene at the area of img_size², px; outputs keep "
-                                        "their size; None: as in training", "data", least=16)
+                                        "their size; None: what the checkpoint recommends", "data", least=16)
     checkpoint: str = option(str(SHIPPED), "checkpoint of the training script, or the weights that ship", "network")
     device: str = option("auto", "auto takes a GPU if there is one", "network", ("auto", "cuda", "cpu"))
+    gpus: int | None = option(None, "processes that share the scenes, one per GPU; 0: the CPU; None: one, by --device",
+                              "network", least=0)
     amp: str = option("off", "half precision", "network", tuple(HALF_PRECISION))
     batch_size: int = option(4, "scenes per forward pass; scenes of different sizes never share one",
                              "network", least=1)
@@ -64,167 +91,379 @@ class InferenceConfig:
     overwrite: bool = option(False, "fuse scenes again whose outputs are there", "output")
     figures: bool = option(True, "draw figure.png per scene", "output")
     metrics: bool = option(True, "with originals: metrics.csv, summary.md and summary.png", "output")
+    group_by: str | None = option(None, "regular expression; scenes whose ids share what it matches at their start are "
+                                        "of one photo, for the intervals; None: those with the same original", "output")
     evaluate: bool = option(False, "in the metrics, also what two inpainters make of the fused images", "output")
     lpips_net: str = option("alex", "backbone of LPIPS in the metrics", "output", ("alex", "vgg", "squeeze"))
     lpips_weights: str | None = option(None, "torchvision checkpoint of that backbone; None: cache, then download",
                                        "output")
-    workers: int = option(min(4, os.cpu_count() or 1), "processes that read, and as many that write", "output", least=0)
+    workers: int = option(min(4, os.cpu_count() or 1), "processes that read, and as many that write; 0: none but this",
+                          "output", least=0, aliases={"num_workers": ""})
 
 
-class SceneReader(Dataset):
-    """Reads scenes ahead; a scene that cannot be read is its error message."""
+# ----------------------------------------------------------------------------
+# The network
 
-    def __init__(self, data_dir, scene_ids, n_max_completions):
-        self.data_dir, self.scene_ids, self.n_max_completions = Path(data_dir), scene_ids, n_max_completions
 
-    def __len__(self):
-        return len(self.scene_ids)
+class FusionPredictor:
+    """A trained network, for scenes of any size with any number of completions.
 
-    def __getitem__(self, index):
+    Args:
+        checkpoint: path of a checkpoint; None takes the weights that ship.
+        device: "auto" (a GPU if there is one), "cuda", "cuda:1" or "cpu".
+        img_size: the network sees a scene at the area of img_size², px; None takes what the checkpoint recommends.
+        amp: "off", "bf16" or "fp16".
+
+    Raises:
+        UserError: the checkpoint cannot be used, or there is no such device.
+    """
+
+    def __init__(self, checkpoint=None, device="auto", img_size=None, amp="off"):
+        found = torch.cuda.is_available()
+        if str(device).startswith("cuda") and not found:
+            raise ConfigError(f"--device {device}, but there is no GPU; use --device cpu")
+        self.device = torch.device(("cuda" if found else "cpu") if device == "auto" else device)
+        self.model, config = load_model(checkpoint or SHIPPED)
+        self.digest = digest_of(self.model)
+        self.model.to(self.device)
+        self.img_size = img_size or config.get("inference_size") or config["img_size"]
+        self.amp = amp
+
+    def fuse(self, partial, mask, completions):
+        """Weigh and fuse the completions of one scene.
+
+        Args:
+            partial: the photo, RGB; mask: white in the hole; completions: list of RGBA pictures of that size. PIL
+                images, numpy arrays or tensors; see `fusion.data.pictures.as_scene`.
+
+        Returns:
+            dict of weights, residual and fused. As numpy: (N,H,W) and (H,W) float32, together 1 in the hole and 0
+            elsewhere, and (H,W,3) uint8. When `partial` is a tensor: (N,H,W), (1,H,W) and (3,H,W), float32 in [0,1].
+
+        Raises:
+            SceneError: the pictures do not fit together.
+        """
+        scene = as_scene(partial, mask, completions)
+        size = network_size(scene.mask.shape, self.img_size, len(scene.completions))
+        blend = blend_hole(scene, self.look([scene.resized(size)])[0])
+        if isinstance(partial, torch.Tensor):
+            result = as_result(scene, blend)
+            return {name: result[name][0] for name in ("weights", "residual", "fused")}
+        return {"weights": blend.on_picture(blend.weights.T).transpose(2, 0, 1),
+                "residual": blend.on_picture(blend.residual), "fused": blend.fused(scene.partial)}
+
+    def fuse_scenes(self, scenes):
+        """Fuse Scenes of any sizes, whose network size must be the same; list of dicts as of `as_result`."""
+        size = network_size(scenes[0].mask.shape, self.img_size, max(len(scene.completions) for scene in scenes))
+        logits = self.look([scene.resized(size) for scene in scenes])
+        return [as_result(scene, blend_hole(scene, of_scene)) for scene, of_scene in zip(scenes, logits)]
+
+    @torch.no_grad()
+    def look(self, scenes):
+        """What the network says of scenes that are already at its size.
+
+        Args:
+            scenes: list of Scene, all of one size (h,w).
+
+        Returns:
+            per scene its logits, (M,h,w) float32 on the CPU, M = N + 1, the fill first.
+
+        Raises:
+            SceneError: there is not memory enough.
+        """
+        slots = max(len(scene.completions) for scene in scenes)
+        tensors = [to_tensors(scene, slots) for scene in scenes]
+        batch = {name: torch.stack([scene[name] for scene in tensors]).to(self.device)
+                 for name in ("partial", "mask", "completions", "valid")}
+        half = HALF_PRECISION[self.amp]
         try:
-            return read_scene(self.data_dir / self.scene_ids[index], self.n_max_completions)
-        except SceneError as error:
-            return str(error)
+            with torch.autocast(self.device.type, half, enabled=half is not None):
+                logits = self.model(**batch)["logits"].float().cpu()  # (B,M,h,w)
+        except (RuntimeError, MemoryError) as error:  # CUDA and the CPU's allocator have an error each
+            if "memory" not in str(error).lower():
+                raise
+            raise SceneError(f"out of memory on {self.device}; lower --batch_size or --img_size") from None
+        return [of_scene[: len(scene.completions) + 1] for scene, of_scene in zip(scenes, logits)]
 
 
-def network_size(size, img_size):
-    """(height, width) that the network sees: the scene's aspect, the area of img_size², multiples of 16."""
-    scale = img_size / math.sqrt(size[0] * size[1])
+def digest_of(model):
+    """A name for the network's weights: alike for a checkpoint and what was exported from it."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def network_size(size, img_size, completions=1):
+    """(height, width) that the network sees: the scene's aspect, the area of img_size², multiples of 16.
+
+    Less where so many completions would take too much memory.
+    """
+    area = min(img_size**2, MOST_CANDIDATE_PIXELS / (completions + 1))
+    scale = math.sqrt(area / (size[0] * size[1]))
     return tuple(max(16, 16 * round(side * scale / 16)) for side in size)
 
 
-@torch.no_grad()
-def fuse_scenes(model, scenes, size, device, amp="off"):
-    """Fuse scenes whose network size is the same.
-
-    The network looks at small copies; its logits are scaled up and meet the alpha of the full-size completions,
-    so that edges stay sharp.
-
-    Args:
-        scenes: list of Scene, of any sizes; size: (height, width) for the network; amp: "off", "bf16", "fp16".
-
-    Returns:
-        per scene a dict of its tensors at its own size, with a batch dimension of 1: partial, mask, completions,
-        valid, original (if there is one), and weights, residual, fill, fused.
-    """
-    slots = max(len(scene.completions) for scene in scenes)
-    small = [to_tensors(s.resized(size), slots) for s in scenes]
-    batch = {name: torch.stack([item[name] for item in small]).to(device)
-             for name in ("partial", "mask", "completions", "valid")}
-    half = HALF_PRECISION[amp]
-    with torch.autocast(device.type, half, enabled=half is not None):
-        logits = model(**batch)["logits"].float()  # (B,M,h,w)
-    results = []
-    for scene, small_logits in zip(scenes, logits):
-        count = len(scene.completions)
-        full = {name: value[None].to(device) for name, value in to_tensors(scene, count).items()}
-        # the fill's logit comes first, the padding's last
-        scene_logits = F.interpolate(small_logits[None, : count + 1], size=full["mask"].shape[-2:], mode="bilinear")
-        candidates, _ = add_fill(full["partial"], full["mask"], full["completions"])
-        fused = composite(scene_logits, candidates, full["partial"], full["mask"])
-        fill = candidates[:, 0, :3]
-        results.append({**full, **fused, "fill": fill})
-    return results
+# ----------------------------------------------------------------------------
+# A folder of scenes
 
 
-def write_outputs(folder, result, title, figure):
-    """Write one scene's pictures, fused.png last: it says that the others are there. `result` holds numpy arrays."""
-    folder.mkdir(parents=True, exist_ok=True)
-    inside = result["mask"] > 0.5
-    for number, weight in enumerate(result["weights"], 1):
-        write_image(folder / f"weight_{number}.png", np.rint(weight * inside * 65535).astype(np.uint16))
-    none_wins = inside & (result["residual"] > result["weights"].max(0))
-    write_image(folder / "residual_mask.png", none_wins.astype(np.uint8) * 255)
-    if figure:
-        draw_scene(folder / "figure.png", result, title)
-    write_image(folder / "fused.png", np.rint(np.clip(result["fused"], 0, 1) * 255).astype(np.uint8))
+@dataclass
+class SceneReader:
+    """Reads scenes ahead, in helper processes: (as the network sees it, at its own size)."""
+
+    data_dir: Path
+    max_completions: int | None
+    img_size: int
+
+    def __call__(self, item):
+        _, scene_id = item
+        folder = self.data_dir / scene_id
+        large = is_large(folder, self.max_completions)
+        scene = (read_large if large else read_scene)(folder, self.max_completions)
+        small = scene.resized(network_size(scene.mask.shape, self.img_size, len(scene.completions)))
+        return small, None if large else scene  # a large one is read again by who writes it
 
 
-def fuse_folder(config, model, img_size, scene_ids, device, perceptual):
-    """Fuse and write all scenes. Returns rows of metrics and {scene id: what went wrong}."""
-    reader = DataLoader(SceneReader(config.data_dir, scene_ids, config.n_max_completions), batch_size=None,
-                        num_workers=config.workers)
-    rows, failed, pending = [], {}, deque()
-    with ProcessPoolExecutor(max(1, config.workers)) as pool:
-        pool.submit(os.getpid).result()  # fork the first writer before the network starts its threads
+def fuse_folder(config, predictor, todo, sharing, writer):
+    """Fuse and write this process's share of the scenes `todo`. Returns {scene id: what went wrong}."""
+    reader = SceneReader(Path(config.data_dir), config.n_max_completions, predictor.img_size)
+    readers, writers = Helpers(reader, config.workers), Helpers(writer, config.workers)
+    failed, pending = {}, deque()
+    bar = tqdm(total=len(todo), desc="fuse", disable=None if sharing.is_main else True)
 
-        def finish(at_most):
-            while len(pending) > at_most:  # bounds the memory that waiting pictures take
-                scene_id, job = pending.popleft()
-                try:
-                    job.result()
-                except OSError as error:
-                    failed[scene_id] = f"{error.filename or config.output_dir}: {error.strerror}"
+    def finish(at_most):
+        while len(pending) > at_most:  # bounds the memory that waiting scenes take
+            scene_id, job = pending.popleft()
+            settle(scene_id, writers.outcome(job))
 
-        def readable():
-            for scene_id, scene in zip(scene_ids, tqdm(reader, desc="fuse", disable=None)):
-                if isinstance(scene, str):
-                    failed[scene_id] = scene
-                else:
-                    yield network_size(scene.mask.shape, img_size), scene
+    def settle(scene_id, outcome):
+        if isinstance(outcome, Failure):
+            failed[scene_id] = str(outcome)
+        bar.update(sharing.finish(1) - bar.n)
 
-        for size, group in batches(readable(), config.batch_size):
-            for scene, result in zip(group, fuse_scenes(model, group, size, device, config.amp)):
-                title = scene.id
-                if "original" in result and config.metrics:
-                    rows.append(score(scene.id, result, perceptual, config.evaluate))
-                    title += f": {rows[-1]['ours_psnr']:.2f} dB in the hole, visible fit " \
-                             f"{rows[-1]['visible_fit_psnr']:.2f}, oracle {rows[-1]['oracle_psnr']:.2f}"
-                folder, arrays = Path(config.output_dir) / scene.id, to_arrays(result)[0]
-                pending.append((scene.id, pool.submit(write_outputs, folder, arrays, title, config.figures)))
+    def read():
+        batch = config.batch_size
+        items = ((chunk, scene_id) for chunk in sharing.take(math.ceil(len(todo) / batch))
+                 for scene_id in todo[chunk * batch : (chunk + 1) * batch])
+        for (chunk, scene_id), outcome in readers.map(items, 2 * max(1, config.workers)):
+            if isinstance(outcome, Failure):
+                settle(scene_id, outcome)
+            else:
+                yield chunk, scene_id, *outcome
+
+    try:
+        for group in batches(read()):
+            try:
+                logits = predictor.look([small for _, small, _ in group])
+            except SceneError as error:
+                for scene_id, *_ in group:
+                    settle(scene_id, Failure(str(error)))
+                continue
+            for (scene_id, _, scene), of_scene in zip(group, logits):
+                pending.append((scene_id, writers.submit(scene_id, scene, of_scene.numpy())))
                 finish(2 * max(1, config.workers))
         finish(0)
-    return rows, failed
+    finally:
+        readers.close()
+        writers.close()
+        bar.close()
+    return failed
 
 
-def batches(sized_scenes, batch_size):
-    """(size, scene), … → (size, up to batch_size scenes), …, in order."""
-    for size, run in groupby(sized_scenes, key=lambda pair: pair[0]):
-        group = []
-        for _, scene in run:
-            group.append(scene)
-            if len(group) == batch_size:
-                yield size, group
+def batches(readings):
+    """(chunk, scene id, small, scene), … → lists of (scene id, small, scene) for one forward pass each.
+
+    A batch lies within one chunk of the list, whichever process takes that: so the bytes that are written do not depend
+    on how many processes there are.
+    """
+    for _, run in groupby(readings, key=lambda reading: (reading[0], reading[2].mask.shape)):
+        group, cost = [], 0
+        for _, scene_id, small, scene in run:
+            slots = max([len(small.completions), *(len(other.completions) for _, other, _ in group)]) + 1
+            cost = small.mask.size * slots * (len(group) + 1)
+            if group and cost > MOST_CANDIDATE_PIXELS:
+                yield group
                 group = []
-        if group:
-            yield size, group
+            group.append((scene_id, small, scene))
+        yield group
+
+
+def find_work(config, scene_ids, made_by, has_lpips):
+    """The scenes that are still to be fused, in order.
+
+    Raises:
+        ConfigError: other weights or options made outputs that are there.
+    """
+    def has_all(scene_id, record):
+        metrics = record["metrics"]
+        if config.figures and "figure.png" not in record["files"]:
+            return False
+        if not config.metrics or not (data_dir / scene_id / "original.png").exists():
+            return True
+        return metrics is not None and (not config.evaluate or "telea_ours_psnr" in metrics) and (
+            not has_lpips or "ours_lpips" in metrics or min(record["size"]) < 32)
+
+    data_dir, output_dir = Path(config.data_dir), Path(config.output_dir)
+    states = {scene_id: state_of(output_dir / scene_id, data_dir / scene_id, made_by,
+                                 lambda record, scene_id=scene_id: has_all(scene_id, record))
+              for scene_id in tqdm(scene_ids, "look", disable=None, leave=False)}
+    other = [scene_id for scene_id, state in states.items() if state == "other"]
+    if other and not config.overwrite:
+        record = read_record(output_dir / other[0])
+        before = json.dumps(record["made_by"]) if record else "an earlier version of this program"
+        raise ConfigError(f"{len(other)} of the scenes in {output_dir} were made by other weights or with other "
+                          f"options ({other[0]}: {before}; now {json.dumps(made_by)}); choose another --output_dir, or make "
+                          "them anew with --overwrite")
+    todo = scene_ids if config.overwrite else [scene_id for scene_id in scene_ids if states[scene_id] != "done"]
+    if len(todo) < len(scene_ids):
+        print(f"{len(scene_ids) - len(todo)} of {len(scene_ids)} scenes are done already (anew with --overwrite)")
+    changed = sum(states[scene_id] == "changed" for scene_id in todo)
+    if changed and not config.overwrite:
+        print(f"{changed} scenes are fused anew: their files have changed since, or outputs are missing")
+    return todo
+
+
+def write_failures(output_dir, failed):
+    """Print why scenes failed, the first twenty, and write all to failed.csv; without any, no such file stays."""
+    path = output_dir / "failed.csv"
+    for scene_id, fault in list(failed.items())[:20]:
+        print(f"error: {scene_id}: {fault}", file=sys.stderr)
+    if len(failed) > 20:
+        print(f"error: … and {len(failed) - 20} more, see {path}", file=sys.stderr)
+    path.unlink(missing_ok=True)
+    if failed:
+        with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("scene", "fault"), *([plain_cell(cell) for cell in pair]
+                                                               for pair in failed.items())])
+
+
+def write_table(config, scene_ids):
+    """Collect the metrics of all scenes of this run into one table; returns its summary, None without originals."""
+    pattern = re.compile(config.group_by) if config.group_by else None
+
+    def rows():
+        for scene_id in scene_ids:
+            record = read_record(Path(config.output_dir) / scene_id)
+            if record and record["metrics"]:
+                match = pattern.match(scene_id) if pattern else None
+                yield record["metrics"] | ({"photo": match[pattern.groups and 1]} if match else {})
+
+    return write_metrics(Path(config.output_dir), rows())
+
+
+# ----------------------------------------------------------------------------
+# The script
+
+
+def check_options(config):
+    """Raise ConfigError for what can be told from the options alone."""
+    for name in ("data_dir", "output_dir"):
+        if not getattr(config, name):
+            raise ConfigError(f"--{name} is missing")
+    if Path(config.data_dir).resolve() == Path(config.output_dir).resolve():
+        raise ConfigError(f"--output_dir {config.output_dir} is --data_dir itself; choose another folder")
+    try:
+        re.compile(config.group_by or "")
+    except re.error as error:
+        raise ConfigError(f"--group_by {config.group_by}: not a regular expression ({error})") from None
+
+
+def list_scenes(config):
+    """Ids of the scenes to fuse, and whether any of them has an original."""
+    data_dir = Path(config.data_dir)
+    try:
+        scene_ids = read_list(config.scene_list, data_dir) if config.scene_list else find_scenes(data_dir)
+    except SceneError as error:
+        if config.scene_list or not data_dir.is_dir():
+            raise
+        raise SceneError(f"{error}\n  {create_command(config)}") from None
+    return scene_ids, any((data_dir / scene_id / "original.png").exists() for scene_id in scene_ids)
+
+
+def create_command(config):
+    data_dir = config.data_dir.rstrip("/")
+    return f"python prepare_dataset.py create --input_dir {data_dir} --output_dir {data_dir}_scenes"
+
+
+def load_perceptual(config, sharing):
+    """LPIPS for the metrics; None, and a line, without a backbone. One process goes first: it may have to download."""
+    def load():
+        try:
+            return PerceptualLoss(config.lpips_net, config.lpips_weights)
+        except LpipsUnavailable as error:
+            print(f"no LPIPS in the metrics: {error}", file=sys.stderr)
+            return None
+
+    perceptual = load() if sharing.is_main else None
+    available = sharing.from_main(perceptual is not None)
+    return load() if available and not sharing.is_main else perceptual
+
+
+def choose_device(config, sharing):
+    if config.gpus == 0 or not torch.cuda.is_available():
+        return "cpu" if config.gpus == 0 else config.device
+    if sharing.world_size > 1 and config.device != "cpu":
+        return f"cuda:{sharing.local_rank % torch.cuda.device_count()}"
+    return config.device
+
+
+def run(config):
+    """Fuse the folder, together with the other processes of a launcher; returns the exit status."""
+    sharing = Sharing()
+    predictor = FusionPredictor(config.checkpoint, choose_device(config, sharing), config.img_size, config.amp)
+    made_by = {"checkpoint": predictor.digest, "img_size": predictor.img_size,
+               "n_max_completions": config.n_max_completions, "amp": config.amp}
+    output_dir = Path(config.output_dir)
+
+    def on_main(function, *arguments):  # what one process finds out for all, errors included
+        result = None
+        if sharing.is_main:
+            try:
+                result = function(*arguments)
+            except (UserError, OSError) as error:
+                result = error
+        result = sharing.from_main(result)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    scene_ids, has_originals = on_main(list_scenes, config)
+    perceptual = load_perceptual(config, sharing) if config.metrics and has_originals else None
+    on_main(lambda: output_dir.mkdir(parents=True, exist_ok=True))
+    todo = on_main(find_work, config, scene_ids, made_by, perceptual is not None)
+    writer = SceneWriter(Path(config.data_dir), output_dir, made_by, config.n_max_completions, config.figures,
+                         config.metrics, config.evaluate, perceptual)
+    failed = sharing.gather(fuse_folder(config, predictor, todo, sharing, writer))
+    if not sharing.is_main:
+        return 0
+    try:
+        text = write_table(config, scene_ids) if config.metrics and has_originals else None
+        print((text or "") + f"{len(todo) - len(failed)} scenes fused into {output_dir}")
+    finally:
+        write_failures(output_dir, failed)
+    if any("prepare_dataset.py create" in fault for fault in failed.values()):
+        print(f"raw results become scenes by: {create_command(config)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def main():
     config = parse(InferenceConfig, __doc__)
+    quiet = int(os.environ.get("RANK", "0")) > 0  # one process of a launcher speaks
     try:
-        for name in ("data_dir", "output_dir"):
-            if not getattr(config, name):
-                print(f"error: --{name} is missing", file=sys.stderr)
-                sys.exit(2)
-        found = torch.cuda.is_available()
-        if config.device == "cuda" and not found:
-            print("error: --device cuda, but there is no GPU; use --device cpu", file=sys.stderr)
-            sys.exit(2)
-        device = torch.device("cuda" if found and config.device != "cpu" else "cpu")
-        model, trained = load_model(config.checkpoint)
-        scene_ids = read_list(config.list, config.data_dir) if config.list else find_scenes(config.data_dir)
-        output_dir = Path(config.output_dir)
-        output_dir.mkdir(parents=True, exist_ok=True)
-        todo = [i for i in scene_ids if config.overwrite or not (output_dir / i / "fused.png").exists()]
-        if len(todo) < len(scene_ids):
-            print(f"{len(scene_ids) - len(todo)} of {len(scene_ids)} scenes are done already (anew with --overwrite)")
-        perceptual = None
-        if config.metrics and any((Path(config.data_dir) / i / "original.png").exists() for i in todo):
-            try:
-                perceptual = PerceptualLoss(config.lpips_net, config.lpips_weights).to(device)
-            except LpipsUnavailable as error:
-                print(f"no LPIPS in the metrics: {error}", file=sys.stderr)
-        rows, failed = fuse_folder(config, model.to(device), config.img_size or trained["img_size"], todo, device,
-                                   perceptual)
+        check_options(config)
+        if (config.gpus or 0) > 1 and not under_launcher():
+            check_gpus(config.gpus)
+            launch(config.gpus)
+        status = run(config)
+    except KeyboardInterrupt:
+        print("stopped; what is done stays, the same command goes on", file=sys.stderr)
+        status = 130
     except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
-    if rows:
-        print(write_metrics(output_dir, rows))
-    print(f"{len(todo) - len(failed)} scenes fused into {output_dir}")
-    for scene_id, fault in failed.items():
-        print(f"error: {scene_id}: {fault}", file=sys.stderr)
-    sys.exit(1 if failed else 0)
+        if not quiet:
+            print(f"error: {error}", file=sys.stderr)
+        status = 2 if isinstance(error, ConfigError) else 1
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,9 @@ Exit status: 0 all is well, 1 too many scenes were bad (create) or there are fau
 
 import csv
 import dataclasses
-import hashlib
 import os
-import re
 import shutil
 import sys
-from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -28,30 +25,20 @@ from tqdm import tqdm
 
 from fusion.config import option, parse_command
 from fusion.data.holes import HOLES
-from fusion.data.images import read_image
-from fusion.data.keying import BACKGROUNDS, key_background
+from fusion.data.keying import BACKGROUNDS
 from fusion.data.layouts import find_raw_scenes
+from fusion.data.names import printable
+from fusion.data.new_holes import NewHole
 from fusion.data.raw_scenes import read_raw_scene
+from fusion.data.report import append_report, one_of_each, print_report, selection_panels
 from fusion.data.scenes import check_scene, find_scenes, read_list, read_scene, write_scene
+from fusion.data.splits import LISTS, SplitOptions, write_lists
 from fusion.data.synthesis import STYLES, Synthesizer
 from fusion.errors import ConfigError, SceneError
 from fusion.figures import draw_selection
 from fusion.files import atomic_file, write_text
 
-LISTS = ("train_list.txt", "val_list.txt", "test_list.txt")
-PREVIEWED_SCENES = 6
-
-
-@dataclass
-class SplitOptions:
-    """How scenes are divided, for `create --split` and `split`."""
-
-    val_fraction: float = option(0.1, "share of scenes for validation", "split", least=0, most=1)
-    test_fraction: float = option(0.0, "share of scenes for testing", "split", least=0, most=1)
-    group_by: str | None = option(None, "regular expression; scenes whose ids share what it matches at their start "
-                                        "(its first group, if it has one) stay together, for scenes cut from one "
-                                        "photo", "split")
-    seed: int = option(0, "another seed, another split", "split", least=0)
+PREVIEWED_SCENES = 8
 
 
 @dataclass
@@ -67,6 +54,12 @@ class CreateConfig(SplitOptions):
 
     input_dir: str = option("", "folder of amodal results, searched at every depth", "data")
     output_dir: str = option("", "data set to write; running again continues", "data")
+    photos: str | None = option(None, "folder of the photos, named as the scenes or their folders, for results that "
+                                      "lie without them", "data")
+    cut_hole: str | None = option(None, "cut a hole by this policy where completions meet, in scenes that bring none; "
+                                        "the photo is the target", "data", HOLES)
+    remove_object: str | None = option(None, "number or name of an object: where the photo shows it becomes the hole, "
+                                             "in scenes that bring none; they have no target", "data")
     n_max_completions: int = option(5, "completions to keep per scene, the most useful first", "data", least=1)
     resize: bool = option(False, "make every scene img_size × img_size; otherwise sizes stay", "data")
     img_size: int = option(256, "side in pixels, with --resize", "data", least=16)
@@ -109,7 +102,8 @@ class SynthesizeConfig(SplitOptions):
 
 
 # What a scene on disk depends on: a run that continues must agree with the one before.
-SHAPING = {"create": ("n_max_completions", "resize", "img_size", "mask_hole", "background"),
+SHAPING = {"create": ("n_max_completions", "resize", "img_size", "mask_hole", "background", "photos", "cut_hole",
+                      "remove_object"),
            "synthesize": ("objects", "backgrounds", "coco", "img_size", "n_max_completions", "hole", "style", "seed")}
 
 
@@ -120,41 +114,47 @@ def create(config):
         raise ConfigError(f"--input_dir {config.input_dir}: no such folder")
     if Path(config.input_dir).resolve() in (output.resolve(), *output.resolve().parents):
         raise ConfigError(f"--output_dir {output} lies inside --input_dir, it would be read as results; move it")
+    if config.cut_hole and config.remove_object:
+        raise ConfigError("--cut_hole and --remove_object: a scene gets one hole, give one of them")
+    if config.photos and not Path(config.photos).is_dir():
+        raise ConfigError(f"--photos {config.photos}: no such folder")
     output.mkdir(parents=True, exist_ok=True)
     agree_with_earlier_run("create", config, output)
     clear_leftovers(output)
-    raw_scenes, faults = find_raw_scenes(config.input_dir)
-    if not raw_scenes:
+    raw_scenes, faults = find_raw_scenes(config.input_dir, config.photos)
+    if not raw_scenes and not faults:
         raise ConfigError(f"--input_dir {config.input_dir}: no scene in it (original, partial, mask, comp1 … in one "
-                          "folder each, or <id>.jpg, <id>_partial.jpg, <id>_comp1.png …)")
+                          "folder each, or <id>.jpg, <id>_partial.jpg, <id>_comp1.png …); docs/formats.md has all "
+                          "that is understood")
     todo = [raw for raw in raw_scenes if config.overwrite or not (output / raw.id).is_dir()]
     there = len(raw_scenes) - len(todo)
     print(f"{len(raw_scenes)} scenes below {config.input_dir}" + (f", {there} already there" if there else ""))
 
     write_manifest("create", config, output, complete=False)
-    reports, skipped = {}, {fault.split(":")[0]: fault for fault in faults}
+    reports, skipped = {}, {printable(name): printable(fault) for name, fault in faults.items()}
     with ProcessPoolExecutor(config.workers) as pool:
         jobs = {pool.submit(create_scene, raw, config): raw for raw in todo}
         for job in tqdm(as_completed(jobs), total=len(jobs), desc="create", disable=None):
             raw = jobs[job]
             try:
                 reports[raw.id] = job.result()
-                append_report(output / "report.csv", raw.id, reports[raw.id])
+                append_report(output / "report.csv", raw, reports[raw.id])
             except SceneError as error:
-                skipped[raw.id] = str(error)
+                skipped[raw.id] = printable(error)
             except OSError as error:  # a full disk or a folder that cannot be written stops nobody else's scene
-                skipped[raw.id] = f"{error.filename or output}: {error.strerror}"
+                skipped[raw.id] = printable(f"{error.filename or output}: {error.strerror}")
 
-    print_report(reports, skipped)
+    print_report(raw_scenes, reports, skipped, config.input_dir, LISTS[2])
     with atomic_file(output / "skipped.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("scene", "fault"), *sorted(skipped.items())])
-    good = [raw for raw in raw_scenes if raw.id in reports][:PREVIEWED_SCENES]
+    good = one_of_each([raw for raw in raw_scenes if raw.id in reports], PREVIEWED_SCENES)
     if good:
-        draw_selection(output / "report.png", [selection_panels(raw, reports[raw.id], config) for raw in good])
+        panels = [selection_panels(raw, reports[raw.id], output / raw.id) for raw in good]
+        draw_selection(output / "report.png", panels)
         print(f"completions kept and dropped in {len(good)} scenes: {output / 'report.png'}, in all: report.csv")
     write_manifest("create", config, output, complete=True, skipped=skipped)
     if config.split and len(raw_scenes) + len(faults) > len(skipped):
-        split(output, config)
+        write_lists(output, config)
     share = len(skipped) / (len(raw_scenes) + len(faults))
     if share > config.max_bad:
         print(f"error: {share:.0%} of the scenes are bad, more than --max_bad {config.max_bad:.0%}", file=sys.stderr)
@@ -171,7 +171,7 @@ def agree_with_earlier_run(command, config, output):
         manifest = yaml.safe_load(path.read_text(encoding="utf-8"))
         made_by = manifest["made_by"].split()[-1]
         earlier = {name: manifest["options"][name] for name in SHAPING.get(made_by, ())}
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{path}: does not tell how the data set was made ({error!r}); use another --output_dir, or "
                           "--overwrite") from None
     if made_by != command:
@@ -205,7 +205,8 @@ def write_manifest(command, config, output, complete, skipped=None):
 def create_scene(raw, config):
     """Make one scene folder, whole or not at all; returns its report (see `read_raw_scene`)."""
     cv2.setNumThreads(0)  # one process per core is enough
-    scene, report = read_raw_scene(raw, config.n_max_completions, config.mask_hole, config.background)
+    new_hole = NewHole(config.cut_hole, config.remove_object, config.seed)
+    scene, report = read_raw_scene(raw, config.n_max_completions, config.mask_hole, config.background, new_hole)
     if config.resize:
         scene = scene.resized((config.img_size, config.img_size))
         if not scene.mask.any():
@@ -245,7 +246,7 @@ def synthesize(config):
              *((f"comp{number}", c, None) for number, c in enumerate(s.completions, 1))] for s in scenes])
     write_manifest("synthesize", config, output, complete=True)
     print(f"{config.n_scenes} scenes in {output}")
-    return split(output, config) if config.split else 0
+    return write_lists(output, config) if config.split else 0
 
 
 def write_synthetic_scene(synthesizer, output, overwrite, index):
@@ -254,95 +255,6 @@ def write_synthetic_scene(synthesizer, output, overwrite, index):
     if overwrite or not (output / scene_id).is_dir():
         put_scene(output, synthesizer(index))
     return scene_id
-
-
-REPORT_COLUMNS = ("file", "kept_as", "reason", "hole_share", "new_share", "visible_error", "background")
-
-
-def append_report(path, scene_id, report):
-    """One line per completion, as each scene is done, so that an interrupted run keeps what it knows."""
-    new = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(("scene", "hole", "hole_of_picture", *REPORT_COLUMNS))
-        for row in report["completions"]:
-            values = (f"{v:.3f}" if isinstance(v, float) else v for v in (row[column] for column in REPORT_COLUMNS))
-            writer.writerow((scene_id, report["hole"], f"{report['hole_share']:.3f}", *values))
-
-
-def print_report(reports, skipped):
-    """What was found, kept, dropped and why; every bad scene with its faults."""
-    rows = [row for report in reports.values() for row in report["completions"]]
-
-    def counts(values):
-        return ", ".join(f"{count} {value}" for value, count in Counter(values).most_common())
-
-    print(f"written {len(reports)}, bad {len(skipped)}")
-    if reports:
-        print(f"hole: {counts(report['hole'] for report in reports.values())}")
-        print(f"background of completions: {counts(row['background'] for row in rows)}")
-        reasons = [row["reason"].split(" of number")[0] for row in rows if row["kept_as"] is None]
-        print(f"completions: {len(rows)} found, {len(rows) - len(reasons)} kept; dropped: {counts(reasons) or 'none'}")
-        targetless = sum(not report["trainable"] for report in reports.values())
-        if targetless:
-            print(f"{targetless} scenes have no original: for inference only, they go to {LISTS[2]}")
-        for scene_id, report in sorted(reports.items()):
-            for note in report["notes"]:
-                print(f"note: {scene_id}: {note}")
-    for scene_id, fault in sorted(skipped.items()):
-        print(f"bad: {scene_id}: " + fault.replace("\n", "\n     "))
-
-
-def selection_panels(raw, report, config):
-    """(title, RGB or RGBA picture, kept or None) of a scene's files, for report.png."""
-    panels = [(f"{raw.id}\n{role}", read_image(path, "RGB"), None) for role, path in
-              (("original", raw.original), ("partial", raw.partial), ("mask", raw.mask)) if path]
-    rows = sorted(zip(report["completions"], raw.completions), key=lambda pair: pair[0]["kept_as"] or 1000)
-    for row, completion in rows:
-        picture = read_image(completion.path, "RGBA")
-        if row["background"] != "alpha":
-            picture, _ = key_background(picture[..., :3], config.background)
-        name = completion.path.stem[-16:] + (f": {row['kept_as']}" if row["kept_as"] else f"\n{row['reason']}")
-        panels.append((name, picture, row["kept_as"] is not None))
-    return panels
-
-
-def split(data_dir, options):
-    """Write the three lists; scenes without an original are test scenes.
-
-    Groups are put in the order of a hash of their name and the seed: the split does not depend on the order of
-    files, and a scene that is added moves few others.
-    """
-    try:
-        pattern = re.compile(options.group_by) if options.group_by else None
-    except re.error as error:
-        raise ConfigError(f"--group_by {options.group_by}: not a regular expression ({error})") from None
-    shares = (options.val_fraction, options.test_fraction)
-    if min(shares) < 0 or sum(shares) >= 1:
-        raise ConfigError("--val_fraction and --test_fraction are shares: not below 0, together below 1")
-    scene_ids = find_scenes(data_dir)
-    trainable = [scene_id for scene_id in scene_ids if (data_dir / scene_id / "original.png").is_file()]
-    groups = {}
-    for scene_id in trainable:
-        match = pattern.match(scene_id) if pattern else None
-        groups.setdefault(match[match.re.groups and 1] if match else scene_id, []).append(scene_id)
-    order = sorted(groups, key=lambda name: hashlib.sha256(f"{options.seed}:{name}".encode()).digest())
-
-    lists = {name: [] for name in LISTS}
-    for name, share in zip(LISTS[1:], shares):
-        size = max(1, round(share * len(trainable))) if share > 0 else 0
-        while order and len(order) > 1 and len(lists[name]) < size:
-            lists[name] += groups[order.pop(0)]
-    lists[LISTS[0]] = [scene_id for name in order for scene_id in groups[name]]
-    lists[LISTS[2]] += [scene_id for scene_id in scene_ids if scene_id not in set(trainable)]
-    for name, members in lists.items():
-        if members or name != LISTS[2]:
-            write_text(data_dir / name, "".join(f"{scene_id}\n" for scene_id in sorted(members)))
-        else:
-            (data_dir / name).unlink(missing_ok=True)
-    print("split: " + ", ".join(f"{len(members)} in {name}" for name, members in lists.items()))
-    return 0
 
 
 def check(config):
@@ -373,7 +285,7 @@ def check(config):
 
 COMMANDS = {
     "create": (CreateConfig, create, ("input_dir", "output_dir")),
-    "split": (SplitConfig, lambda config: split(Path(config.data_dir), config), ("data_dir",)),
+    "split": (SplitConfig, lambda config: write_lists(Path(config.data_dir), config), ("data_dir",)),
     "check": (CheckConfig, check, ("data_dir",)),
     "synthesize": (SynthesizeConfig, synthesize, ("output_dir",)),
 }

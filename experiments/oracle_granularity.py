@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from amodal_fusion_transformer_inference import SHIPPED, fuse_scenes, load_model, network_size
 from benchmarks.measure import report_gaps
 from fusion.data.scenes import find_scenes, read_scene
-from fusion.metrics import apply_rules, oracle, overlap_region, region_psnr
+from fusion.metrics import apply_rules, compare_methods, oracle
 
 BLOCKS = (4, 8, 16, 32)
 
@@ -77,18 +77,16 @@ def choose_per_set(mask, completions, fill, original):
 
 
 @torch.no_grad()
-def score(scene, model, img_size):
+def compare_scene(scene, model, img_size):
     """{method: (PSNR in the hole, PSNR in the overlap)} of one scene."""
     result = fuse_scenes(model, [scene], network_size(scene.mask.shape, img_size), torch.device("cpu"))[0]
-    inputs = [result[name] for name in ("partial", "mask", "completions", "valid")]
-    fill, original, mask = result["fill"], result["original"], result["mask"]
-    overlap = overlap_region(*inputs[1:])
-    images = apply_rules(*inputs, fill) | {"ours": result["fused"]}
-    images["set"], images["set, mixed"] = choose_per_set(mask, inputs[2], fill, original)
-    images |= {f"{side}²": choose_per_block(mask, inputs[2], fill, original, side) for side in reversed(BLOCKS)}
-    images["oracle"] = oracle(*inputs, fill, original)[0]
-    return {name: [region_psnr(image, original, region).item() for region in (mask, overlap)]
-            for name, image in images.items()}
+    mask, completions, fill, original = (result[name] for name in ("mask", "completions", "fill", "original"))
+    images = apply_rules(result) | {"ours": result["fused"]}
+    images["set"], images["set, mixed"] = choose_per_set(mask, completions, fill, original)
+    images |= {f"{side}²": choose_per_block(mask, completions, fill, original, side) for side in reversed(BLOCKS)}
+    images["oracle"] = oracle(result)[0]
+    psnr = compare_methods(result, images)
+    return {name: [psnr[f"{name}_psnr"].item(), psnr[f"{name}_psnr_overlap"].item()] for name in images}
 
 
 def main():
@@ -99,7 +97,7 @@ def main():
     parser.add_argument("--json", help="file to write the figures to")
     options = parser.parse_args()
     model, _ = load_model(options.checkpoint)
-    scores = [score(read_scene(options.data_dir / scene_id, need_original=True), model, options.img_size)
+    scores = [compare_scene(read_scene(options.data_dir / scene_id, need_original=True), model, options.img_size)
               for scene_id in find_scenes(options.data_dir)]
     figures = {name: torch.tensor([row[name] for row in scores]) for name in scores[0]}
     report_gaps(figures, "one choice per", options.json)

@@ -9,40 +9,19 @@ scenes. A network that has to find all this out from the picture can hardly be e
 """
 
 import argparse
-import math
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 from tqdm import tqdm
 
 from amodal_fusion_transformer_inference import SHIPPED, load_model
 from benchmarks.measure import report_gaps
-from fusion.data import completers
 from fusion.data.synthesis import STYLES, Synthesizer
 from fusion.data.tensors import to_tensors
-from fusion.metrics import apply_rules, oracle, overlap_region, region_psnr
+from fusion.metrics import apply_rules, compare_methods, oracle, region_psnr
 from fusion.model.compositing import add_fill, composite
 
 INPUTS = ("partial", "mask", "completions", "valid")
-
-
-def compose(synthesizer, index):
-    """Scene `index` and, per completion, where in the photo its object is in front, (H,W) bool.
-
-    None for a completion that stands for no single object: one of another granularity, or the whole background.
-    """
-    drawn = []
-
-    def remember(photo, layer, *rest):
-        drawn.append((complete_one(photo, layer, *rest), layer.visible))
-        return drawn[-1][0]
-
-    complete_one = completers._complete_one
-    with patch.object(completers, "_complete_one", remember):
-        scene = synthesizer(index)
-    return scene, [next((visible for known, visible in drawn if known is completion), None)
-                   for completion in scene.completions]
 
 
 @torch.no_grad()
@@ -50,30 +29,30 @@ def prepare(model, synthesizer, index):
     """A scene of the synthesizer and what can be told about it.
 
     Returns:
-        dict of the scene's tensors, `overlap`, and the network's `fill` and `logits`, all with a batch dimension of 1;
+        dict of the scene's tensors and the network's `fill` and `logits`, all with a batch dimension of 1;
         and `clues`, each (1,N+1,…) over the candidates, the fill first: 1 where its object stands, −1 where not,
         0 where that has no meaning; the square of this; 1 for the fill; a completion's PSNR in the hole, in tens of dB.
     """
-    scene, visible = compose(synthesizer, index)
+    composition = synthesizer.compose(index)
+    scene = composition.scene
     tensors = {name: value[None] for name, value in to_tensors(scene, len(scene.completions)).items()}
     out = model(*(tensors[name] for name in INPUTS))
     front = torch.zeros_like(out["logits"])
-    for slot, where in enumerate(visible):
-        if where is not None:
-            front[0, slot + 1] = torch.from_numpy(where).float() * 2 - 1
+    for slot, number in enumerate(composition.shown, 1):
+        if number is not None:
+            front[0, slot] = torch.from_numpy(composition.objects[number].visible).float() * 2 - 1
     colours, alpha = tensors["completions"][0].split([3, 1], 1)  # (N,3,H,W), (N,1,H,W)
     psnr = region_psnr(colours, tensors["original"], alpha * tensors["mask"]).nan_to_num().clamp(max=40)  # (N,)
     nearness = torch.cat([torch.zeros(1), psnr / 10]).view(1, -1, 1, 1)
-    is_fill = torch.tensor([1.0] + [0.0] * len(visible)).view(1, -1, 1, 1)
-    return {**tensors, "overlap": overlap_region(*(tensors[name] for name in INPUTS[1:])), "fill": out["fill"],
-            "logits": out["logits"], "clues": [front, front.square(), is_fill, nearness]}
+    is_fill = torch.tensor([1.0] + [0.0] * len(scene.completions)).view(1, -1, 1, 1)
+    return {**tensors, "fill": out["fill"], "logits": out["logits"],
+            "clues": [front, front.square(), is_fill, nearness]}
 
 
-def score(scene, fused):
+def psnr(scene, fused):
     """PSNR in hole and overlap, (2,); the second is nan without an overlap."""
-    original, overlap = scene["original"], scene["overlap"]
-    hole = region_psnr(fused, original, scene["mask"])
-    return torch.cat([hole, region_psnr(fused, original, overlap) if overlap.any() else torch.full((1,), math.nan)])
+    hole, overlap = compare_methods(scene, {"": fused}).values()
+    return torch.cat([hole, overlap.detach() if overlap.isnan() else overlap])  # a gradient of 0 · nan would be nan
 
 
 def fuse_told(scene, scale=1.0, told=()):
@@ -89,7 +68,7 @@ def fit(scenes, clues, steps=60):
     optimizer = torch.optim.Adam([scale, told], lr=0.15)
 
     def figures():
-        return torch.stack([score(scene, fuse_told(scene, scale, told)) for scene in scenes])
+        return torch.stack([psnr(scene, fuse_told(scene, scale, told)) for scene in scenes])
 
     for _ in tqdm(range(steps), disable=None, leave=False):
         hole, overlap = figures().unbind(1)
@@ -117,10 +96,9 @@ def main():
     scenes = [prepare(model, synthesizer, index) for index in tqdm(range(options.n_scenes), disable=None)]
     figures = {}
     for scene in scenes:
-        inputs = [scene[name] for name in (*INPUTS, "fill")]
-        images = apply_rules(*inputs) | {"ours": fuse_told(scene), "oracle": oracle(*inputs, scene["original"])[0]}
+        images = apply_rules(scene) | {"ours": fuse_told(scene), "oracle": oracle(scene)[0]}
         for name, image in images.items():
-            figures.setdefault(name, []).append(score(scene, image))
+            figures.setdefault(name, []).append(psnr(scene, image))
     figures = {name: torch.stack(rows) for name, rows in figures.items()}
     figures["told who is in front"] = fit(scenes, 3)
     figures["told that and how near each is"] = fit(scenes, 4)

@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from fusion.data.tensors import to_arrays, training_precision
-from fusion.metrics import apply_rules, gap_closed, oracle, overlap_region, region_psnr
+from fusion.metrics import apply_rules, compare_methods, gap_closed, oracle
 from fusion.training import distributed
 from fusion.training.loaders import read_batches
 
@@ -107,21 +107,18 @@ def evaluate(model, criterion, loader, perceptual, config, process):
     sums, drawn = {}, []
     for loaded in tqdm(read_batches(loader), desc="validation", total=len(loader), disable=quiet, leave=False):
         batch = to_device(loaded, process.device)
-        inputs = [batch[name] for name in ("partial", "mask", "completions", "valid")]
-        out = model(*inputs)
+        out = model(batch["partial"], batch["mask"], batch["completions"], batch["valid"])
         _, parts = criterion(out, batch, perceptual, config.lpips_weight)
-        overlap = overlap_region(*inputs[1:])
-        fused = {"": out["fused"], "oracle_": oracle(*inputs, out["fill"], batch["original"])[0]}
-        fused["visible_fit_"] = apply_rules(*inputs, out["fill"], rules=("visible_fit",))["visible_fit"]
-        for name, image in fused.items():
-            parts[f"{name}psnr"] = region_psnr(image, batch["original"], batch["mask"])
-            parts[f"{name}psnr_overlap"] = region_psnr(image, batch["original"], overlap)
+        scenes = {**batch, **out}
+        images = {"ours": out["fused"], **apply_rules(scenes, rules=("visible_fit",)), "oracle": oracle(scenes)[0]}
+        for name, values in compare_methods(scenes, images).items():
+            parts[name.removeprefix("ours_")] = values
         for name, values in parts.items():
             known = values[~values.isnan()].double()
             total, count = sums.get(name, (0, 0))
             sums[name] = (total + known.sum().item(), count + len(known))
         if process.is_main and len(drawn) < config.figure_scenes:
-            drawn += to_arrays({**batch, **out})[: config.figure_scenes - len(drawn)]
+            drawn += to_arrays(scenes)[: config.figure_scenes - len(drawn)]
     # a rank without a validation scene still has to take part in the sum
     names = sorted(["loss", "l1", *(["lpips"] if perceptual else []), *(
         f"{who}psnr{where}" for who in ("", "visible_fit_", "oracle_") for where in ("", "_overlap"))])

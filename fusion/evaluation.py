@@ -1,8 +1,10 @@
 """How good fused scenes are beside the simple rules, the oracle, and after an inpainter has had its turn."""
 
 import csv
+import hashlib
 import math
 import zlib
+from array import array
 from itertools import pairwise
 
 import cv2
@@ -10,20 +12,22 @@ import numpy as np
 import torch
 
 from fusion.figures import draw_bars
-from fusion.files import atomic_file, write_text
+from fusion.files import atomic_file, plain_cell, write_text
 from fusion.metrics import (
     RULES,
     apply_rules,
+    compare_methods,
     gap_closed,
     oracle,
     overlap_region,
     region_l1,
-    region_psnr,
     region_ssim,
+    undecided_share,
 )
 
 METHODS = ("ours", *RULES, "oracle")
-FIGURES = ("psnr", "psnr_overlap", "ssim", "l1", "lpips")
+METRICS = {"psnr": "PSNR", "psnr_overlap": "PSNR overlap", "ssim": "SSIM", "l1": "L1", "lpips": "LPIPS",
+           "undecided": "undecided"}
 INPAINTERS = {"telea": cv2.INPAINT_TELEA, "navier_stokes": cv2.INPAINT_NS}
 GIVEN = ("hole", "visible_fit", "ours")  # what an inpainter is given
 GROUPS = {
@@ -34,8 +38,8 @@ GROUPS = {
 
 
 @torch.no_grad()
-def score(scene_id, result, perceptual, downstream=False):
-    """All figures of one fused scene, inside the hole.
+def evaluate_scene(scene_id, result, perceptual, downstream=False):
+    """All metrics of one fused scene, inside the hole.
 
     Args:
         result: tensors with a batch dimension of 1: partial, mask, completions, valid, original, weights, residual,
@@ -44,40 +48,47 @@ def score(scene_id, result, perceptual, downstream=False):
         downstream: also inpaint, given the bare hole, the visible-fit rule or our fusion.
 
     Returns:
-        dict of scene, completions, hole (share of the picture), overlap (share of the hole), winner_accuracy (share of
-        the overlap where our winner is the oracle's; nan without overlap), <method>_<figure>, and with `downstream`
-        <inpainter>_<given>_<figure>.
+        dict of scene, photo (a digest of the original), completions, hole (share of the picture), overlap (share of
+        the hole), winner_accuracy (share of the overlap where our winner is the oracle's), ours_undecided (see
+        `undecided_share`), <method>_<metric>, and with `downstream` <inpainter>_<given>_<metric>. What has no
+        meaning for a scene is nan: there may be no overlap, or the picture is too small for LPIPS.
     """
-    inputs = [result[name] for name in ("partial", "mask", "completions", "valid")]
-    original, mask, fill = result["original"], result["mask"], result["fill"]
-    overlap = overlap_region(*inputs[1:])
-    best, choice = oracle(*inputs, fill, original)
-    images = {"ours": result["fused"], "oracle": best}
-    images |= apply_rules(*inputs, fill, seed=zlib.crc32(scene_id.encode()))
+    mask, original = result["mask"], result["original"]
+    best, choice = oracle(result)
+    images = {"ours": result["fused"], "oracle": best, **apply_rules(result, seed=zlib.crc32(scene_id.encode()))}
+    overlap = overlap_region(result)
     winner = torch.cat([result["weights"], result["residual"]], 1).argmax(1)
     agrees = (winner == choice)[overlap[:, 0] > 0].float()
-    row = {"scene": scene_id, "completions": inputs[3].sum().item(), "hole": mask.mean().item(),
-           "overlap": (overlap.sum() / mask.sum()).item(), "winner_accuracy": agrees.mean().item()}
-
-    def figures(image):
-        values = {"psnr": region_psnr(image, original, mask), "psnr_overlap": region_psnr(image, original, overlap),
-                  "ssim": region_ssim(image, original, mask), "l1": region_l1(image, original, mask)}
-        if perceptual is not None and min(mask.shape[-2:]) >= 32:
-            values["lpips"] = perceptual(torch.where(mask > 0.5, image, original), original)
-        return {name: value.item() for name, value in values.items()}
-
-    for method in METHODS:
-        row |= {f"{method}_{name}": value for name, value in figures(images[method]).items()}
+    row = {"scene": scene_id, "photo": photo_digest(original), "completions": result["valid"].sum().item(),
+           "hole": mask.mean().item(), "overlap": (overlap.sum() / mask.sum()).item(),
+           "winner_accuracy": agrees.mean().item(), "ours_undecided": undecided_share(result).item()}
+    row |= measure(result, {method: images[method] for method in METHODS}, perceptual)
     if downstream:
         bare = result["completions"][:, :, 3].amax(1, keepdim=True) <= 0.5  # nothing is painted there
         none_wins = (winner == len(result["weights"][0]))[:, None]
         todo = {"hole": mask > 0.5, "visible_fit": (mask > 0.5) & bare, "ours": (mask > 0.5) & none_wins}
         start = {"hole": result["partial"], "visible_fit": images["visible_fit"], "ours": result["fused"]}
-        for name, method in INPAINTERS.items():
-            for given in GIVEN:
-                image = inpaint(start[given], todo[given], method)
-                row |= {f"{name}_{given}_{figure}": value for figure, value in figures(image).items()}
+        row |= measure(result, {f"{name}_{given}": inpaint(start[given], todo[given], method)
+                                for name, method in INPAINTERS.items() for given in GIVEN}, perceptual)
     return row
+
+
+def measure(scene, images, perceptual):
+    """PSNR, SSIM, L1 and LPIPS of pictures of one scene; `images` as in `compare_methods`, perceptual may be None."""
+    values = compare_methods(scene, images)
+    mask, original = scene["mask"], scene["original"]
+    for method, image in images.items():
+        values[f"{method}_ssim"] = region_ssim(image, original, mask)
+        values[f"{method}_l1"] = region_l1(image, original, mask)
+        if perceptual is not None and min(mask.shape[-2:]) >= 32:
+            values[f"{method}_lpips"] = perceptual(torch.where(mask > 0.5, image, original), original)
+    return {name: value.item() for name, value in values.items()}
+
+
+def photo_digest(original):
+    """Name of the photo (1,3,H,W) that a scene was cut from: alike for all holes in one photo."""
+    pixels = (original[0] * 255).round().to(torch.uint8).cpu().numpy()
+    return hashlib.blake2b(pixels.tobytes(), digest_size=6).hexdigest()
 
 
 def inpaint(image, region, method):
@@ -89,75 +100,132 @@ def inpaint(image, region, method):
 
 
 def write_metrics(output_dir, rows):
-    """Write metrics.csv (keeping scenes of earlier runs), summary.md and summary.png; returns the summary."""
-    path = output_dir / "metrics.csv"
+    """Write metrics.csv, summary.md and summary.png.
+
+    Args:
+        rows: what `evaluate_scene` returned, per scene; a generator will do, and 100,000 of them take some 60 MB.
+
+    Returns:
+        the summary; None when there is no row.
+    """
+    scenes, photos, columns = [], {}, {}
+    for row in rows:
+        for column, value in row.items():
+            if column not in ("scene", "photo"):
+                numbers = columns.setdefault(column, array("d"))
+                numbers.extend([math.nan] * (len(scenes) - len(numbers)))  # the scenes before had no such column
+                numbers.append(math.nan if value is None else value)
+        scenes.append((row["scene"], photos.setdefault(row["photo"], len(photos))))
+    if not scenes:
+        return None
     table = {}
-    if path.exists():
-        with open(path, newline="", encoding="utf-8") as file:
-            table = {row["scene"]: row for row in csv.DictReader(file)}
-    table |= {row["scene"]: row for row in rows}
-    columns = list(dict.fromkeys(column for row in table.values() for column in row))
-    with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(table[scene_id] for scene_id in sorted(table))
-    numbers = {column: np.array([float(row.get(column) or "nan") for row in table.values()])
-               for column in columns if column != "scene"}
-    text = summarize(numbers)
+    for column, given in columns.items():
+        numbers = np.full(len(scenes), math.nan)
+        numbers[: len(given)] = given
+        if not np.isnan(numbers).all():
+            table[column] = numbers
+    order = sorted(range(len(scenes)), key=lambda i: scenes[i])
+    with atomic_file(output_dir / "metrics.csv") as temporary, \
+            open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["scene", *table])
+        for i in order:
+            cells = ("" if math.isnan(numbers[i]) else f"{numbers[i]:.6g}" for numbers in table.values())
+            writer.writerow([plain_cell(scenes[i][0]), *cells])
+    photo = np.array([photo for _, photo in scenes])
+    intervals = mean_and_interval(table, photo)
+    text = summarize(table, intervals, len(photos))
     write_text(output_dir / "summary.md", text)
     draw_bars(output_dir / "summary.png", {
-        title: {method: mean_and_interval(numbers[f"{method}_{figure}"]) for method in METHODS}
-        for figure, title in (("psnr", "PSNR in the hole, dB"), ("psnr_overlap", "PSNR in the overlap, dB"))})
+        title: {method: intervals[f"{method}_{metric}"] for method in METHODS if f"{method}_{metric}" in intervals}
+        for metric, title in (("psnr", "PSNR in the hole, dB"), ("psnr_overlap", "PSNR in the overlap, dB"))
+        if f"ours_{metric}" in intervals})
     return text
 
 
-def mean_and_interval(values, draws=1000):
-    """Mean, and the 2.5 and 97.5 percentiles of the mean under resampling of scenes (bootstrap); nan left out."""
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return math.nan, math.nan, math.nan
-    resampled = np.random.default_rng(0).choice(values, (draws, len(values))).mean(1)
-    return values.mean(), *np.percentile(resampled, [2.5, 97.5])
+def mean_and_interval(table, photo, draws=1000):
+    """Means over scenes, with 95 % intervals by resampling photos (bootstrap).
+
+    Scenes cut from one photo succeed and fail together: as if independent, they would make an interval too narrow.
+
+    Args:
+        table: column → (S,) numbers of so many scenes; nan is left out.
+        photo: (S,) which photo each scene was cut from, 0, 1, …
+
+    Returns:
+        column → (mean, 2.5 percentile, 97.5 percentile); the last two are nan with a single photo.
+    """
+    columns = np.stack(list(table.values()), 1)  # (S,C)
+    known = ~np.isnan(columns)
+    count = photo.max() + 1
+    sums, counts = np.zeros((2, count, columns.shape[1]))
+    np.add.at(sums, photo, np.where(known, columns, 0))
+    np.add.at(counts, photo, known)
+    rng, resampled = np.random.default_rng(0), []
+    for _ in range(draws // 50 if count > 1 else 0):
+        times = np.stack([np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(50)]) * 1.0
+        with np.errstate(invalid="ignore"):
+            resampled.append(times @ sums / (times @ counts))  # (50,C), the same photos for all columns
+    if resampled:
+        low, high = np.nanpercentile(np.concatenate(resampled), [2.5, 97.5], 0)
+    else:
+        low = high = np.full(columns.shape[1], math.nan)
+    means = sums.sum(0) / counts.sum(0)
+    return dict(zip(table, zip(means, low, high)))
 
 
-def _mean(values):
-    known = values[~np.isnan(values)]
-    return known.mean() if len(known) else math.nan
-
-
-def summarize(numbers):
-    """Markdown report of the columns of metrics.csv."""
-    count = len(numbers["hole"])
-    lines = [f"Means over {count} scenes, inside the hole, with 95 % bootstrap intervals for PSNR (dB). Overlap: where "
-             "two completions meet.", "",
-             "| method | PSNR | PSNR overlap | SSIM | L1 | LPIPS |", "|---|---|---|---|---|---|"]
-    empty = np.full(count, math.nan)
+def summarize(table, intervals, photos):
+    """Markdown report of the columns of metrics.csv; what no scene has is left out."""
+    count = len(table["hole"])
+    lines = [f"Means over {count} scenes cut from {photos} photos, inside the hole, with 95 % bootstrap intervals over "
+             "photos for PSNR (dB). Overlap: where two completions meet. Undecided: share of the hole where no weight "
+             "reaches 0.8.", ""]
+    metrics = [metric for metric in METRICS if f"ours_{metric}" in table]
+    lines += _header("method", *(METRICS[metric] for metric in metrics))
     for method in METHODS:
-        cells = []
-        for figure in FIGURES:
-            mean, low, high = mean_and_interval(numbers.get(f"{method}_{figure}", empty))
-            cells.append(f"{mean:.2f} ({low:.2f} – {high:.2f})" if "psnr" in figure else f"{mean:.4f}")
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    for figure, where in (("psnr", "in the hole"), ("psnr_overlap", "in the overlap")):
-        means = {method: _mean(numbers[f"{method}_{figure}"]) for method in METHODS}
-        best = max(RULES, key=means.get)
-        gap = gap_closed(means["ours"], means[best], means["oracle"])
-        lines += ["", f"Gap closed {where}, from the best rule ({best}) to the oracle: {gap:.2f}"]
-    lines += ["", f"Winner is the oracle's at {_mean(numbers['winner_accuracy']):.0%} of the overlap."]
-    if "telea_ours_psnr" in numbers:
-        lines += ["", "| inpainter | given | PSNR | LPIPS |", "|---|---|---|---|"]
+        lines.append(_row(method, *(_cell(metric, intervals.get(f"{method}_{metric}")) for metric in metrics)))
+    for metric, where in (("psnr", "in the hole"), ("psnr_overlap", "in the overlap")):
+        if metric in metrics:
+            best, gap = _best_rule_and_gap({method: intervals[f"{method}_{metric}"][0] for method in METHODS})
+            lines += ["", f"Gap closed {where}, from the best rule ({best}) to the oracle: {gap:.2f}"]
+    if "winner_accuracy" in table:
+        lines += ["", f"Winner is the oracle's at {intervals['winner_accuracy'][0]:.0%} of the overlap."]
+    if "telea_ours_psnr" in table:
+        metrics = [metric for metric in ("psnr", "lpips") if f"telea_ours_{metric}" in table]
+        lines += ["", *_header("inpainter", "given", *(METRICS[metric] for metric in metrics))]
         for name in INPAINTERS:
             for given in GIVEN:
-                psnr, lpips = (_mean(numbers.get(f"{name}_{given}_{figure}", empty)) for figure in ("psnr", "lpips"))
-                lines.append(f"| {name} | {given} | {psnr:.2f} | {lpips:.4f} |")
+                lines.append(_row(name, given, *(_cell(m, intervals.get(f"{name}_{given}_{m}")) for m in metrics)))
     for title, (column, edges) in GROUPS.items():
-        lines += ["", f"| {title} | scenes | ours | best rule | oracle | gap closed |", "|---|---|---|---|---|---|"]
+        lines += ["", *_header(title, "scenes", "ours", "best rule", "oracle", "gap closed")]
         for low, high in pairwise(edges):
-            inside = (numbers[column] >= low) & (numbers[column] < high)
+            inside = (table[column] >= low) & (table[column] < high)
             if inside.any():
-                means = {method: _mean(numbers[f"{method}_psnr"][inside]) for method in METHODS}
-                best = max(RULES, key=means.get)
-                gap = gap_closed(means["ours"], means[best], means["oracle"])
-                lines.append(f"| {low:g} ≤ … < {high:g} | {inside.sum()} | {means['ours']:.2f} | {means[best]:.2f} "
-                             f"({best}) | {means['oracle']:.2f} | {gap:.2f} |")
+                means = {method: table[f"{method}_psnr"][inside].mean() for method in METHODS}
+                best, gap = _best_rule_and_gap(means)
+                lines.append(_row(f"{low:g} ≤ … < {high:g}", inside.sum(), f"{means['ours']:.2f}",
+                                  f"{means[best]:.2f} ({best})", f"{means['oracle']:.2f}", f"{gap:.2f}"))
     return "\n".join(lines) + "\n"
+
+
+def _best_rule_and_gap(means):
+    """The best rule's name, and the share of its gap to the oracle that ours closes; means: method → dB."""
+    best = max(RULES, key=means.get)
+    return best, gap_closed(means["ours"], means[best], means["oracle"])
+
+
+def _cell(metric, interval):
+    if interval is None:
+        return ""
+    mean, low, high = interval
+    if "psnr" not in metric:
+        return f"{mean:.4f}"
+    return f"{mean:.2f}" if math.isnan(low) else f"{mean:.2f} ({low:.2f} – {high:.2f})"
+
+
+def _header(*titles):
+    return [_row(*titles), "|" + "---|" * len(titles)]
+
+
+def _row(*cells):
+    return f"| {' | '.join(map(str, cells))} |"

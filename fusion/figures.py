@@ -43,15 +43,16 @@ def scene_panels(scene):
 
     Args:
         scene: dict of float arrays in [0,1]: partial, fused (H,W,3), mask, residual (H,W), completions (N,H,W,4),
-            weights (N,H,W), and perhaps original (H,W,3).
+            weights (N,H,W), and perhaps original (H,W,3) and, where completions are but some of N, `shown`: which.
 
     Returns:
         list of (title, picture, colour map or None).
     """
     inside = scene["mask"]
     panels = [("partial", scene["partial"], None), ("mask", inside, "gray")]
-    panels += [(f"comp{i}", on_checkerboard(c), None) for i, c in enumerate(scene["completions"], 1)]
-    panels += [(f"weight {i}", weight * inside, "magma") for i, weight in enumerate(scene["weights"], 1)]
+    shown = scene.get("shown", range(len(scene["completions"])))
+    panels += [(f"comp{i + 1}", on_checkerboard(c), None) for i, c in zip(shown, scene["completions"])]
+    panels += [(f"weight {i + 1}", scene["weights"][i] * inside, "magma") for i in shown]
     panels.append(("weight of none", scene["residual"] * inside, "magma"))
     winners = winner_map(scene["weights"], scene["residual"])
     panels.append(("winner (grey: none)", np.where(inside[..., None] > 0.5, winners, 1), None))
@@ -96,13 +97,14 @@ def draw_grid(path, rows, heading=""):
 
 
 def _tile(picture, cmap, width):
-    """Picture in [0,1] → a Pillow image `width` pixels wide."""
+    """Picture in [0,1] → a Pillow image `width` pixels wide, less where it would be more than three times as high."""
     picture = np.clip(picture, 0, 1)
     if cmap is not None:
         picture = colormaps[cmap](picture)[..., :3]
     picture = np.rint(picture * 255).astype(np.uint8)
-    size = (max(1, round(picture.shape[0] * width / picture.shape[1])), width)
-    return Image.fromarray(resize(picture, size, nearest=width > picture.shape[1]))
+    scale = min(width / picture.shape[1], 3 * width / picture.shape[0])
+    size = tuple(max(1, round(side * scale)) for side in picture.shape[:2])
+    return Image.fromarray(resize(picture, size, nearest=scale > 1))
 
 
 def draw_scene(path, scene, title=""):

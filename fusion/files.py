@@ -29,6 +29,11 @@ def write_text(path, text):
         temporary.write_text(text, encoding="utf-8")
 
 
+def plain_cell(text):
+    """Text for a CSV file that a spreadsheet takes as text, whatever it begins with: '=…' would be run as a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
 def lock_run_dir(folder):
     """Make `folder` and keep other runs out of it for as long as this process lives, however it ends.
 

@@ -1,4 +1,8 @@
-"""How good a fused image is inside the hole, and the simple rules it has to beat."""
+"""How good a fused image is inside the hole, and the simple rules it has to beat.
+
+`batch` is everywhere the dict of tensors that the data sets give: partial (B,3,H,W) in [0,1], mask (B,1,H,W; 1 = hole),
+completions (B,N,4,H,W; RGB + alpha in [0,1]), valid (B,N) bool, original (B,3,H,W); and the network's fill (B,3,H,W).
+"""
 
 import math
 
@@ -11,32 +15,29 @@ RULES = ("fill", "mean", "over_given", "over_random", "over_area", "over_lowest"
 # Rounding to 8 bits alone costs 59 dB. Without a limit one pixel more or less of an exact copy would move a mean over a
 # hundred scenes by half a decibel.
 MOST_PSNR = 60.0
+DECIDED = 0.8  # a person prefers a decided picture to a blend of two
 
 
-def visible_error(partial, mask, completions):
+def visible_error(batch):
     """How far each completion is from the photo where both are visible.
-
-    Args:
-        partial (B,3,H,W) in [0,1], mask (B,1,H,W; 1 = hole), completions (B,N,4,H,W).
 
     Returns:
         (B,N): mean absolute difference over alpha·(1−mask), in [0,1]; 1 where a completion shows nothing visible.
     """
     error, seen = [], []
-    for completion in completions.unbind(1):  # (B,4,H,W)
-        visible = completion[:, 3:] * (1 - mask)
-        difference = (completion[:, :3] - partial).abs().mean(1, keepdim=True)
+    for completion in batch["completions"].unbind(1):  # (B,4,H,W)
+        visible = completion[:, 3:] * (1 - batch["mask"])
+        difference = (completion[:, :3] - batch["partial"]).abs().mean(1, keepdim=True)
         error.append((visible * difference).sum((1, 2, 3)))
         seen.append(visible.sum((1, 2, 3)))
     error, seen = torch.stack(error, 1), torch.stack(seen, 1)
     return torch.where(seen >= 1, error / seen.clamp(min=1), 1.0)
 
 
-def apply_rules(partial, mask, completions, valid, fill, seed=0, rules=RULES):
+def apply_rules(batch, seed=0, rules=RULES):
     """Fuse by each simple rule.
 
     Args:
-        partial (B,3,H,W), mask (B,1,H,W), completions (B,N,4,H,W), valid (B,N) bool, fill (B,3,H,W).
         seed: for the random order; scenes of one batch get different orders.
         rules: which of RULES.
 
@@ -46,6 +47,8 @@ def apply_rules(partial, mask, completions, valid, fill, seed=0, rules=RULES):
         that reaches lowest in the picture in front; `visible_fit` puts the one in front that agrees best with
         the visible photo.
     """
+    partial, mask, completions, valid, fill = (
+        batch[name] for name in ("partial", "mask", "completions", "valid", "fill"))
     alpha = completions[:, :, 3] * valid[:, :, None, None]  # (B,N,H,W)
     fused = {}
     if "fill" in rules:
@@ -64,7 +67,7 @@ def apply_rules(partial, mask, completions, valid, fill, seed=0, rules=RULES):
         "over_random": lambda: torch.rand(alpha.shape[:2], generator=generator).to(alpha.device),
         "over_area": lambda: -alpha.sum((2, 3)),
         "over_lowest": lambda: ((alpha.amax(3) > 0.5) * rows).amax(2),
-        "visible_fit": lambda: -visible_error(partial, mask, completions),
+        "visible_fit": lambda: -visible_error(batch),
     }
     for name, score in scores.items():
         if name in rules:
@@ -72,12 +75,13 @@ def apply_rules(partial, mask, completions, valid, fill, seed=0, rules=RULES):
     return fused
 
 
-def oracle(partial, mask, completions, valid, fill, original):
+def oracle(batch):
     """The upper bound: at each pixel the candidate, or the fill, that is nearest to the original.
 
     Returns:
         fused (B,3,H,W) and choice (B,H,W) long: the winning slot, N for the fill.
     """
+    completions, valid, fill, original = (batch[name] for name in ("completions", "valid", "fill", "original"))
     distances = [
         ((completion[:, :3] - original).square().sum(1)).masked_fill(
             (completion[:, 3] <= 0) | ~valid[:, i, None, None], math.inf
@@ -88,13 +92,33 @@ def oracle(partial, mask, completions, valid, fill, original):
     choice = torch.stack(distances, 1).argmin(1)  # (B,H,W)
     colours = torch.cat([completions[:, :, :3], fill[:, None]], 1)  # (B,N+1,3,H,W)
     nearest = colours.gather(1, choice[:, None, None].expand(-1, 1, 3, -1, -1))[:, 0]
-    return torch.where(mask > 0.5, nearest, partial), choice
+    return torch.where(batch["mask"] > 0.5, nearest, batch["partial"]), choice
 
 
-def overlap_region(mask, completions, valid):
+def overlap_region(batch):
     """(B,1,H,W) in {0,1}: inside the hole where at least two completions have alpha > 0.5."""
-    covers = (completions[:, :, 3] > 0.5) & valid[:, :, None, None]
-    return mask * (covers.sum(1, keepdim=True) >= 2)
+    covers = (batch["completions"][:, :, 3] > 0.5) & batch["valid"][:, :, None, None]
+    return batch["mask"] * (covers.sum(1, keepdim=True) >= 2)
+
+
+def compare_methods(batch, images):
+    """PSNR in the hole and in the overlap of what each method made of a batch.
+
+    Args:
+        images: method → (B,3,H,W).
+
+    Returns:
+        dict of <method>_psnr and <method>_psnr_overlap, (B,) each; nan where a scene has no overlap.
+    """
+    regions = {"psnr": batch["mask"], "psnr_overlap": overlap_region(batch)}
+    return {f"{method}_{metric}": region_psnr(image, batch["original"], region)
+            for method, image in images.items() for metric, region in regions.items()}
+
+
+def undecided_share(batch):
+    """Share of the hole where no candidate, `residual` included, has a weight of 0.8, per scene, (B,)."""
+    largest = torch.maximum(batch["weights"].amax(1, keepdim=True), batch["residual"])
+    return ((largest < DECIDED) * batch["mask"]).sum((1, 2, 3)) / batch["mask"].sum((1, 2, 3))
 
 
 def region_psnr(fused, original, region):

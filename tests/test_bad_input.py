@@ -366,9 +366,9 @@ USAGE = [
     (TRAIN, ("--batch_size", 0), "batch_size: expected 1 or more"),
     (TRAIN, ("--decoder_layers", 0), "decoder_layers: expected 1 or more"),  # nothing would use the encoder's output
     (TRAIN, ("--ema_decay", 1.5), "ema_decay: expected from 0 to 1"),
-    (TRAIN, ("--lr", "nan"), "lr: expected 0 or more, got nan"),
-    (TRAIN, ("--lr", "fast"), "invalid float value: 'fast'"),
-    (TRAIN, ("--epoch", 3), "unrecognized arguments: --epoch"),
+    (TRAIN, ("--lr", "nan"), "lr: expected a finite number, got nan"),
+    (TRAIN, ("--lr", "fast"), "lr: expected a number, got 'fast'"),
+    (TRAIN, ("--epoch", 3), "unrecognized arguments: --epoch 3; did you mean epochs?"),
     (FUSE, ("--workers", -1), "workers: expected 0 or more"),
     (FUSE, ("--amp", "fp8"), "invalid choice: 'fp8'"),
     (FUSE, (), "--data_dir is missing"),

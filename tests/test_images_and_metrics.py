@@ -15,12 +15,14 @@ from fusion.metrics import (
     MOST_PSNR,
     RULES,
     apply_rules,
+    compare_methods,
     gap_closed,
     oracle,
     overlap_region,
     region_l1,
     region_psnr,
     region_ssim,
+    undecided_share,
     visible_error,
 )
 from fusion.model.compositing import fill_hole, paint_over, push_pull
@@ -127,41 +129,48 @@ def batch_of_two_squares():
         original = original + layer[:, 3:] * (layer[:, :3] - original)
     mask = torch.zeros(1, 1, 32, 32)
     mask[..., 12:] = 1
-    completions = torch.stack([front, rear], 1)
-    return original * (1 - mask), mask, completions, torch.ones(1, 2, dtype=torch.bool), original
+    partial = original * (1 - mask)
+    return {"partial": partial, "mask": mask, "completions": torch.stack([front, rear], 1),
+            "valid": torch.ones(1, 2, dtype=torch.bool), "original": original, "fill": fill_hole(partial, mask)}
 
 
 def test_rules_and_oracle_on_a_scene_with_a_known_answer():
-    partial, mask, completions, valid, original = batch_of_two_squares()
-    fill = fill_hole(partial, mask)
-    error = visible_error(partial, mask, completions)
+    batch = batch_of_two_squares()
+    error = visible_error(batch)
     assert error[0, 0] == 0 and error[0, 1] > 0.2
-    fused = apply_rules(partial, mask, completions, valid, fill)
+    fused = apply_rules(batch)
     assert set(fused) == set(RULES)
-    overlap = overlap_region(mask, completions, valid)
+    overlap = overlap_region(batch)
     assert overlap.sum() == 16 * 8
-    score = {name: region_psnr(image, original, overlap).item() for name, image in fused.items()}
+    psnr = compare_methods(batch, fused)
+    score = {name: psnr[f"{name}_psnr_overlap"].item() for name in fused}
     assert score["visible_fit"] == pytest.approx(MOST_PSNR)  # the front one fits
     assert score["over_given"] < 10  # paints the rear one last
     assert score["over_area"] == pytest.approx(MOST_PSNR)  # the smaller one in front
     assert score["over_lowest"] < 10  # the rear one reaches lower
     assert score["over_given"] < score["mean"] < MOST_PSNR
-    best, choice = oracle(partial, mask, completions, valid, fill, original)
-    assert region_psnr(best, original, overlap) == MOST_PSNR
+    assert psnr["over_given_psnr"] == region_psnr(fused["over_given"], batch["original"], batch["mask"])
+    best, choice = oracle(batch)
+    assert region_psnr(best, batch["original"], overlap) == MOST_PSNR
     assert (choice[overlap[:, 0] > 0] == 0).all()
     for image in [*fused.values(), best]:
-        assert torch.equal(image * (1 - mask), partial)
+        assert torch.equal(image * (1 - batch["mask"]), batch["partial"])
 
 
 def test_invalid_slots_are_never_painted():
-    partial, mask, completions, _, original = batch_of_two_squares()
-    fill = fill_hole(partial, mask)
-    padded = torch.tensor([[False, True]])
-    with_padding = apply_rules(partial, mask, completions, padded, fill)
-    without = apply_rules(partial, mask, completions[:, 1:], padded[:, 1:], fill)
+    batch = batch_of_two_squares() | {"valid": torch.tensor([[False, True]])}
+    with_padding = apply_rules(batch)
+    without = apply_rules({**batch, "completions": batch["completions"][:, 1:], "valid": batch["valid"][:, 1:]})
     for name, image in with_padding.items():
         assert torch.equal(image, without[name]), name
-    assert (oracle(partial, mask, completions, padded, fill, original)[1] != 0).all()
+    assert (oracle(batch)[1] != 0).all()
+
+
+def test_undecided_is_where_no_candidate_has_most_of_the_weight():
+    mask, weights = torch.ones(1, 1, 1, 4), torch.tensor([[0.9, 0.5, 0.1, 0.8], [0.1, 0.2, 0.1, 0.1]])[None, :, None]
+    mask[..., 3] = 0
+    batch = {"mask": mask, "weights": weights, "residual": 1 - weights.sum(1, keepdim=True)}
+    assert undecided_share(batch).item() == pytest.approx(1 / 3)  # the second; in the third the residual has 0.8
 
 
 def test_paint_over_blends_soft_alpha():
@@ -172,7 +181,7 @@ def test_paint_over_blends_soft_alpha():
     assert torch.allclose(painted, torch.full_like(painted, 0.25))
 
 
-def test_figures_count_the_region_only():
+def test_metrics_count_the_region_only():
     original, region = torch.rand(2, 3, 32, 32), torch.zeros(2, 1, 32, 32)
     region[0, :, 8:16, 8:16] = 1
     fused = original + 0.1 * region

@@ -12,7 +12,7 @@ from amodal_fusion_transformer_inference import fuse_scenes, network_size
 from fusion.data.images import read_image, write_image
 from fusion.data.scenes import write_scene
 from fusion.data.toy import draw_scene
-from fusion.evaluation import METHODS, mean_and_interval
+from fusion.evaluation import METHODS, mean_and_interval, write_metrics
 from fusion.training.checkpoints import export_weights
 from tests.scripts import run
 
@@ -82,13 +82,35 @@ def test_metrics_stand_beside_rules_and_oracle(tmp_path, checkpoint, backbone):
     assert (output / "summary.png").stat().st_size > 1000
 
 
-def test_bootstrap_interval_holds_the_mean_and_shrinks_with_scenes():
+def test_bootstrap_interval_holds_the_mean_and_shrinks_with_photos():
     rng = np.random.default_rng(0)
-    few, many = rng.normal(20, 3, 20), rng.normal(20, 3, 2000)
-    for values in (few, many):
-        mean, low, high = mean_and_interval(np.append(values, np.nan))
+    for count in (20, 2000):
+        values = rng.normal(20, 3, count)
+        table = {"psnr": np.append(values, np.nan)}
+        mean, low, high = mean_and_interval(table, np.arange(count + 1))["psnr"]
         assert low < mean < high and mean == pytest.approx(values.mean())
-        assert (high - low) / 2 == pytest.approx(1.96 * values.std() / len(values) ** 0.5, rel=0.2)
+        assert (high - low) / 2 == pytest.approx(1.96 * values.std() / count ** 0.5, rel=0.2)
+    # twenty holes in each photo, all alike: no more is known than from one hole each
+    photo = np.repeat(np.arange(100), 20)
+    (_, low, high), (_, wrong_low, wrong_high) = (
+        mean_and_interval({"psnr": values[:100][photo]}, group)["psnr"] for group in (photo, np.arange(2000)))
+    assert (high - low) / 2 == pytest.approx(1.96 * values[:100].std() / 10, rel=0.2)
+    assert high - low > 3 * (wrong_high - wrong_low)
+
+
+def test_what_no_scene_has_is_left_out_of_the_table(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [{"scene": name, "photo": name[1], "completions": 1, "hole": 0.2, "overlap": 0.0, "winner_accuracy": None,
+             "ours_undecided": 0.5} | {f"{method}_{metric}": number for method in METHODS for metric, number in (
+                 ("psnr", 30 if method == "oracle" else rng.uniform(10, 20)), ("psnr_overlap", None), ("ssim", 0.5),
+                 ("l1", 0.1))}
+            for name in ("=2+3", "b3")]
+    text = write_metrics(tmp_path, iter(rows))
+    assert "nan" not in text and "PSNR overlap" not in text and "LPIPS" not in text
+    assert "2 scenes cut from 2 photos" in text and "| 0.5000 |" in text
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert "psnr_overlap" not in lines[0] and [line.split(",")[0] for line in lines[1:]] == ["'=2+3", "b3"]
+    assert write_metrics(tmp_path, []) is None
 
 
 def test_existing_outputs_are_kept_unless_overwritten(tmp_path, checkpoint, backbone):

@@ -1,15 +1,10 @@
 """What ships: weights and example scenes."""
 
-import dataclasses
-
-import pytest
 import torch
 
-from amodal_fusion_transformer import TrainConfig
-from amodal_fusion_transformer_inference import SHIPPED, InferenceConfig
+from amodal_fusion_transformer_inference import SHIPPED
 from fusion.data.images import read_image
 from fusion.metrics import RULES
-from prepare_dataset import CheckConfig, CreateConfig, SplitConfig, SynthesizeConfig
 from tests.scripts import ROOT, succeed
 
 
@@ -23,20 +18,6 @@ def test_first_command_of_the_readme_beats_the_simple_rules(tmp_path, backbone):
     for folder in examples.iterdir():
         assert read_image(tmp_path / folder.name / "fused.png", "RGB").shape == (224, 224, 3)
         assert (tmp_path / folder.name / "figure.png").exists()
-
-
-@pytest.mark.parametrize("config", [TrainConfig, InferenceConfig, CreateConfig, SplitConfig, CheckConfig,
-                                    SynthesizeConfig])
-def test_readme_tells_every_option_as_the_program_does(config):
-    rows = [line.split(" | ") for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-            if line.startswith("| `--")]
-    told = {(row[0].strip("| `-"), row[2].removesuffix(" |")) for row in rows}
-    for field in dataclasses.fields(config):
-        choices = field.metadata["choices"]
-        meaning = field.metadata["help"] + (f" ({', '.join(map(str, choices))})" if choices else "")
-        if config not in (SplitConfig, CheckConfig):  # these share the table of create
-            assert (field.name, meaning) in told
-        assert field.name in {name for name, _ in told}
 
 
 def test_shipped_weights_are_plain_and_small():

@@ -1,19 +1,20 @@
 """Scenes as amodal completion pipelines leave them, found by the names of their files and folders."""
 
+import json
 import os
 import re
-import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fusion.data.images import IMAGE_SUFFIXES
+from PIL import Image
 
-ROLE = re.compile(
-    r"(?:(?P<prefix>.+)[_\-. ])??(?:"
-    r"(?P<original>original|image|gt)|(?P<partial>partial|masked|input)|(?P<mask>mask|hole)|"
-    r"(?P<completion>(?:completion|comp|amodal|object|obj)s?(?P<number>[_\-. ]?\d+|[_\-. ].+)?))",
-    re.IGNORECASE,
-)
+from fusion.data.images import IMAGE_SUFFIXES
+from fusion.data.layout_table import BY_ROLES, LAYOUTS
+from fusion.data.names import fault_of_id, is_rubbish, join_id
+from fusion.data.roles import ROLES, natural, sort_into_roles
+from fusion.errors import SceneError
+
+FIELDS = {"n": r"(?P<n>.+)", "d": r"(?P<d>\d+)", "dddd": r"(?P<d>\d{4})", "object": r"(?P<object>.+)"}
 
 
 @dataclass
@@ -24,8 +25,9 @@ class RawCompletion:
     alpha: Path | None = None  # its silhouette as a picture of its own
     visible: Path | None = None  # where the completer saw the object (its modal mask)
     companion: Path | None = None  # a mask of it, by its name; which of the two, the pixels tell
-    offset: tuple = (0, 0)  # row and column in the photo of the picture's upper left pixel
+    offset: tuple | None = None  # row and column in the photo of its upper left pixel; None: it has the photo's frame
     object: str = ""  # what it is a sample of; "" when the layout does not say
+    as_drawn: bool = False  # its own alpha holds, even where it is 255 everywhere: there is nothing to key out
 
 
 @dataclass
@@ -40,77 +42,226 @@ class RawScene:
     completions: list = field(default_factory=list)  # of RawCompletion
     notes: list = field(default_factory=list)
     layout: str = ""  # the name of its entry in the table of layouts
+    no_hole: str = ""  # why there is no hole among these files, when the layout says so; "" = look at the pixels
+    photo: Path | None = None  # of that name in --photos, the original unless that lies with the scene
 
 
-def find_raw_scenes(input_dir):
-    """All scenes below `input_dir`, by the names of their files.
+def find_raw_scenes(input_dir, photos_dir=None):
+    """All scenes below `input_dir`, by the names of their files and folders.
 
-    Understood are one folder per scene (original, partial, mask, comp1 …), and `<id>.jpg, <id>_partial.jpg,
-    <id>_mask.png, <id>_comp1.png` in a folder each or side by side. The scene id is the path below `input_dir`
-    joined by "__", because image ids repeat between classes.
+    A folder is a scene of the first entry of the table of layouts that it fits, else its files are sorted by the
+    roles that their names tell. The scene id is the path below `input_dir` joined by "__", because image ids repeat
+    between classes. Hidden folders and those that systems make for themselves are no scenes.
+
+    Args:
+        photos_dir: folder of the photos that scenes were made from, named as they are; for layouts without.
 
     Returns:
-        list of RawScene sorted by id, and a list of faults (unreadable folders, two scenes with one id).
+        list of RawScene sorted by id, and a dict of faults (folders that cannot be read, names that cannot be listed,
+        two scenes with one id): folder to message.
     """
     input_dir = Path(input_dir)
-    scenes, faults, visited = {}, [], set()
-    for folder, subfolders, names in os.walk(input_dir, followlinks=True, onerror=lambda e: faults.append(
-            f"{e.filename}: {e.strerror}")):
-        real = os.path.realpath(folder)
+    scenes, faults, visited, leftovers = {}, {}, set(), set()
+    photos = _photos_by_stem(photos_dir)
+    for place, subfolders, names in os.walk(input_dir, followlinks=True, onerror=lambda e: faults.update(
+            {str(e.filename): f"{e.filename}: {e.strerror}"})):
+        folder, real = Path(place), os.path.realpath(place)
         if real in visited:  # a symbolic link that leads back up
             subfolders.clear()
             continue
         visited.add(real)
-        subfolders.sort()
-        for scene in _scenes_of_folder(Path(folder), sorted(names), input_dir):
+        subfolders[:] = sorted(name for name in subfolders if not is_rubbish(name))
+        pictures = sorted(folder / name for name in names
+                          if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."))
+        found = []
+        try:
+            for layout in LAYOUTS:
+                scene = _scene_of_layout(layout, folder, pictures, subfolders, input_dir, photos)
+                if scene:
+                    found = [scene]
+                    subfolders[:] = [name for name in subfolders if not _claims(layout, scene, name)]
+                    around = folder.parent.parent if folder.parent.name == layout.inner else folder.parent
+                    leftovers |= {around / name for name in layout.leftovers}
+                    break
+            else:
+                found = _scenes_by_roles(folder, pictures, input_dir, photos)
+        except SceneError as error:
+            faults[str(folder)] = str(error)
+            subfolders.clear()
+        for scene in found:
+            fault = fault_of_id(scene.id)
             if scene.id in scenes:
-                faults.append(f"{scene.folder}: its id {scene.id} is also that of {scenes[scene.id].folder}; rename it")
+                fault = f"its id {scene.id} is also that of {scenes[scene.id].folder}; rename it"
+            if fault:
+                faults[str(scene.folder)] = f"{scene.folder}: {fault}"
             else:
                 scenes[scene.id] = scene
-    return [scenes[scene_id] for scene_id in sorted(scenes)], faults
+    return [scenes[scene_id] for scene_id in sorted(scenes)
+            if not leftovers & {scenes[scene_id].folder, *scenes[scene_id].folder.parents}], faults
 
 
-def _scenes_of_folder(folder, names, input_dir):
-    groups, plain = {}, {}
-    for name in names:
-        path = folder / name
-        if path.suffix.lower() not in IMAGE_SUFFIXES or name.startswith("."):
-            continue
-        match = ROLE.fullmatch(path.stem)
-        if not match:
-            plain.setdefault(path.stem, []).append(path)
-            continue
-        prefix = match["prefix"] or ""
-        of = ROLE.fullmatch(prefix)
-        if (of and of["completion"]) or re.search(r"(mask|alpha)$", match["number"] or "", re.IGNORECASE):
-            continue  # comp1_mask.png belongs to a completion, not to the scene
-        if of and of["original"]:
-            prefix = ""  # image.png, image_mask.png
-        role = next(r for r in ("original", "partial", "mask", "completion") if match[r])
-        group = groups.setdefault(prefix, {"original": [], "partial": [], "mask": [], "completion": []})
-        group[role].append((_natural(match["number"] or ""), path))
+def _scene_of_layout(layout, folder, pictures, subfolders, input_dir, photos):
+    """The scene that `folder` is by this entry of the table, or None."""
+    completions = [(fields, path) for fields, path in _matching(folder, layout.completion, pictures, subfolders)
+                   if not (layout.never and re.fullmatch(layout.never, path.stem, re.IGNORECASE))]
+    if not completions:
+        return None
+    original = _first(folder, layout.original)
+    completions = [(fields, path) for fields, path in completions if path != original]
+    photo = _photo_of(folder, folder.name, photos)
+    if not completions or (layout.wants_photo and not (original or photo)):
+        return None
+    if layout.marks and not any((folder / mark).is_dir() if mark.endswith("/") else _first(folder, (mark,))
+                                for mark in layout.marks):
+        return None
+    if layout.with_alpha and not _are_layers([path for _, path in completions]):
+        return None
+    parts = list(folder.relative_to(input_dir).parts) or [folder.name]
+    if len(parts) > 1 and parts[-2] == layout.inner:
+        del parts[-2]
+    scene = RawScene(join_id(parts), folder, original or photo, _first(folder, layout.partial),
+                     _first(folder, layout.mask), layout=layout.name, photo=photo)
+    scene.no_hole = "" if scene.mask or scene.partial else layout.no_hole
+    background = _first(folder, (layout.background,)) if layout.background else None
+    if background:
+        scene.completions.append(RawCompletion(background, object="background", as_drawn=True))
+    for fields, path in completions:
+        name = fields.get("object") or fields.get("n") or fields.get("d") or path.stem
+        scene.completions.append(RawCompletion(
+            path, _first(folder, (layout.alpha,), fields), _first(folder, (layout.visible,), fields),
+            offset=_offset(folder, layout.offsets, name, fields) if layout.offsets else None,
+            object="the one object" if layout.same_object else name, as_drawn=layout.with_alpha))
+    return scene
+
+
+def _claims(layout, scene, name):
+    """Whether the scene's subfolder `name` is a part of it; others may hold scenes of their own."""
+    heads = {pattern.split("/")[0] for pattern in (layout.completion, layout.alpha, layout.visible, *layout.marks)
+             if "/" in pattern and pattern[0] not in "{."}
+    return (any(_regex(head, scene.folder).fullmatch(name) for head in heads)
+            or any(completion.path.parent == scene.folder / name for completion in scene.completions))
+
+
+def _matching(folder, pattern, pictures, subfolders):
+    """[(fields, path)] of the pictures that fit `pattern`, in the natural order of their names."""
+    head, _, tail = pattern.rpartition("/")
+    if head:
+        places = [(match.groupdict(), folder / name) for name in subfolders
+                  if (match := _regex(head, folder).fullmatch(name))]
+    else:
+        places = [({}, folder)]
+    found = []
+    for fields, place in places:
+        here = _pictures_in(place) if head else pictures
+        taken = {}
+        for path in here:
+            match = _regex(tail, folder).fullmatch(path.stem)
+            if match and (path.stem not in taken or path.suffix.lower() == ".png"):  # PNG before lossy copies
+                taken[path.stem] = (fields | match.groupdict(), path)
+        found += taken.values()
+    return sorted(found, key=lambda entry: natural(str(entry[1].relative_to(folder))))
+
+
+def _regex(pattern, folder):
+    parts = re.split(r"\{(\w+)\}", pattern)
+    return re.compile("".join(re.escape(part) if i % 2 == 0 else re.escape(folder.name) if part == "id"
+                              else FIELDS[part] for i, part in enumerate(parts)))
+
+
+def _pictures_in(folder):
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    except OSError as error:
+        raise SceneError(f"{folder}: {error.strerror}") from None
+
+
+def _first(folder, patterns, fields=None):
+    """The first file that one of `patterns` names, PNG before others; None when there is none."""
+    for pattern in filter(None, patterns):
+        path = folder / pattern.format(id=folder.name, **(fields or {}))
+        for suffix in sorted(IMAGE_SUFFIXES, key=lambda suffix: (suffix != ".png", suffix)):
+            for name in (path.name + suffix, path.name + suffix.upper()):
+                if path.with_name(name).is_file():
+                    return Path(os.path.normpath(path.with_name(name)))
+    return None
+
+
+def _are_layers(paths):
+    """Whether pictures could be layers of one picture: each with alpha, all of one size."""
+    sizes = set()
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                if "A" not in image.mode and "transparency" not in image.info:
+                    return False
+                sizes.add(image.size)
+        except (OSError, ValueError, Image.DecompressionBombError):
+            continue  # damaged: reading it will tell
+    return len(sizes) <= 1
+
+
+def _offset(folder, pattern, name, fields):
+    path = folder / pattern.format(id=folder.name, **fields)
+    if not path.is_file():
+        return None
+    try:
+        steps = json.loads(path.read_text(encoding="utf-8")).get(name)
+        return None if steps is None else (int(steps[0]), int(steps[1]))
+    except (ValueError, TypeError, LookupError, AttributeError, OSError) as error:
+        raise SceneError(f"{path}: should map {name} to [row, column] ({error}); write it again") from None
+
+
+def _scenes_by_roles(folder, pictures, input_dir, photos):
+    """The scenes whose files lie in `folder`, by the roles in their names."""
     scenes = []
-    for prefix, group in groups.items():
-        stem = prefix or folder.name
-        group["original"] += [("", path) for path in plain.get(stem, [])]
+    for prefix, group in sort_into_roles(pictures, folder.name).items():
         if not (group["partial"] or group["mask"] or group["completion"]):
             continue  # a lone photo
         parts = list(folder.relative_to(input_dir).parts)
         if prefix and prefix != folder.name:
             parts.append(prefix)
-        scene_id = unicodedata.normalize("NFC", "__".join(parts or [folder.name]))
-        scene = RawScene(scene_id, folder)
-        for role in ("original", "partial", "mask"):
+        scene = RawScene(join_id(parts or [folder.name]), folder, layout=BY_ROLES,
+                         photo=_photo_of(folder, prefix or folder.name, photos))
+        for role in ROLES[:3]:
             # PNG before lossy copies, else the first name
-            files = sorted((path for _, path in group[role]), key=lambda p: (p.suffix.lower() != ".png", p.name))
+            files = sorted(group[role], key=lambda path: (path.suffix.lower() != ".png", path.name))
             if files:
                 setattr(scene, role, files[0])
             if len(files) > 1:
                 scene.notes.append(f"{len(files)} files could be the {role}, took {files[0].name}")
-        scene.completions = [RawCompletion(path) for _, path in sorted(group["completion"])]
+        scene.original = scene.original or scene.photo
+        for path in group["completion"]:
+            masks = dict(group["masks"].get(path, {}))
+            if "alpha" in masks and "companion" not in masks:  # whether it is that, the pixels tell
+                masks["companion"] = masks.pop("alpha")
+            scene.completions.append(RawCompletion(path, **masks))
         scenes.append(scene)
     return scenes
 
 
-def _natural(text):
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.findall(r"\d+|\D+", text)]
+def _photos_by_stem(photos_dir):
+    photos = {}
+    for folder, subfolders, names in os.walk(photos_dir, followlinks=False) if photos_dir else ():
+        subfolders[:] = sorted(name for name in subfolders if not is_rubbish(name))
+        for name in sorted(names):
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
+                photos.setdefault(stem, []).append(Path(folder, name))
+    return photos
+
+
+def _photo_of(folder, stem, photos):
+    """The photo of that name; of several, the one whose folders are named most like the scene's."""
+    candidates = photos.get(stem, ())
+    if len(candidates) < 2:
+        return candidates[0] if candidates else None
+    around = folder.parts[:-1] if folder.name == stem else folder.parts
+
+    def shared(path):
+        pairs = zip(reversed(path.parts[:-1]), reversed(around))
+        return next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), len(around))
+
+    best, second = sorted(candidates, key=shared, reverse=True)[:2]
+    if shared(best) == shared(second):
+        raise SceneError(f"{folder}: {best} and {second} could both be its photo; lay --photos out in the same folders")
+    return best

@@ -5,6 +5,7 @@ import numpy as np
 
 from fusion.data.images import read_image, resize
 from fusion.data.keying import key_background
+from fusion.data.new_holes import make_hole, photo_or_partial
 from fusion.data.scenes import Scene
 from fusion.data.selection import select_completions
 from fusion.errors import SceneError
@@ -13,7 +14,7 @@ DIFFERENT_PHOTO = 12  # mean difference in levels between photo and partial imag
 BLANK = 20  # levels from black or white that JPEG noise leaves in a blanked hole
 
 
-def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto"):
+def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto", new_hole=None):
     """Read one raw scene and turn it into a clean one.
 
     Args:
@@ -21,6 +22,7 @@ def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto"):
         n_max_completions: completions to keep.
         mask_hole: the mask's value in the hole, "black" or "white"; "auto" finds it from the pixels.
         background: of completions without alpha, see `key_background`.
+        new_hole: NewHole, what to do when the scene brings no hole; None is an error then.
 
     Returns:
         Scene at its own size, and a report: dict of hole (how it was found), hole_share, notes, and per completion
@@ -29,6 +31,7 @@ def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto"):
     Raises:
         SceneError: with all faults of the scene.
     """
+    raw = photo_or_partial(raw)
     faults, notes = [], list(raw.notes)
     scene_files = {"original": raw.original, "partial": raw.partial, "mask": raw.mask}
     pictures = {}
@@ -40,10 +43,12 @@ def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto"):
             pictures[role] = None
     original, partial, mask = pictures["original"], pictures["partial"], pictures["mask"]
     if raw.original is None and raw.partial is None:
-        faults.append(f"{raw.folder}: neither a photo nor a partial image of {raw.id}")
+        faults.append(f"{raw.folder}: neither a photo nor a partial image of {raw.id}; if its photo lies elsewhere, "
+                      "give --photos DIR")
     if not raw.completions:
         faults.append(f"{raw.folder}: no completions of {raw.id} (comp1.png …)")
-    if raw.mask is None:
+    brings_hole = raw.mask is not None or raw.partial is not None
+    if raw.mask is None and raw.partial is not None:
         notes.append("no mask")
 
     frame = partial if partial is not None else original
@@ -53,7 +58,8 @@ def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto"):
         original = _same_frame(original, size, raw.original, faults, notes)
         mask = _same_frame(mask, size, raw.mask, faults, notes, nearest=True)
         try:
-            hole, how = find_hole(raw, original, partial, mask, mask_hole)
+            if brings_hole:
+                hole, how = find_hole(raw, original, partial, mask, mask_hole)
             if original is not None and partial is not None:
                 check_same_photo(raw, original, partial, hole)
         except SceneError as error:
@@ -61,13 +67,14 @@ def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto"):
     if hole is not None:
         how += f", {hole.mean():.1%} of the picture"
     completions, kinds = [], []
-    for path in (completion.path for completion in raw.completions):
+    for completion in raw.completions:
+        path = completion.path
         try:
             picture = read_image(path, "RGBA")
         except SceneError as error:
             faults.append(str(error))
             continue
-        if (picture[..., 3] == 255).all():
+        if (picture[..., 3] == 255).all() and not completion.as_drawn:
             picture, kind = key_background(picture[..., :3], background)
         else:
             kind = "alpha"
@@ -75,14 +82,23 @@ def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto"):
             picture = _same_frame(picture, size, path, faults, notes)
         completions.append(picture)
         kinds.append(kind)
+    removed = []
+    if not brings_hole and not faults:
+        hole, how, removed = make_hole(raw, original, completions, [None] * len(completions), new_hole)
+        original = None if removed else original
+        how += f", {hole.mean():.1%} of the picture"
     if faults:
         found = [f"hole {how}"] if how else []
         raise SceneError("\n".join(faults + found + notes))
 
     partial = np.where(hole[..., None], 0, frame).astype(np.uint8)
+    for i in removed:
+        completions[i] = np.zeros_like(completions[i])
     kept, rows = select_completions(completions, hole, partial, n_max_completions)
     for row, path, kind in zip(rows, (completion.path for completion in raw.completions), kinds):
         row |= {"file": path.name, "background": kind}
+    for i in removed:
+        rows[i]["reason"] = "removed"
     if not kept:
         reasons = ", ".join(sorted({row["reason"] for row in rows}))
         raise SceneError(f"{raw.folder}: no completion shows anything in the hole ({reasons})")

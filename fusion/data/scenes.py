@@ -70,8 +70,9 @@ def find_scenes(data_dir):
     )
     if not scene_ids:
         raise SceneError(
-            f"{data_dir}: no scene here (a scene is a folder with partial.png, mask.png, comp1.png …); "
-            "turn raw results into scenes with: python prepare_dataset.py create"
+            f"{data_dir}: no scene here (a scene is a folder with partial.png, mask.png, comp1.png …); if these are "
+            f"results of a completion model, run create first: python prepare_dataset.py create --input_dir {data_dir} "
+            "--output_dir DATA --img_size 256 --resize"
         )
     return scene_ids
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 
 from fusion.data.datasets import AmodalFusionDataset, SynthesizedDataset
-from fusion.data.scenes import check_scenes, read_list
+from fusion.data.scenes import check_scenes, find_scenes, read_list
 from fusion.data.synthesis import Synthesizer
 from fusion.errors import SceneError, UserError
 from fusion.training import distributed
@@ -16,26 +16,27 @@ from fusion.training import distributed
 
 def load_data(config, process):
     """Datasets and loaders of both lists. Raises SceneError or UserError, before the first step."""
-    data_dir = Path(config.data_dir)
-    train_ids = []
+    train_dir, train_ids = None, []
     if not config.synthesize:
-        train_ids = read_list(config.train_list or data_dir / "train_list.txt", data_dir)
-    val_ids = read_list(config.val_list or data_dir / "val_list.txt", data_dir)
-    both = sorted(set(train_ids) & set(val_ids))
+        train_dir, train_ids = list_scenes(config, "train")
+    val_dir, val_ids = list_scenes(config, "val")
+    both = sorted(set(train_ids) & set(val_ids)) if train_dir and train_dir.resolve() == val_dir.resolve() else []
     if both:
         raise UserError(f"{len(both)} scenes are in both lists, {both[0]} for one; run prepare_dataset.py split")
-    share = (train_ids + val_ids)[process.rank :: process.world_size]
-    faults = distributed.gather(check_scenes(data_dir, share, quiet=None if process.is_main else True))
+    faults = []
+    for folder, scene_ids in ((train_dir, train_ids), (val_dir, val_ids)):
+        share = scene_ids[process.rank :: process.world_size]
+        faults += distributed.gather(check_scenes(folder, share, quiet=None if process.is_main else True))
     if faults:
         more = f"\n  … and {len(faults) - 20} more" if len(faults) > 20 else ""
         raise UserError("the data set has faults; see them all with: python prepare_dataset.py check --data_dir "
-                            f"{data_dir}\n  " + "\n  ".join(faults[:20]) + more)
+                            f"{config.data_dir or config.train_dir}\n  " + "\n  ".join(faults[:20]) + more)
     size = {"img_size": config.img_size, "n_max_completions": config.n_max_completions, "seed": config.seed}
     if config.synthesize:
         synthesizer = Synthesizer(config.objects, config.backgrounds, config.coco, **size)
         train_set = SynthesizedDataset(synthesizer, config.scenes_per_epoch)
     else:
-        train_set = AmodalFusionDataset(data_dir, train_ids, augment=config.augment, **size)
+        train_set = AmodalFusionDataset(train_dir, train_ids, augment=config.augment, **size)
     batch = process.world_size * config.batch_size * config.accumulate
     if len(train_set) < batch:
         raise UserError(
@@ -44,13 +45,22 @@ def load_data(config, process):
             "--accumulate"
         )
     # Exact validation over uneven shards: each rank takes every world-th scene, sums and counts are reduced.
-    val_set = AmodalFusionDataset(data_dir, val_ids[process.rank :: process.world_size], **size)
+    val_set = AmodalFusionDataset(val_dir, val_ids[process.rank :: process.world_size], **size)
     sampler = distributed.EpochSampler(train_set, process.world_size, process.rank, seed=config.seed, drop_last=True)
     common = {"batch_size": config.batch_size, "num_workers": config.workers, "worker_init_fn": ignore_signals,
               "pin_memory": process.device.type == "cuda", "persistent_workers": config.workers > 0}
     Finalize(None, kill_loaders, exitpriority=1)  # before Python waits for child processes
     train_loader = DataLoader(train_set, sampler=sampler, drop_last=True, **common)
     return train_loader, sampler, DataLoader(val_set, **common)
+
+
+def list_scenes(config, which):
+    """(folder, scene ids) for training, `which` = "train", or validation, "val"."""
+    own_dir, own_list = getattr(config, f"{which}_dir"), getattr(config, f"{which}_list")
+    folder = Path(own_dir or config.data_dir)
+    if own_dir and not own_list:
+        return folder, find_scenes(folder)
+    return folder, read_list(own_list or folder / f"{which}_list.txt", folder)
 
 
 def ignore_signals(_):

@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 from fusion.errors import UserError
 from fusion.training.checkpoints import load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from fusion.training.distributed import gather
+from fusion.training.tensorboard import add_record
 
 
 def learning_rate(step, total_steps, warmup_steps):
@@ -59,6 +60,7 @@ class Run:
         self.epoch = self.step = self.scenes_done = self.bad_steps = 0  # scenes_done: of this epoch, over all ranks
         self.best = math.inf
         self.metrics = {}
+        self.board = None  # TensorBoard's writer, on rank 0, if there is one
 
     def schedule(self, total_steps):
         """Set the learning rate for a run of so many steps."""
@@ -78,11 +80,13 @@ class Run:
             save_checkpoint(self.folder / name, {**parts, **counts, "rng": states, "config": config})
 
     def log(self, kind, record):
-        """Append one line to metrics.jsonl, from rank 0."""
+        """Append one line to metrics.jsonl, and to TensorBoard, from rank 0."""
         if self.process.is_main:
-            record = {"kind": kind, "epoch": self.epoch + 1, "step": self.step, **record}
+            line = {"kind": kind, "epoch": self.epoch + 1, "step": self.step, **record}
             with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(json.dumps(line) + "\n")
+            if self.board:
+                add_record(self.board, kind, record, self.step)
 
     def report_bad_step(self, scene_ids):
         """Write down which scenes gave a gradient that is not finite. Raises UserError when that does not end."""

@@ -1,0 +1,124 @@
+"""Scenes per second and core of on-the-fly synthesis and what the scenes are like, beside an earlier version of it.
+
+    git worktree add /tmp/earlier COMMIT
+    python -m benchmarks.synthesis --objects CUTOUTS --backgrounds PHOTOS --coco INSTANCES.json --against /tmp/earlier
+
+Both versions compose the same numbers of the same seed, a few dozen in turn, each in a process of its own that has
+composed as many before the clock starts: what is measured is a loader in the middle of an epoch.
+"""
+
+import argparse
+import os
+import pickle
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent.parent
+
+
+def serve(options):
+    """Compose what standard input asks for, as (first, count), in the version of the code that PYTHONPATH says."""
+    import cv2
+
+    from fusion.data.synthesis import Synthesizer
+
+    cv2.setNumThreads(0)
+    synthesizer = Synthesizer(options.objects, options.backgrounds, options.coco, options.img_size, hole=options.hole,
+                              style=options.style, seed=options.seed)
+    while True:
+        first, count = pickle.load(sys.stdin.buffer)
+        start = time.process_time()
+        scenes = [synthesizer(i) for i in range(first, first + count)]
+        seconds = time.process_time() - start
+        pickle.dump((seconds, [vars(scene) for scene in scenes]), sys.stdout.buffer)
+        sys.stdout.flush()
+
+
+def ask(child, first, count):
+    pickle.dump((first, count), child.stdin)
+    child.stdin.flush()
+    return pickle.load(child.stdout)
+
+
+def describe(scene):
+    """What one scene (dict of arrays) is like: shares of the picture or of the hole, and PSNR in dB."""
+    import torch
+
+    from fusion.data.scenes import Scene
+    from fusion.data.tensors import to_tensors
+    from fusion.metrics import RULES, apply_rules, oracle, overlap_region, region_psnr, visible_error
+    from fusion.model.compositing import fill_hole
+
+    scene = Scene(**scene)
+    tensors = {name: value[None] for name, value in to_tensors(scene, len(scene.completions)).items()}
+    inputs = [tensors[name] for name in ("partial", "mask", "completions", "valid")]
+    fill, original, mask = fill_hole(*inputs[:2]), tensors["original"], inputs[1]
+    alphas = np.stack([c[..., 3] for c in scene.completions])
+    cover = (alphas > 127).sum(0)[scene.mask]
+    row = {"hole of picture": scene.mask.mean(), "completions": len(alphas), "alpha of picture": (alphas > 127).mean(),
+           "soft alpha": ((alphas > 0) & (alphas < 255)).mean(), "hole covered": (cover >= 1).mean(),
+           "hole in overlap": (cover >= 2).mean(), "visible error": visible_error(*inputs[:3]).mean().item(),
+           "original, mean": scene.original.mean() / 255, "original, deviation": scene.original.std() / 255}
+    overlap = overlap_region(*inputs[1:])
+    images = {"fill": fill, **apply_rules(*inputs, fill, rules=[rule for rule in RULES if rule != "fill"]),
+              "oracle": oracle(*inputs, fill, original)[0]}
+    with torch.no_grad():
+        for name, image in images.items():
+            row[f"{name}, hole"] = region_psnr(image, original, mask).item()
+            row[f"{name}, overlap"] = region_psnr(image, original, overlap).item() if overlap.any() else np.nan
+    return row
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("objects", "backgrounds", "coco"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--against", type=Path, help="root of another checkout")
+    parser.add_argument("--img_size", type=int, default=256)
+    parser.add_argument("--hole", default="mixed")
+    parser.add_argument("--style", default="mixed")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--n_scenes", type=int, default=300)
+    parser.add_argument("--at_once", type=int, default=50, help="scenes of one version before the other's turn")
+    parser.add_argument("--json", help="file to write the figures to")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve(options)
+    from benchmarks.measure import report
+
+    versions = {"this": HERE} | ({"earlier": options.against.resolve()} if options.against else {})
+    children, seconds, rows = {}, {name: [] for name in versions}, {name: [] for name in versions}
+    for name, root in versions.items():
+        children[name] = subprocess.Popen([sys.executable, __file__, *sys.argv[1:], "--serve"], cwd=root,
+                                          stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                          env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"})
+        ask(children[name], 10**6, options.n_scenes)
+    for first in range(0, options.n_scenes, options.at_once):
+        count = min(options.at_once, options.n_scenes - first)
+        for name, child in children.items():
+            taken, scenes = ask(child, first, count)
+            seconds[name].append(taken / count)
+            rows[name] += [describe(scene) for scene in scenes]
+    for child in children.values():
+        child.kill()
+    rates = {name: sorted(1 / taken for taken in values) for name, values in seconds.items()}
+    table = [{"what": "scenes / s and core", **{name: f"{statistics.median(rate):.1f} ({rate[0]:.1f} – {rate[-1]:.1f})"
+                                                for name, rate in rates.items()}}]
+    for what in rows["this"][0]:
+        table.append({"what": what})
+        for name in versions:
+            values = np.array([row[what] for row in rows[name]], float)
+            values = values[~np.isnan(values)]
+            table[-1][name] = f"{values.mean():.3g} ± {values.std() / np.sqrt(len(values)):.2g}"
+    print(f"{options.n_scenes} scenes of {options.img_size}², style {options.style}; ± standard error of the mean")
+    report(table, {"what": "what", **{name: name for name in versions}}, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,285 @@
+"""Does every part of the network earn its place? Without one part each, from nothing, several seeds, same scenes.
+
+    python -m experiments.ablation --objects MATERIAL/train/objects --backgrounds MATERIAL/train/backgrounds \\
+        --coco MATERIAL/train/coco/instances.json --eval_dirs COMPOSED USER REAL --json ablation.json
+
+All networks are trained side by side, a step of each in turn on the same scenes (another order per seed), so that they
+can be compared whenever it ends. On a GPU every step is a CUDA graph on a stream of its own.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from amodal_fusion_transformer import (
+    AmodalFusionTransformer,
+    ConvEncoder,
+    VisiblePrior,
+    WeightHead,
+    fusion_loss,
+)
+from fusion.data.scenes import find_scenes, read_scene
+from fusion.data.synthesis import Synthesizer
+from fusion.data.tensors import to_tensors
+from fusion.metrics import apply_rules, compare_methods, oracle
+from fusion.training.perceptual import PerceptualLoss
+from fusion.training.run import learning_rate
+
+FIELDS = ("partial", "mask", "completions", "valid", "original")
+
+
+class FillBehindCandidates(VisiblePrior):
+    """A candidate is seen among the fill alone, not among the prior's composite."""
+
+    def composite(self, logits, inverse_temperature, candidates, photo, mask):  # noqa: ARG002
+        return photo
+
+
+class NoPrior(VisiblePrior):
+    """The cues are inputs only; the network starts with equal weights."""
+
+    def forward(self, cues):
+        return torch.zeros_like(cues.copied), torch.ones_like(cues.copied[:, :1])
+
+
+class NoTemperature(VisiblePrior):
+    def forward(self, cues):
+        logits, inverse_temperature = super().forward(cues)
+        return logits, torch.ones_like(inverse_temperature)
+
+
+class NoImageNet(ConvEncoder):
+    def backbone_features(self, candidates, prior_composite):  # noqa: ARG002
+        return 0, 0, 0
+
+
+class NoPairwiseOrder(WeightHead):
+    def forward(self, x2, prior, inverse_temperature, alpha, copied):
+        logits, order = super().forward(x2, prior, inverse_temperature, 0 * alpha, copied)
+        return logits, order
+
+
+PARTS = {
+    "as it is": {},
+    "without pairwise order": {"head": NoPairwiseOrder},
+    "without temperature": {"prior": NoTemperature},
+    "fill instead of prior composite": {"prior": FillBehindCandidates},
+    "without ImageNet features": {"encoder": lambda: NoImageNet(128)},
+    "without prior": {"prior": NoPrior},
+    "without scene self-attention": {},
+}
+
+
+def build(part, seed):
+    torch.manual_seed(seed)
+    model = AmodalFusionTransformer(encoder_layers=0 if part == "without scene self-attention" else 2)
+    for name, block in PARTS[part].items():
+        setattr(model, name, block())
+    return model.to(memory_format=torch.channels_last)
+
+
+class Trainee:
+    """One network, its optimizer and averaged weights; `step` trains on what lies in `batch`."""
+
+    def __init__(self, part, seed, batch, perceptual, lr, device):
+        self.part, self.seed, self.batch, self.perceptual = part, seed, batch, perceptual
+        self.model = build(part, seed).to(device).train()
+        self.averaged = copy.deepcopy(self.model).eval()
+        self.rate = torch.tensor(lr, device=device)
+        self.fade = torch.tensor(0.0, device=device)  # of the averaged weights, and of the pull towards the oracle
+        self.oracle_weight = torch.tensor(0.0, device=device)
+        self.parameters = list(self.model.parameters())
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=self.rate, weight_decay=0.05,
+                                           capturable=device.type == "cuda", foreach=True)
+        self.graph = self.stream = None
+
+    def step(self):
+        half = self.batch["mask"].device.type == "cuda"
+        with torch.autocast(self.batch["mask"].device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+            out = self.model(*(self.batch[name] for name in FIELDS[:4]))
+            loss, parts = fusion_loss(out, self.batch, self.perceptual, 0.5, 1e-9, 4.0)
+            loss = loss + self.oracle_weight * parts["oracle"].mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=False)
+        with torch.no_grad():
+            averaged = list(self.averaged.parameters())
+            torch._foreach_sub_(averaged, [(a - p) * self.fade for a, p in zip(averaged, self.parameters)])
+
+    def capture(self):
+        """Record a step as a CUDA graph; the steps that warm it up count as training, at a rate of zero."""
+        self.stream = torch.cuda.Stream()
+        self.stream.wait_stream(torch.cuda.current_stream())
+        self.rate.zero_()
+        with torch.cuda.stream(self.stream):
+            for _ in range(3):
+                self.step()
+        torch.cuda.current_stream().wait_stream(self.stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, stream=self.stream):
+            self.step()
+
+    def replay(self):
+        if self.graph is None:
+            self.step()
+        else:
+            with torch.cuda.stream(self.stream):
+                self.graph.replay()
+
+
+def compose(synthesizer, index):
+    """Scene `index` as uint8 arrays, padded to n_max completions."""
+    tensors = to_tensors(synthesizer(index), synthesizer.n_max)
+    return {name: (value if value.dtype == torch.bool else (value * 255).round().byte()).numpy()
+            for name, value in tensors.items() if name in FIELDS}
+
+
+def as_batch(scenes, device):
+    batch = {name: torch.from_numpy(np.stack([scene[name] for scene in scenes])).to(device) for name in FIELDS}
+    return {name: value if value.dtype == torch.bool else value.float() / 255 for name, value in batch.items()}
+
+
+def mirrored(batch, generator):
+    if torch.rand((), generator=generator) < 0.5:
+        return {name: value.flip(-1) if value.dim() > 2 else value for name, value in batch.items()}
+    return batch
+
+
+@torch.no_grad()
+def evaluate(model, sets, perceptual):
+    """{set: {figure: mean over its scenes}}: see `compare_methods`, and our LPIPS."""
+    results = {}
+    for name, batches in sets.items():
+        rows = {}
+        for batch in batches:
+            out = model(*(batch[field] for field in FIELDS[:4]))
+            filled = {**batch, "fill": out["fill"]}
+            images = {"ours_": out["fused"], "oracle_": oracle(filled)[0], "visible_fit_": apply_rules(
+                filled, rules=("visible_fit",))["visible_fit"]}
+            for key, value in compare_methods(filled, images).items():
+                rows.setdefault(key, []).append(value)
+            seen = torch.where(batch["mask"] > 0.5, out["fused"], batch["original"])
+            rows.setdefault("lpips", []).append(perceptual(seen, batch["original"]))
+        results[name] = {key: torch.cat(values).nanmean().item() for key, values in rows.items()}
+    return results
+
+
+def read_sets(folders, size, device):
+    sets = {}
+    for folder in map(Path, folders):
+        scenes = [read_scene(folder / scene_id, 5).resized((size, size)) for scene_id in find_scenes(folder)]
+        items = [to_tensors(scene, 5) for scene in scenes]
+        sets[folder.name] = [{name: torch.stack([item[name] for item in items[i : i + 25]]).to(device)
+                              for name in FIELDS} for i in range(0, len(items), 25)]
+    return sets
+
+
+def report(results):
+    """Markdown: mean and spread over the seeds, per set; PSNR in hole / overlap, LPIPS."""
+    sets = list(next(iter(results.values()))[0])
+    lines = [f"| network | {' | '.join(sets)} |", "|---" * (len(sets) + 1) + "|"]
+    for part, runs in results.items():
+        cells = []
+        for name in sets:
+            hole, overlap, lpips = ([run[name][key] for run in runs] for key in
+                                    ("ours_psnr", "ours_psnr_overlap", "lpips"))
+            cells.append(" / ".join(f"{statistics.mean(v):.2f} ± {(max(v) - min(v)) / 2:.2f}" for v in (hole, overlap))
+                         + f" / {statistics.mean(lpips):.4f} ± {(max(lpips) - min(lpips)) / 2:.4f}")
+        lines.append(f"| {part} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("objects", "backgrounds", "coco"):
+        parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--eval_dirs", nargs="+", required=True, help="prepared data sets to measure on")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--img_size", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=7e-4)
+    parser.add_argument("--lpips_weights")
+    parser.add_argument("--seconds", type=float, help="stop training after so long, wherever it stands")
+    parser.add_argument("--processes", type=int, default=2, help="that compose scenes")
+    parser.add_argument("--json", help="file to write the figures to")
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_float32_matmul_precision("high")
+    start = time.monotonic()
+
+    synthesizer = Synthesizer(options.objects, options.backgrounds, options.coco, options.img_size, seed=1)
+    count = options.steps * options.batch_size
+    with ProcessPoolExecutor(options.processes) as pool:
+        jobs = pool.map(compose, [synthesizer] * count, range(count), chunksize=32)
+        scenes = list(tqdm(jobs, "compose", count, mininterval=10))
+    stored = {name: torch.from_numpy(np.stack([scene[name] for scene in scenes])).to(device) for name in FIELDS}
+    print(f"{count} scenes composed, {time.monotonic() - start:.0f} s", flush=True)
+
+    perceptual = PerceptualLoss("alex", options.lpips_weights).to(device)
+    first = as_batch(scenes[: options.batch_size], device)
+    batches = {seed: {name: value.clone() for name, value in first.items()} for seed in options.seeds}
+    trainees = [Trainee(part, seed, batches[seed], perceptual, options.lr, device)
+                for part in options.parts for seed in options.seeds]
+    if device.type == "cuda":
+        for trainee in trainees:
+            trainee.capture()
+        print(f"{len(trainees)} graphs captured, {time.monotonic() - start:.0f} s", flush=True)
+    orders = {seed: torch.randperm(count, generator=torch.Generator().manual_seed(seed)) for seed in options.seeds}
+    mirror = torch.Generator().manual_seed(0)
+    begun = time.monotonic()
+    for step in tqdm(range(options.steps), "train", mininterval=10):
+        rate = options.lr * learning_rate(step, options.steps, 150)
+        for seed, batch in batches.items():
+            indices = orders[seed][step * options.batch_size : (step + 1) * options.batch_size].to(device)
+            scenes = {name: value[indices] for name, value in stored.items()}
+            scenes = {n: v if v.dtype == torch.bool else v.float() / 255 for n, v in scenes.items()}
+            for name, value in mirrored(scenes, mirror).items():
+                batch[name].copy_(value)
+        for trainee in trainees:
+            trainee.rate.fill_(rate)
+            trainee.fade.fill_(1 - min(0.998, (1 + step) / (10 + step)))
+            trainee.oracle_weight.fill_(0.1 * max(0.0, 1 - 2 * step / options.steps))
+        if device.type == "cuda":
+            ready = torch.cuda.current_stream().record_event()
+            for trainee in trainees:
+                trainee.stream.wait_event(ready)
+                trainee.replay()
+            for trainee in trainees:
+                torch.cuda.current_stream().wait_stream(trainee.stream)
+        else:
+            for trainee in trainees:
+                trainee.replay()
+        if step % 100 == 99 and device.type == "cuda":
+            torch.cuda.synchronize()
+        if options.seconds and time.monotonic() - begun > options.seconds:
+            break
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    print(f"{step + 1} steps in {time.monotonic() - begun:.0f} s", flush=True)
+
+    sets = read_sets(options.eval_dirs, options.img_size, device)
+    results = {}
+    for trainee in trainees:
+        results.setdefault(trainee.part, []).append(evaluate(trainee.averaged, sets, perceptual))
+    torch.manual_seed(0)
+    results["untrained"] = [evaluate(AmodalFusionTransformer().to(device).eval(), sets, perceptual)]
+    print(report(results))
+    for name, figures in results["as it is" if "as it is" in results else "untrained"][0].items():
+        print(name, {key: round(value, 3) for key, value in figures.items() if "ours" not in key})
+    if options.json:
+        Path(options.json).write_text(json.dumps({"steps": step + 1, "results": results}, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Names of scenes and folders: which can be used, which are nobody's data, how to print any of them."""
+
+import unicodedata
+
+RUBBISH = {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information", "lost+found",
+           "__pycache__"}
+LONGEST_ID = 240  # bytes; file systems end at 255, and a scene that is being written has a longer name for a while
+
+
+def is_rubbish(name):
+    """Whether a folder is hidden or one that systems and programs make for themselves, copies and thumbnails in it."""
+    return name.startswith(".") or name.lower() in RUBBISH
+
+
+def join_id(parts):
+    """Scene id of a path below the input folder, in the normal form in which it is listed."""
+    return unicodedata.normalize("NFC", "__".join(parts))
+
+
+def fault_of_id(scene_id):
+    """What keeps `scene_id` from being a folder and a line of a list; None when nothing does."""
+    try:
+        length = len(scene_id.encode())
+    except UnicodeEncodeError:
+        return "its name is not UTF-8; rename it"
+    if length > LONGEST_ID:
+        return (f"its id, the path to it joined by __, has {length} bytes, more than {LONGEST_ID}; shorten the names "
+                "or start lower with --input_dir")
+    if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in scene_id):
+        return "a line break or another control character in its name; rename it"
+    if scene_id != scene_id.strip():
+        return "a space at the start or end of its id, which no list can hold; rename it"
+    return None
+
+
+def printable(text):
+    """`text` as any terminal and file takes it: bytes that are no UTF-8 and control characters but \\n escaped."""
+    text = str(text).encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) in ("Cc", "Zl", "Zp") and c != "\n" else c for c in text)

@@ -1,0 +1,99 @@
+"""What `create` tells about its scenes: a summary on the screen, every completion's fate in report.csv, a figure."""
+
+import csv
+from collections import Counter
+
+from fusion.data.images import read_image
+from fusion.data.names import printable
+
+REPORT_COLUMNS = ("file", "kept_as", "reason", "hole_share", "new_share", "visible_error", "background")
+SHOWN_FOLDERS = 3
+
+
+def append_report(path, raw, report):
+    """One line per completion, as each scene is done, so that an interrupted run keeps what it knows."""
+    new = not path.exists()
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(("scene", "hole", "hole_of_picture", *REPORT_COLUMNS, "layout"))
+        for row in report["completions"]:
+            values = (f"{v:.3f}" if isinstance(v, float) else v for v in (row[column] for column in REPORT_COLUMNS))
+            writer.writerow(printable(value) if isinstance(value, str) else value for value in (
+                raw.id, report["hole"], f"{report['hole_share']:.3f}", *values, raw.layout))
+
+
+def counts(values):
+    """"4 black, 1 white": the most frequent first."""
+    return ", ".join(f"{count} {value}" for value, count in Counter(values).most_common())
+
+
+def some(number, noun):
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def layout_lines(raw_scenes, reports, input_dir):
+    """A line per layout: what was recognised where, and what became of it."""
+    by_layout = {}
+    for raw in raw_scenes:
+        by_layout.setdefault(raw.layout, []).append(raw)
+    lines = []
+    for layout, scenes in sorted(by_layout.items()):
+        tops = sorted({raw.folder.relative_to(input_dir).parts[:1] for raw in scenes})
+        where = ", ".join(part[0] if part else "." for part in tops[:SHOWN_FOLDERS])
+        more = f" and {len(tops) - SHOWN_FOLDERS} more" if len(tops) > SHOWN_FOLDERS else ""
+        done = [reports[raw.id] for raw in scenes if raw.id in reports]
+        line = f"layout {layout}: {some(len(scenes), 'scene')} in {where}{more}"
+        if done:
+            rows = [row for report in done for row in report["completions"]]
+            kept = sum(row["kept_as"] is not None for row in rows)
+            targets = sum(report["trainable"] for report in done)
+            line += (f"; hole: {counts(report['hole'] for report in done)}; completions: {len(rows)} found, {kept} "
+                     f"kept; {targets} with an original")
+        lines.append(printable(line))
+    return lines
+
+
+def print_report(raw_scenes, reports, skipped, input_dir, targetless_list):
+    """What was found, kept, dropped and why; every bad scene with its faults."""
+    rows = [row for report in reports.values() for row in report["completions"]]
+    for line in layout_lines(raw_scenes, reports, input_dir):
+        print(line)
+    print(f"written {len(reports)}, bad {len(skipped)}")
+    if reports:
+        print(f"hole: {counts(report['hole'] for report in reports.values())}")
+        print(f"background of completions: {counts(row['background'] for row in rows)}")
+        reasons = [row["reason"].split(" of number")[0] for row in rows if row["kept_as"] is None]
+        print(f"completions: {len(rows)} found, {len(rows) - len(reasons)} kept; dropped: {counts(reasons) or 'none'}")
+        targetless = sum(not report["trainable"] for report in reports.values())
+        if targetless:
+            print(f"{targetless} scenes have no original: for inference only, they go to {targetless_list}")
+        for scene_id, report in sorted(reports.items()):
+            for note in report["notes"]:
+                print(printable(f"note: {scene_id}: {note}"))
+    for scene_id, fault in sorted(skipped.items()):
+        print(f"bad: {scene_id}: " + fault.replace("\n", "\n     "))
+
+
+def one_of_each(raw_scenes, number):
+    """`number` scenes to look at, of as many layouts as there are."""
+    rank, seen = {}, Counter()
+    for raw in raw_scenes:
+        rank[raw.id] = seen[raw.layout]
+        seen[raw.layout] += 1
+    return sorted(raw_scenes, key=lambda raw: rank[raw.id])[:number]
+
+
+def selection_panels(raw, report, folder):
+    """(title, RGB or RGBA picture, kept or None) of a raw scene, and of what `folder` got of it."""
+    panels = [(printable(f"{raw.id}\n{raw.layout}"), read_image(folder / "partial.png", "RGB"), None)]
+    if raw.original:
+        panels.append(("original", read_image(raw.original, "RGB"), None))
+    rows = sorted(zip(report["completions"], raw.completions), key=lambda pair: pair[0]["kept_as"] or 1000)
+    for row, completion in rows:
+        written = folder / f"comp{row['kept_as']}.png" if row["kept_as"] else completion.path
+        picture = read_image(written, "RGBA")
+        name = printable(completion.path.stem[-16:])
+        name += f": {row['kept_as']}" if row["kept_as"] else f"\n{row['reason']}"
+        panels.append((name, picture, row["kept_as"] is not None))
+    return panels

@@ -1,0 +1,121 @@
+"""What a picture is to its scene by the words in its name: `<id>_partial.jpg`, `mask.png`, `comp3_visible.png`."""
+
+import re
+from collections import defaultdict
+
+SEPARATOR = r"[_\-. ]"
+ROLE = re.compile(
+    r"(?P<original>original|image|gt)|(?P<partial>partial|masked|input)|(?P<mask>mask|hole)|"
+    rf"(?P<completion>(?:completion|comp|amodal|object|obj)s?(?P<number>{SEPARATOR}?\d+|{SEPARATOR}.+)?)",
+    re.IGNORECASE,
+)
+ROLES = ("original", "partial", "mask", "completion")
+# masks of one completion, and what they should be: its silhouette, what was seen of it, or one of the two
+KINDS = {"mask": "companion", "alpha": "alpha", "amodal": "alpha", "silhouette": "alpha", "visible": "visible",
+         "modal": "visible"}
+BESIDE = re.compile(rf"(?P<base>.+){SEPARATOR}(?P<kind>{'|'.join(KINDS)})", re.IGNORECASE)  # comp1_mask
+WITHIN = re.compile(rf"(?P<prefix>.*?){SEPARATOR}?comp{SEPARATOR}?(?P<kind>{'|'.join(KINDS)})s?{SEPARATOR}?"
+                    r"(?P<number>\d+)", re.IGNORECASE)  # comp_mask_1
+
+
+def natural(text):
+    """Sort key that puts comp2 before comp10."""
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.findall(r"\d+|\D+", text)]
+
+
+def sort_into_roles(paths, folder_name):
+    """The pictures of one folder by scene and role.
+
+    A name is the scene's id and, after a separator, a role; or the role alone, in a folder of one scene. Ids may hold
+    words that are roles elsewhere (`beach_image.jpg`, `object_0001.jpg`): the id is what files share, the role what
+    remains. Two ids never become one scene.
+
+    Returns:
+        dict of id ("" for the folder's own scene) to a dict of original, partial, mask, completion: lists of paths,
+        completions in the order of their numbers; and masks: completion's path → {"companion", "alpha" or "visible":
+        path}.
+    """
+    paths = sorted(paths)
+    stems = {path.stem for path in paths}
+    readings = {stem: _readings(stem) for stem in stems}
+    sharing = defaultdict(dict)  # possible id → the names that would be its files → their role
+    for stem in stems:
+        for scene_id, role, number in readings[stem]:
+            if role != "completion" or number:
+                sharing[scene_id][stem] = role
+
+    def has_frame(scene_id):
+        return (scene_id or folder_name) in stems or bool(set(sharing[scene_id].values()) - {"completion"})
+
+    def owner(scene_id):
+        """The scene that names beginning with `scene_id` belong to; None when that is no id."""
+        if scene_id in ("", folder_name):  # X/X_comp1.png is as good as X/comp1.png, unless there are two photos
+            return "" if scene_id == "" or not {"original", "partial"} & set(sharing[""].values()) else scene_id
+        if not _readings(scene_id):
+            return scene_id
+        outer, role, _ = _readings(scene_id)[-1]
+        if role == "completion":  # object_0001: an id when it has files of its own and nobody else's photo is there
+            own = set(sharing[scene_id].values()) - {"mask"}
+            return scene_id if own and not has_frame(outer) else None
+        if role == "mask":
+            return None
+        # image_mask.png is the mask of image.png
+        shared = not outer or any(stem != scene_id for stem in sharing[outer])
+        return owner(outer) if shared else scene_id
+
+    owners = {scene_id: owner(scene_id) for scene_id in list(sharing)}
+    chosen = {}  # stem → scene id, role, number
+    for stem in stems:
+        of_ids = [reading for reading in readings[stem] if owners.get(reading[0]) is not None]
+        if owners.get(stem) == stem:
+            chosen[stem] = stem, "original", ""
+        elif of_ids:
+            scene_id, role, number = of_ids[-1]
+            chosen[stem] = owners[scene_id], role, number
+        elif stem == folder_name:
+            chosen[stem] = "", "original", ""
+
+    groups = defaultdict(lambda: {role: [] for role in ROLES} | {"masks": {}})
+    completions = {stem: choice for stem, choice in chosen.items() if choice[1] == "completion"}
+    belongs = {stem: found for stem in stems if (found := _mask_of(stem, completions))}
+    for path in paths:
+        if path.stem not in chosen or path.stem in belongs:
+            continue
+        scene_id, role, number = chosen[path.stem]
+        groups[scene_id][role].append((natural(number), path))
+    for group in groups.values():
+        for role in ROLES:
+            group[role] = [path for _, path in sorted(group[role])]
+        for path in paths:
+            base, kind = belongs.get(path.stem, (None, None))
+            for completion in group["completion"]:
+                if completion.stem == base:
+                    group["masks"].setdefault(completion, {}).setdefault(kind, path)
+    return groups
+
+
+def _readings(stem):
+    """Every way to read `stem` as (id, role, number), the shortest id first."""
+    cuts = [("", stem)] + [(stem[: cut.start()], stem[cut.end():]) for cut in re.finditer(SEPARATOR, stem)]
+    found = []
+    for scene_id, rest in cuts:
+        match = ROLE.fullmatch(rest)
+        if match and (scene_id or rest == stem):
+            found.append((scene_id, next(role for role in ROLES if match[role]), match["number"] or ""))
+    return found
+
+
+def _mask_of(stem, completions):
+    """(stem of the completion that `stem` is a mask of, or "" when that is not there; its kind), or None."""
+    match = BESIDE.fullmatch(stem)
+    if match and (match["base"] in completions or stem in completions):
+        kind = match["kind"].lower()
+        if match["base"] in completions or kind != "amodal":
+            return (match["base"] if match["base"] in completions else ""), KINDS[kind]
+    match = WITHIN.fullmatch(stem)
+    if match:
+        wanted = match["prefix"], match["number"].lstrip("0")
+        same = [other for other, (scene_id, _, number) in completions.items() if other != stem
+                and (scene_id, re.sub(r"^\D*0*", "", number)) == wanted]
+        return (min(same) if same else ""), KINDS[match["kind"].lower()]
+    return None

@@ -1,0 +1,259 @@
+"""What `create` makes of every layout in its table, of names it cannot use, and of folders that are nobody's data."""
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fusion.data.images import write_image
+from fusion.data.layout_table import BY_ROLES, LAYOUTS
+from fusion.data.layouts import find_raw_scenes
+from fusion.data.new_holes import NewHole
+from fusion.data.raw_scenes import read_raw_scene
+from fusion.data.roles import sort_into_roles
+from fusion.data.scenes import read_list, read_scene
+from fusion.data.toy import draw_scene, write_dataset
+from fusion.errors import SceneError
+from tests.layout_trees import Tree, completion_dataset, write_tree
+from tests.scripts import ROOT, run, succeed
+
+SCRIPT = "prepare_dataset.py"
+OWN_HOLE = {"completion_dataset", "completion_dataset_debug", "flat", "enhanced"}  # and segment_all__img1
+
+
+def create(tree, output, *arguments):
+    return run(SCRIPT, "create", "--input_dir", tree, "--output_dir", output, "--workers", 1, *arguments)
+
+
+def skipped(data):
+    with open(data / "skipped.csv", newline="", encoding="utf-8") as file:
+        return {row["scene"]: row["fault"] for row in csv.DictReader(file)}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    return folder, write_tree(folder)
+
+
+def overlap(one, other):
+    return (one & other).sum() / max(1, (one | other).sum())
+
+
+def test_one_command_reads_all_layouts_and_the_document_says_what_it_says(tree, tmp_path):
+    folder, drawn = tree
+    data = tmp_path / "data"
+    process = create(folder, data, "--photos", folder / "photos", "--cut_hole", "box", "--split")
+    assert process.returncode == 0, process.stdout + process.stderr
+    lines = [line for line in process.stdout.splitlines() if line.startswith("layout ")]
+    assert len(lines) == len({layout.name for layout in LAYOUTS} | {BY_ROLES})
+    documented = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8").splitlines()
+    assert lines == [line for line in documented if line.startswith("layout ")], "\n".join(lines)
+
+    ids = {path.name for path in data.iterdir() if path.is_dir()}
+    assert ids == {
+        "completion_dataset__a__abbey__00000001", "completion_dataset_debug__a__abbey__00000001", "flat__00000007",
+        "flat__00000008", "enhanced__Places365_test_00000138", "auto_process__00000004", "single__138",
+        "segment_all__img1", "segment_all__img2", "deocclusion__image_0703", "k8xu__street", "saraao__kitchen",
+        "saraao_one_object__hall", "qwen__poster", "qwen__card", "layerd__banner", "art__0", "see_through__girl",
+        "layer_diffuse__desk", "agentic__0"}
+    for scene_id in ids:
+        scene = read_scene(data / scene_id, need_original=True)
+        truth = min(drawn, key=lambda t: np.abs(scene.original.astype(int) - t.photo).mean())
+        assert np.abs(scene.original.astype(int) - truth.photo).mean() < (4 if "flat" in scene_id else 0.01), scene_id
+        assert not scene.partial[scene.mask].any()
+        if scene_id.split("__")[0] in OWN_HOLE or scene_id == "segment_all__img1":
+            assert overlap(scene.mask, truth.scene.mask) > 0.9, scene_id
+        else:  # over objects, where two meet if any do
+            cover = np.sum([alpha > 127 for alpha in truth.alphas], 0)
+            objects = 1 if scene_id.split("__")[0] in ("auto_process", "single", "agentic", "saraao_one_object") else 2
+            assert (cover[scene.mask] >= objects).any(), scene_id
+        for completion in scene.completions if scene_id != "k8xu__street" else ():  # offsets are not read yet
+            alpha = completion[..., 3] > 127
+            known = [truth.alphas[i] > 127 for i in range(3)] + [np.ones_like(alpha)]
+            assert max(overlap(alpha, other) for other in known) > 0.8, scene_id
+    with open(data / "report.csv", newline="", encoding="utf-8") as file:
+        assert {row["layout"] for row in csv.DictReader(file)} == {layout.name for layout in LAYOUTS} | {BY_ROLES}
+
+
+def test_without_a_hole_each_layout_says_why_and_what_to_do(tree, tmp_path):
+    folder, _ = tree
+    process = create(folder, tmp_path / "data")
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    faults = skipped(tmp_path / "data")
+    for scene_id in ("auto_process__00000004", "single__138"):
+        assert "its mask is the modal mask of the one object" in faults[scene_id]
+        assert "--cut_hole" in faults[scene_id] and "--remove_object" in faults[scene_id]
+    for scene_id in ("deocclusion__image_0703", "art__0", "qwen__poster", "see_through__girl"):
+        assert "a photo taken apart has none" in faults[scene_id]
+    for scene_id in ("segment_all__img2", "layerd__banner", "saraao_one_object__hall"):
+        assert "give --photos DIR" in faults[scene_id]
+    written = {path.name for path in (tmp_path / "data").iterdir() if path.is_dir()}
+    assert written == {
+        "completion_dataset__a__abbey__00000001", "completion_dataset_debug__a__abbey__00000001", "flat__00000007",
+        "flat__00000008", "enhanced__Places365_test_00000138", "segment_all__img1"}
+    # no photo of it was given: nothing to train on
+    assert not (tmp_path / "data" / "enhanced__Places365_test_00000138" / "original.png").exists()
+
+
+def test_a_removed_object_leaves_its_hole_and_is_never_the_target(tree):
+    folder, drawn = tree
+    raw_scenes, faults = find_raw_scenes(folder, folder / "photos")
+    assert not faults
+    raw = {scene.id: scene for scene in raw_scenes}
+    for scene_id, wanted in (("deocclusion__image_0703", "1"), ("deocclusion__image_0703", "001"),
+                             ("saraao__kitchen", "plate"), ("segment_all__img2", "1")):
+        name = scene_id.split("__")[0]
+        truth = [t for t in drawn if t.root.name == name][-1]
+        scene, report = read_raw_scene(raw[scene_id], 5, new_hole=NewHole(remove=wanted))
+        assert scene.original is None and report["hole"] == "an object taken out"
+        visible = truth.visible[1] > 0
+        assert (scene.mask & visible).sum() > 0.9 * visible.sum(), scene_id
+        assert (scene.mask & ~visible).sum() < 0.6 * visible.sum() + 200
+        assert [row["reason"] for row in report["completions"]].count("removed") == (2 if name == "segment_all" else 1)
+        for completion in scene.completions:
+            assert overlap(completion[..., 3] > 127, truth.alphas[1] > 127) < 0.8
+    with pytest.raises(SceneError, match=r"--remove_object 9 names 0 objects .* 000, 001, 002"):
+        read_raw_scene(raw["deocclusion__image_0703"], 5, new_hole=NewHole(remove="9"))
+    with pytest.raises(SceneError, match="the only object"):
+        read_raw_scene(raw["auto_process__00000004"], 5, new_hole=NewHole(remove="the one object"))
+
+
+def test_cut_holes_are_the_same_in_any_order_and_of_the_policy_asked_for(tree):
+    folder, _ = tree
+    raw = {scene.id: scene for scene in find_raw_scenes(folder, folder / "photos")[0]}["deocclusion__image_0703"]
+    masks = [read_raw_scene(raw, 5, new_hole=NewHole(policy, seed=seed))[0].mask
+             for policy, seed in (("box", 0), ("box", 0), ("box", 1), ("strokes", 0), ("centre", 0))]
+    assert np.array_equal(masks[0], masks[1]) and not np.array_equal(masks[0], masks[2])
+    rows, columns = np.nonzero(masks[0])
+    assert masks[0].sum() == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)  # a box
+    assert not np.array_equal(masks[0], masks[3]) and masks[4][31:33, 31:33].all()
+
+
+def test_a_photo_of_something_else_is_refused(tree, tmp_path):
+    folder, _ = tree
+    write_image(tmp_path / "banner.png", 255 - draw_scene(4321).original)
+    raw = {scene.id: scene for scene in find_raw_scenes(folder, tmp_path)[0]}["layerd__banner"]
+    with pytest.raises(SceneError, match="is that its photo"):
+        read_raw_scene(raw, 5, new_hole=NewHole("box"))
+
+
+def test_photos_are_found_by_the_folders_they_lie_in(tmp_path):
+    for letter in "ab":
+        for number in (1, 2):
+            _write(tmp_path / "photos" / letter / f"{number}.png", draw_scene(number).original)
+            _write(tmp_path / "in" / letter / str(number) / "partial.png", draw_scene(number).partial)
+            _write(tmp_path / "in" / letter / str(number) / "comp1.png", draw_scene(number).completions[0])
+    scenes, faults = find_raw_scenes(tmp_path / "in", tmp_path / "photos")
+    assert not faults and [str(s.original.relative_to(tmp_path)) for s in scenes] == [
+        "photos/a/1.png", "photos/a/2.png", "photos/b/1.png", "photos/b/2.png"]
+    (tmp_path / "photos" / "a").rename(tmp_path / "photos" / "c")
+    (tmp_path / "photos" / "b").rename(tmp_path / "photos" / "d")
+    scenes, faults = find_raw_scenes(tmp_path / "in", tmp_path / "photos")
+    assert not scenes and len(faults) == 4 and all("could both be its photo" in fault for fault in faults.values())
+
+
+def _write(path, picture):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_image(path, picture)
+
+
+@pytest.mark.parametrize(("names", "expected"), [
+    ("beach_image.jpg beach_image_mask.png beach_image_comp1.png forest_image.jpg forest_image_mask.png "
+     "forest_image_comp1.png", {"beach_image": "o m c1", "forest_image": "o m c1"}),
+    ("beach_image.jpg forest_image.jpg city_image.jpg mask.png comp1.png",
+     {"beach": "o", "forest": "o", "city": "o", "": "m c1"}),
+    ("beach_image.jpg beach_mask.png beach_comp1.png forest_image.jpg forest_mask.png forest_comp1.png",
+     {"beach": "o m c1", "forest": "o m c1"}),
+    ("object_0001.jpg object_0001_mask.png object_0001_comp1.png object_0002.jpg object_0002_partial.jpg "
+     "object_0002_comp1.png", {"object_0001": "o m c1", "object_0002": "o p c1"}),
+    ("amodal_0007.jpg amodal_0007_mask.png amodal_0007_partial.jpg amodal_0007_comp1.png", {"amodal_0007": "o p m c1"}),
+    ("s.jpg s_partial.jpg s_comp1.png", {"": "o p c1"}),
+    ("image.png image_mask.png obj_000.png obj_000_mask.png", {"": "o m c1 x1"}),
+    ("x_original.png x_original_mask.png x_comp1.png", {"x": "o m c1"}),
+    ("original.png mask.png object_0_completion_1.png object_0_completion_2.png object_1_completion_1.png",
+     {"": "o m c3"}),
+    ("original.png mask.png comp1.png comp1_mask.png comp1_visible.png comp2.png comp_mask_2.png comp_mask_3.png",
+     {"": "o m c2 x3"}),
+    ("original.png mask.png comp_1.png comp_1_alpha.png comp_1_mask.png object_2_amodal.png", {"": "o m c2 x2"}),
+    ("mask_room.jpg mask_room_mask.png mask_room_comp1.png", {"mask_room": "o m c1"}),
+    ("my_object_photo.jpg my_object_photo_mask.png my_object_photo_comp1.png", {"my_object_photo": "o m c1"}),
+    ("image1.jpg image1_mask.png image1_comp1.png image2.jpg image2_mask.png image2_comp1.png",
+     {"image1": "o m c1", "image2": "o m c1"}),
+])
+def test_a_role_is_what_remains_after_the_id(names, expected):
+    found = {}
+    for scene_id, group in sort_into_roles([Path(name) for name in names.split()], "s").items():
+        parts = [letter for letter, role in zip("opm", ("original", "partial", "mask")) if len(group[role]) == 1]
+        assert all(len(group[role]) <= 1 for role in ("original", "partial", "mask"))
+        masks = sum(len(kinds) for kinds in group["masks"].values())
+        parts += [f"c{len(group['completion'])}"] * bool(group["completion"]) + [f"x{masks}"] * bool(masks)
+        found[scene_id] = " ".join(parts)
+    assert found == expected
+
+
+def test_hidden_and_system_folders_are_no_scenes_and_one_bad_name_is_one_bad_scene(tmp_path):
+    tree, data = tmp_path / "results", tmp_path / "data"
+    good = ["plain", "inner space", "in\u00a0side", "가\u3000나", "b" * 200]
+    for folder in (".ipynb_checkpoints", ".Trash-0", "__MACOSX", "@eaDir", "plain/.ipynb_checkpoints"):
+        completion_dataset(Tree(tree, 1), f"{folder}/00000001")
+    for seed, name in enumerate(good):
+        completion_dataset(Tree(tree, 10 + seed), name)
+    bad = {" leading": "space", "trailing ": "space", "\u3000wide": "space", "narrow\u00a0": "space",
+           "line\nbreak": "line break", "line\u2028separator": "line break", "next\x85line": "line break",
+           "/".join(["n" * 90] * 3): "more than 240", os.fsdecode(b"latin-\xe9"): "not UTF-8"}
+    for seed, name in enumerate(bad):
+        completion_dataset(Tree(tree, 50 + seed), name)
+    (tree / "plain" / "comp1.png").rename(tree / "plain" / os.fsdecode(b"comp_\xff.png"))  # a file's name is printed
+    process = create(tree, data, "--split", "--max_bad", 1)
+    assert process.returncode == 0 and "Traceback" not in process.stderr, process.stderr
+    assert {path.name for path in data.iterdir() if path.is_dir()} == set(good)
+    faults = skipped(data)
+    assert len(faults) == len(bad)
+    for name, fault in bad.items():
+        start = name[:7].split("\n")[0].split("\u2028")[0].split("\x85")[0]
+        start = start.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        assert any(f"/{start}" in key and fault in text for key, text in faults.items()), (name, faults)
+        assert f"{fault}" in process.stdout
+    listed = [line for name in ("train_list.txt", "val_list.txt") for line in read_list(data / name, data)]
+    assert sorted(listed) == sorted(good)
+    # a data set that was put together by hand: what no list can hold is left out, and said
+    (data / "plain").rename(data / " plain")
+    process = run(SCRIPT, "split", "--data_dir", data)
+    assert process.returncode == 1 and "left out" in process.stdout and " plain: a space at the start" in process.stdout
+    listed = [line for name in ("train_list.txt", "val_list.txt") for line in read_list(data / name, data)]
+    assert sorted(listed) == sorted(set(good) - {"plain"})
+
+
+def test_scenes_of_one_photo_are_never_in_two_lists(tmp_path):
+    data = write_dataset(tmp_path / "data", train=12, val=0)
+    twins = ("train_1", "train_4", "train_7", "train_9")
+    photo = read_scene(data / twins[0]).original
+    for number, scene_id in enumerate(twins[1:]):
+        noise = np.random.default_rng(number).integers(-1, 2, photo.shape) * (number > 0)  # the third was a JPEG once
+        write_image(data / scene_id / "original.png", np.clip(photo + noise, 0, 255).astype(np.uint8))
+    (data / "train_2" / "original.png").write_bytes(b"")  # check's business
+    names = ("train_list.txt", "val_list.txt", "test_list.txt")
+    for seed in range(4):
+        process = succeed(SCRIPT, "split", "--data_dir", data, "--val_fraction", 0.4, "--test_fraction", 0.2,
+                          "--seed", seed)
+        assert "4 scenes share their photo with another" in process.stdout
+        lists = [read_list(data / name, data) for name in names]
+        assert sum(bool(set(twins) & set(members)) for members in lists) == 1
+        assert len({scene_id for members in lists for scene_id in members}) == 12
+
+
+def test_wrong_usage_of_holes_and_photos(tree, tmp_path):
+    for arguments in (("--cut_hole", "box", "--remove_object", "1"), ("--photos", tmp_path / "no"),
+                      ("--cut_hole", "round")):
+        process = create(tree[0], tmp_path / "data", *arguments)
+        assert process.returncode == 2 and arguments[0] in process.stderr
+
+
+def test_inference_on_raw_results_names_the_command(tree, tmp_path):
+    process = run("amodal_fusion_transformer_inference.py", "--data_dir", tree[0] / "flat", "--output_dir",
+                  tmp_path / "out")
+    assert process.returncode == 1
+    assert f"run create first: python prepare_dataset.py create --input_dir {tree[0] / 'flat'}" in process.stderr
