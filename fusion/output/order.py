@@ -7,12 +7,15 @@ import json
 import math
 import re
 from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 
 import numpy as np
 import yaml
 
 from fusion.errors import ConfigError, SceneError
 from fusion.files import write_text
+
+MOST_COUNTED = 2**26  # candidates times pixels; of larger scenes every second, third … row and column is counted
 
 
 def find_order(weights, alpha, mask, votes=None, locks=()):
@@ -29,8 +32,9 @@ def find_order(weights, alpha, mask, votes=None, locks=()):
     Returns:
         dict of
         pairs: list of {front, behind, confidence, area, area_in_hole[, votes, weights][, locked]}: areas in pixels
-            where both have alpha > 0.5; votes and weights are the shares, 0 to 1, that speak for `front`, and
-            confidence is their mean, from 0.5, undecided, to 1.
+            where both have alpha > 0.5; votes and weights are the shares, 0 to 1, that speak for `front`. Weights
+            count as far as the two have any where they meet in the hole, votes for the rest; that makes the confidence,
+            from 0.5, undecided, to 1.
         front_to_back: list of groups; each lies in front of the next where they meet. Objects in one group lie in
             front of each other in a circle, which woven or leaning things do.
         cycles: those groups of more than one.
@@ -41,14 +45,17 @@ def find_order(weights, alpha, mask, votes=None, locks=()):
     won = count_pairs(covers[:, inside] * weights.reshape(len(alpha), -1)[:, inside], covers[:, inside])
     pairs = []
     for i, j in zip(*np.nonzero(np.triu(meet, 1))):
-        shares = {}
+        shares, weight = {}, won[i, j] + won[j, i]
         if votes is not None:
             shares["votes"] = 1 / (1 + math.exp(-np.clip(votes[i + 1][j + 1], -50, 50)))
-        if won[i, j] + won[j, i] > 0:
-            shares["weights"] = float(won[i, j] / (won[i, j] + won[j, i]))
+        if weight > 0:
+            shares["weights"] = won[i, j] / weight
         if not shares:
             continue  # they meet in plain view alone, and nobody voted
-        front, behind, confidence = int(i) + 1, int(j) + 1, sum(shares.values()) / len(shares)
+        told = weight / meet_hidden[i, j] if weight > 0 else 0  # what lies behind a third one has hardly any weight
+        told = told if votes is not None else 1
+        confidence = told * shares.get("weights", 0) + (1 - told) * shares.get("votes", 0)
+        front, behind = int(i) + 1, int(j) + 1
         locked = (front, behind) in locks or (behind, front) in locks
         if (behind, front) in locks or (confidence < 0.5 and not locked):
             front, behind, confidence = behind, front, 1 - confidence
@@ -59,6 +66,18 @@ def find_order(weights, alpha, mask, votes=None, locks=()):
         pairs.append(pair | ({"locked": True} if locked else {}))
     groups = front_to_back(len(weights), [(pair["front"], pair["behind"]) for pair in pairs])
     return {"pairs": pairs, "front_to_back": groups, "cycles": [group for group in groups if len(group) > 1]}
+
+
+def order_of(scene, blend, votes, locks=()):
+    """`find_order` of a Scene and its Blend."""
+    step = math.ceil(math.sqrt(max(1, len(scene.completions) * scene.mask.size / MOST_COUNTED)))
+    sparse = np.s_[::step, ::step]
+    alpha = np.stack([completion[..., 3][sparse] >= 128 for completion in scene.completions])
+    weights = np.stack([blend.on_picture(weight)[sparse] for weight in blend.weights])
+    order = find_order(weights, alpha, scene.mask[sparse], votes, locks)
+    for pair in order["pairs"]:
+        pair |= {name: pair[name] * step**2 for name in ("area", "area_in_hole")}
+    return order
 
 
 def count_pairs(values, covers):
@@ -118,7 +137,7 @@ def parse_locks(texts, source):
     return locks
 
 
-def read_locks(path, scene_ids):
+def read_locks(path, data_dir):
     """Pairs decided by hand: a YAML file with a line such as `abbey__0001: ["1>3", "2>4"]` per scene.
 
     Returns:
@@ -129,15 +148,32 @@ def read_locks(path, scene_ids):
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
-            table = yaml.load(file, yaml.BaseLoader)  # text only: a scene may be called 0012 or no
+            text = file.read()
+        node, table = (read(text, yaml.BaseLoader) for read in (yaml.compose, yaml.load))  # all text, as 0012 is a name
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML ({error})") from None
     if not isinstance(table, dict):
         raise ConfigError(f'{path}: expected lines of the form  scene: ["1>3"]')
-    unknown = sorted(set(table) - set(scene_ids))
+    names = [key.value for key, _ in node.value]
+    unknown = [name for name in names if not (Path(data_dir) / name).is_dir()]
     if unknown:
-        raise ConfigError(f"{path}: there is no scene {', '.join(map(repr, unknown[:5]))}")
+        raise ConfigError(f"{path}: there is no scene {', '.join(map(repr, unknown[:5]))} in {data_dir}")
+    if len(names) > len(table):
+        raise ConfigError(f"{path}: {max(names, key=names.count)} stands there twice")
     return {scene_id: parse_locks(texts, f"{path}: {scene_id}") for scene_id, texts in table.items()}
+
+
+def list_locks(lock, path, data_dir, scene_ids):
+    """{scene id: pairs decided by hand}, by the text of --lock or the file of --locks.
+
+    Raises:
+        ConfigError: --lock for more than one scene; and as in `parse_locks` and `read_locks`.
+    """
+    if lock and (path or len(scene_ids) != 1):
+        raise ConfigError("--lock is for a single scene; give --locks a file with a line for each")
+    if lock:
+        return {scene_ids[0]: parse_locks(lock.split(","), "--lock")}
+    return read_locks(path, data_dir) if path else {}
 
 
 def sort_locks(locks):
@@ -147,6 +183,13 @@ def sort_locks(locks):
         graph.setdefault(behind, set()).add(front)
     return {number: sorted(graph[number]) for number in reversed(list(TopologicalSorter(graph).static_order()))
             if number in graph}
+
+
+def check_numbers(locks, count):
+    """Raise SceneError for a lock on a completion that a scene of so many does not have."""
+    wrong = [f"{front}>{behind}" for front, behind in locks if max(front, behind) > count]
+    if wrong:
+        raise SceneError(f"lock {', '.join(wrong)}: the scene has completions 1 to {count}")
 
 
 def apply_locks(locks, weights, residual, alpha):
@@ -160,13 +203,7 @@ def apply_locks(locks, weights, residual, alpha):
 
     Returns:
         weights and residual of the same shapes, their sum as before.
-
-    Raises:
-        SceneError: a number is larger than N.
     """
-    wrong = [f"{front}>{behind}" for front, behind in locks if max(front, behind) > len(weights)]
-    if wrong:
-        raise SceneError(f"lock {', '.join(wrong)}: the scene has completions 1 to {len(weights)}")
     all_weights = np.concatenate([residual[None], weights])  # (M,…), the fill first, as in the locks
     alpha = np.concatenate([np.ones_like(residual)[None], alpha])
     for behind, fronts in sort_locks(locks).items():
@@ -176,3 +213,22 @@ def apply_locks(locks, weights, residual, alpha):
         all_weights[fronts] += taken * share / np.maximum(share.sum(0), np.float32(1e-9))
         all_weights[behind] -= taken
     return all_weights[1:], all_weights[0]
+
+
+def lock_blend(locks, scene, blend):
+    """Apply locks to the weights and colours of a Blend of `scene`, in place; SceneError as in `check_numbers`."""
+    if not locks:
+        return
+    numbers = sorted({0, *(number for lock in locks for number in lock)})
+    check_numbers(locks, len(blend.weights))
+    rgba = np.stack([scene.completions[number - 1][scene.mask] for number in numbers[1:]]) / np.float32(255)  # (K,P,4)
+    slots = [number - 1 for number in numbers[1:]]
+    full = np.float32(np.iinfo(np.uint16).max if blend.weights.dtype == np.uint16 else 1)
+    weights, residual = blend.weights[slots] / full, blend.residual / full
+    renumbered = [tuple(map(numbers.index, lock)) for lock in locks]
+    new_weights, new_residual = apply_locks(renumbered, weights, residual, rgba[..., 3])
+    blend.colours += ((new_weights - weights)[..., None] * rgba[..., :3]).sum(0)
+    blend.colours += (new_residual - residual)[:, None] * blend.fill
+    if full > 1:
+        new_weights, new_residual = np.rint(new_weights * full), np.rint(new_residual * full)
+    blend.weights[slots], blend.residual[:] = new_weights, new_residual
