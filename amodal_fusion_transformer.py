@@ -414,28 +414,28 @@ class TrainConfig:
     epochs: int = option(50, "passes over the training scenes", "optimisation", least=1, aliases={"num_epochs": ""})
     max_steps: int | None = option(None, "stop after so many steps, with the schedule of the full run",
                                    "optimisation", least=1)
-    batch_size: int = option(8, "scenes per process and forward pass; times processes times accumulate = effective",
+    batch_size: int = option(16, "scenes per process and forward pass; times processes times accumulate = effective",
                              "optimisation", least=1)
     accumulate: int = option(1, "forward passes per step, to reach a larger batch in the same memory",
                              "optimisation", least=1)
-    lr: float = option(1e-4, "peak learning rate of AdamW", "optimisation", least=0,
+    lr: float = option(7e-4, "peak learning rate of AdamW", "optimisation", least=0,
                        aliases={"learning_rate": "the peak, after a warm-up and before a cosine decay"})
-    warmup_steps: int = option(500, "steps of linear warm-up before the cosine decay to a hundredth",
+    warmup_steps: int = option(200, "steps of linear warm-up before the cosine decay to a hundredth",
                                "optimisation", least=0)
     weight_decay: float = option(0.05, "AdamW weight decay, on matrices only", "optimisation", least=0)
     grad_clip: float = option(1.0, "largest gradient norm", "optimisation", least=0)
-    ema_decay: float = option(0.999, "decay of the averaged weights that are validated and exported",
+    ema_decay: float = option(0.998, "decay of the averaged weights that are validated and exported",
                               "optimisation", least=0, most=1)
     max_bad_steps: int = option(20, "give up after so many steps in a row without a finite gradient",
                                 "optimisation", least=1)
 
     lpips_weight: float = option(0.5, "factor of LPIPS beside L1 in the hole; 0 turns it off", "loss", least=0)
-    lpips_net: str = option("vgg", "backbone of LPIPS; alex is far cheaper, for CPU runs", "loss",
-                            ("vgg", "alex", "squeeze"))
+    lpips_net: str = option("alex", "backbone of LPIPS; vgg costs more than all the rest of a step", "loss",
+                            ("alex", "vgg", "squeeze"))
     lpips_weights: str | None = option(None, "torchvision checkpoint of the backbone; None: cache, then download",
                                        "loss")
-    psnr_weight: float = option(1.0, "factor of minus the PSNR in hole and overlap, per 100 dB", "loss", least=0)
-    oracle_weight: float = option(0.05, "factor of the pull towards the nearest candidate at each pixel",
+    psnr_weight: float = option(4.0, "factor of minus the PSNR in hole and overlap, per 100 dB", "loss", least=0)
+    oracle_weight: float = option(0.1, "factor of the pull towards the nearest candidate at each pixel",
                                   "loss", least=0)
     oracle_fade: float = option(0.5, "share of the run over which that pull fades to zero", "loss", least=0, most=1)
 

@@ -75,12 +75,14 @@ PARTS = {
     "without ImageNet features": {"encoder": lambda: NoImageNet(128)},
     "without prior": {"prior": NoPrior},
     "without scene self-attention": {},
+    "width 192 instead of 128": {},
 }
 
 
 def build(part, seed):
     torch.manual_seed(seed)
-    model = AmodalFusionTransformer(encoder_layers=0 if part == "without scene self-attention" else 2)
+    model = AmodalFusionTransformer(width=192 if part == "width 192 instead of 128" else 128,
+                                    encoder_layers=0 if part == "without scene self-attention" else 2)
     for name, block in PARTS[part].items():
         setattr(model, name, block())
     return model.to(memory_format=torch.channels_last)
@@ -97,8 +99,10 @@ class Trainee:
         self.fade = torch.tensor(0.0, device=device)  # of the averaged weights, and of the pull towards the oracle
         self.oracle_weight = torch.tensor(0.0, device=device)
         self.parameters = list(self.model.parameters())
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=self.rate, weight_decay=0.05,
-                                           capturable=device.type == "cuda", foreach=True)
+        on_gpu = device.type == "cuda"  # a graph reads its learning rate from a tensor
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=self.rate, weight_decay=0.05, capturable=on_gpu,
+                                           foreach=on_gpu)
+        self.rate = self.optimizer.param_groups[0]["lr"]
         self.graph = self.stream = None
 
     def step(self):
@@ -163,7 +167,7 @@ def evaluate(model, sets, perceptual):
         for batch in batches:
             out = model(*(batch[field] for field in FIELDS[:4]))
             filled = {**batch, "fill": out["fill"]}
-            images = {"ours_": out["fused"], "oracle_": oracle(filled)[0], "visible_fit_": apply_rules(
+            images = {"ours": out["fused"], "oracle": oracle(filled)[0], "visible_fit": apply_rules(
                 filled, rules=("visible_fit",))["visible_fit"]}
             for key, value in compare_methods(filled, images).items():
                 rows.setdefault(key, []).append(value)

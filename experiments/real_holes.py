@@ -1,6 +1,6 @@
 """Evaluation scenes out of real completions: holes cut over the visible overlaps of a photo's objects.
 
-    python benchmarks/real_holes.py --input_dir REAL --output_dir SCENES --per_photo 20
+    python -m experiments.real_holes --input_dir REAL --output_dir SCENES --per_photo 20
     python amodal_fusion_transformer_inference.py --data_dir SCENES --output_dir OUT --img_size 256 --evaluate
 
 REAL holds a folder per photo with photo.* and obj_*.png, each a completed object, RGBA, over the full frame. The photo

@@ -78,7 +78,7 @@ class Synthesizer:
         raise SceneError(f"scene {index}: 100 draws without two objects in one hole; are the cut-outs transparent?")
 
     def _draw(self, rng, scene_id):
-        style = self.style if self.style != "mixed" else rng.choice(STYLES[1:], p=(0.5, 0.2, 0.3))
+        style = self.style if self.style != "mixed" else rng.choice(STYLES[1:], p=(0.4, 0.15, 0.45))
         drawn = self._photo(style, rng)
         if drawn is None:
             return None
