@@ -48,6 +48,7 @@ from fusion.files import atomic_file, plain_cell
 from fusion.helpers import Failure, Helpers
 from fusion.model.blending import blend_hole
 from fusion.output.handover import check_command, check_handover, write_handover
+from fusion.output.onnx_export import export_onnx
 from fusion.output.order import list_locks
 from fusion.output.records import read_record, state_of
 from fusion.output.report import write_report
@@ -91,6 +92,7 @@ class InferenceConfig:
     amp: str = option("off", "half precision", "network", tuple(HALF_PRECISION))
     batch_size: int = option(4, "scenes per forward pass; scenes of different sizes never share one",
                              "network", least=1)
+    export_onnx: str | None = option(None, "write the network to this ONNX file, and stop", "network")
     output_dir: str = option("", "folder to write", "output")
     overwrite: bool = option(False, "fuse scenes again whose outputs are there", "output")
     figures: bool = option(True, "draw figure.png per scene", "output")
@@ -490,6 +492,11 @@ def main():
     config = parse(InferenceConfig, __doc__)
     quiet = int(os.environ.get("RANK", "0")) > 0  # one process of a launcher speaks
     try:
+        if config.export_onnx:
+            difference = export_onnx(FusionPredictor(config.checkpoint, "cpu").model, config.export_onnx)
+            print(f"{config.export_onnx}: " + ("not compared, there is no onnxruntime" if difference is None else
+                                               f"onnxruntime's result differs by {difference:.1g} at most"))
+            sys.exit(0)
         check_options(config)
         if (config.gpus or 0) > 1 and not under_launcher():
             check_gpus(config.gpus)

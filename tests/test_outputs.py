@@ -11,12 +11,15 @@ import sys
 import numpy as np
 import pytest
 
+import amodal_fusion_transformer
+from amodal_fusion_transformer import load_model
 from amodal_fusion_transformer_inference import InferenceConfig, check_options
 from fusion.data.images import read_image, write_image
 from fusion.data.scenes import write_scene
 from fusion.data.toy import draw_scene
 from fusion.errors import ConfigError, SceneError
 from fusion.output.handover import CONSUMERS, check_command, check_handover, grow, run_command, write_handover
+from fusion.output.onnx_export import compare
 from fusion.output.order import (
     apply_locks,
     check_numbers,
@@ -320,3 +323,14 @@ def test_the_script_hands_out_what_it_was_asked_for(tmp_path, checkpoint, backbo
     with pytest.raises(ConfigError, match="single scene"):
         list_locks("1>2", None, data, ["one", "two"])
     assert list_locks("1>2, 0>3", None, data, ["one"]) == {"one": [(1, 2), (0, 3)]}
+
+
+@pytest.mark.skipif(not hasattr(amodal_fusion_transformer, "pooling_matrix"), reason="that network cannot be exported")
+def test_onnx_gives_what_the_network_gives_for_every_scene(tmp_path, checkpoint):
+    path = tmp_path / "network.onnx"
+    process = run("amodal_fusion_transformer_inference.py", "--export_onnx", path, "--checkpoint", checkpoint,
+                  timeout=280)
+    assert process.returncode == 0 and "onnxruntime's result differs by" in process.stdout, process.stderr
+    model, _ = load_model(checkpoint)
+    for size, completions in (((64, 96), 1), ((256, 256), 2), ((32, 304), 7)):  # below and above 16 tokens a side
+        assert compare(model, path, size, completions) < 1e-4
