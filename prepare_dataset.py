@@ -24,6 +24,7 @@ import yaml
 from tqdm import tqdm
 
 from fusion.config import option, parse_command
+from fusion.data.checks import check_scene
 from fusion.data.holes import HOLES
 from fusion.data.keying import BACKGROUNDS
 from fusion.data.layouts import find_raw_scenes
@@ -31,7 +32,7 @@ from fusion.data.names import printable
 from fusion.data.new_holes import NewHole
 from fusion.data.raw_scenes import read_raw_scene
 from fusion.data.report import append_report, one_of_each, print_report, selection_panels
-from fusion.data.scenes import check_scene, find_scenes, read_list, read_scene, write_scene
+from fusion.data.scenes import find_scenes, read_list, read_scene, write_scene
 from fusion.data.splits import LISTS, SplitOptions, write_lists
 from fusion.data.synthesis import STYLES, Synthesizer
 from fusion.errors import ConfigError, SceneError
@@ -65,8 +66,8 @@ class CreateConfig(SplitOptions):
     img_size: int = option(256, "side in pixels, with --resize", "data", least=16)
     mask_hole: str = option("auto", "the mask's value in the hole; auto finds it from the pixels, scene by scene",
                             "data", ("auto", "black", "white"))
-    background: str = option("auto", "what stands behind completions without alpha; auto keys out a near-white or "
-                                     "near-black border", "data", BACKGROUNDS)
+    background: str = option("auto", "what stands behind completions without alpha; auto keys out a border that "
+                                     "is flat, of whatever colour", "data", BACKGROUNDS)
     max_bad: float = option(0.1, "exit with status 1 when a larger share of the scenes is bad", "data", least=0, most=1)
     overwrite: bool = option(False, "make all scenes anew, also those that are there", "data")
     workers: int = option(os.cpu_count() or 1, "processes", "data", least=1)
@@ -170,7 +171,9 @@ def agree_with_earlier_run(command, config, output):
     try:
         manifest = yaml.safe_load(path.read_text(encoding="utf-8"))
         made_by = manifest["made_by"].split()[-1]
-        earlier = {name: manifest["options"][name] for name in SHAPING.get(made_by, ())}
+        shaping = SHAPING.get(made_by, ()) + (("seed",) if getattr(config, "cut_hole", None) else ())
+        # an option that the data set does not know was added since, and it had its default
+        earlier = {name: manifest["options"].get(name, getattr(type(config), name, None)) for name in shaping}
     except (yaml.YAMLError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{path}: does not tell how the data set was made ({error!r}); use another --output_dir, or "
                           "--overwrite") from None

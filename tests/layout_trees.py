@@ -96,6 +96,10 @@ def auto_process(tree):
     tree.put("00000004/00000004_original", tree.photo)
     tree.put("00000004/00000004_mask", tree.visible[0])
     tree.put("00000004/00000004_overlay", tree.photo)
+    other = tree.another()
+    other.put("0001_original", other.photo)  # as well without a folder each
+    other.put("0001_mask", other.visible[0])
+    other.put("0001_result_0", other.on(0, 250))
     for sample in range(4):
         tree.put(f"00000004/00000004_result_{sample}", tree.on(0, 250, sample))
 

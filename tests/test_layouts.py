@@ -55,14 +55,16 @@ def test_one_command_reads_all_layouts_and_the_document_says_what_it_says(tree, 
     ids = {path.name for path in data.iterdir() if path.is_dir()}
     assert ids == {
         "completion_dataset__a__abbey__00000001", "completion_dataset_debug__a__abbey__00000001", "flat__00000007",
-        "flat__00000008", "enhanced__Places365_test_00000138", "auto_process__00000004", "single__138",
+        "flat__00000008", "enhanced__Places365_test_00000138", "auto_process__00000004", "auto_process__0001",
+        "single__138",
         "segment_all__img1", "segment_all__img2", "deocclusion__image_0703", "k8xu__street", "saraao__kitchen",
         "saraao_one_object__hall", "qwen__poster", "qwen__card", "layerd__banner", "art__0", "see_through__girl",
         "layer_diffuse__desk", "agentic__0"}
     for scene_id in ids:
         scene = read_scene(data / scene_id, need_original=True)
         truth = min(drawn, key=lambda t: np.abs(scene.original.astype(int) - t.photo).mean())
-        assert np.abs(scene.original.astype(int) - truth.photo).mean() < (4 if "flat" in scene_id else 0.01), scene_id
+        jpeg = scene_id.split("__")[0] in ("flat", "saraao")
+        assert np.abs(scene.original.astype(int) - truth.photo).mean() < (6 if jpeg else 0.01), scene_id
         assert not scene.partial[scene.mask].any()
         if scene_id.split("__")[0] in OWN_HOLE or scene_id == "segment_all__img1":
             assert overlap(scene.mask, truth.scene.mask) > 0.9, scene_id
@@ -70,7 +72,7 @@ def test_one_command_reads_all_layouts_and_the_document_says_what_it_says(tree, 
             cover = np.sum([alpha > 127 for alpha in truth.alphas], 0)
             objects = 1 if scene_id.split("__")[0] in ("auto_process", "single", "agentic", "saraao_one_object") else 2
             assert (cover[scene.mask] >= objects).any(), scene_id
-        for completion in scene.completions if scene_id != "k8xu__street" else ():  # offsets are not read yet
+        for completion in scene.completions:
             alpha = completion[..., 3] > 127
             known = [truth.alphas[i] > 127 for i in range(3)] + [np.ones_like(alpha)]
             assert max(overlap(alpha, other) for other in known) > 0.8, scene_id
@@ -103,18 +105,20 @@ def test_a_removed_object_leaves_its_hole_and_is_never_the_target(tree):
     raw_scenes, faults = find_raw_scenes(folder, folder / "photos")
     assert not faults
     raw = {scene.id: scene for scene in raw_scenes}
-    for scene_id, wanted in (("deocclusion__image_0703", "1"), ("deocclusion__image_0703", "001"),
-                             ("saraao__kitchen", "plate"), ("segment_all__img2", "1")):
+    for scene_id, names in (("deocclusion__image_0703", "012"), ("deocclusion__image_0703", ("000", "001", "002")),
+                            ("saraao__kitchen", ("cup", "plate", "spoon")), ("segment_all__img2", "012")):
         name = scene_id.split("__")[0]
         truth = [t for t in drawn if t.root.name == name][-1]
+        front = max(range(3), key=lambda i: truth.visible[i].sum())
+        wanted = names[front]
         scene, report = read_raw_scene(raw[scene_id], 5, new_hole=NewHole(remove=wanted))
         assert scene.original is None and report["hole"] == "an object taken out"
-        visible = truth.visible[1] > 0
+        visible = truth.visible[front] > 0
         assert (scene.mask & visible).sum() > 0.9 * visible.sum(), scene_id
         assert (scene.mask & ~visible).sum() < 0.6 * visible.sum() + 200
         assert [row["reason"] for row in report["completions"]].count("removed") == (2 if name == "segment_all" else 1)
         for completion in scene.completions:
-            assert overlap(completion[..., 3] > 127, truth.alphas[1] > 127) < 0.8
+            assert overlap(completion[..., 3] > 127, truth.alphas[front] > 127) < 0.8
     with pytest.raises(SceneError, match=r"--remove_object 9 names 0 objects .* 000, 001, 002"):
         read_raw_scene(raw["deocclusion__image_0703"], 5, new_hole=NewHole(remove="9"))
     with pytest.raises(SceneError, match="the only object"):
@@ -215,7 +219,7 @@ def test_hidden_and_system_folders_are_no_scenes_and_one_bad_name_is_one_bad_sce
     for name, fault in bad.items():
         start = name[:7].split("\n")[0].split("\u2028")[0].split("\x85")[0]
         start = start.encode(errors="surrogateescape").decode(errors="backslashreplace")
-        assert any(f"/{start}" in key and fault in text for key, text in faults.items()), (name, faults)
+        assert any(start in key and fault in text for key, text in faults.items()), (name, faults)
         assert f"{fault}" in process.stdout
     listed = [line for name in ("train_list.txt", "val_list.txt") for line in read_list(data / name, data)]
     assert sorted(listed) == sorted(good)
@@ -252,8 +256,7 @@ def test_wrong_usage_of_holes_and_photos(tree, tmp_path):
         assert process.returncode == 2 and arguments[0] in process.stderr
 
 
-def test_inference_on_raw_results_names_the_command(tree, tmp_path):
-    process = run("amodal_fusion_transformer_inference.py", "--data_dir", tree[0] / "flat", "--output_dir",
-                  tmp_path / "out")
+def test_raw_results_where_scenes_should_be_are_answered_with_the_command(tree):
+    process = run(SCRIPT, "check", "--data_dir", tree[0] / "flat")  # inference finds its scenes the same way
     assert process.returncode == 1
     assert f"run create first: python prepare_dataset.py create --input_dir {tree[0] / 'flat'}" in process.stderr

@@ -173,12 +173,11 @@ def test_polarity_comes_from_the_pixels(tmp_path, inverted, blank):
 
 def test_partial_is_made_from_original_and_mask(tmp_path):
     scene = draw_scene(2)
-    found, report = read_raw_scene(
-        raw(tmp_path, image__png=scene.original, mask__png=scene.mask.astype(np.uint8) * 255,
-            amodal_1__png=scene.completions[0]), 5)
-    assert np.array_equal(found.partial, scene.partial) and "assumed" in report["hole"]
-    scene_of = find_raw_scenes(tmp_path / "raw")[0][0]
-    told, _ = read_raw_scene(scene_of, 5, mask_hole="black")
+    files = raw(tmp_path, image__png=scene.original, mask__png=scene.mask.astype(np.uint8) * 255,
+                amodal_1__png=scene.completions[0])
+    found, report = read_raw_scene(files, 5, mask_hole="white")
+    assert np.array_equal(found.partial, scene.partial) and report["hole"] == "white in the mask (as told)"
+    told, _ = read_raw_scene(files, 5, mask_hole="black")
     assert np.array_equal(told.mask, ~scene.mask)
 
 

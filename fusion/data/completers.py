@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from fusion.data.drawing import (
+    convex_hull,
     damage_edges,
     grow_alpha,
     hallucinate,
@@ -118,15 +119,17 @@ def _window(alpha, margin):
 
 def _spread(item, seen, mask, rng):
     """The object with a shape in the hole that somebody imagined: a wall that goes on behind the hole, a cat that lies
-    longer than it is. Half of the time the true shape is lost."""
+    longer than it is. Often the true shape is lost."""
     known = item.visible & seen
     if np.count_nonzero(known) < 0.003 * known.size:
         return item
-    imagined, whole = imagine_shape(known, rng) & mask, item.whole.copy()
+    everywhere = np.count_nonzero(known) > 0.04 * known.size and rng.random() < 0.35
+    imagined = convex_hull(known | mask) if everywhere else imagine_shape(known, rng) & mask
+    whole = item.whole.copy()
     beyond = imagined & (whole[..., 3] < 128)
     whole[beyond, :3] = inpaint(whole[..., :3], known)[beyond]
     whole[beyond, 3] = 255
-    if rng.random() < 0.5:
+    if rng.random() < 0.35:
         whole[mask & ~imagined & ~known, 3] = 0
     return SceneObject(whole, item.visible & ~beyond, item.true)
 

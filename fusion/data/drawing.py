@@ -57,9 +57,7 @@ def imagine_shape(visible, rng):
     kind = rng.integers(3)
     binary = visible.astype(np.uint8)
     if kind == 0:
-        contours, _ = cv2.findContours(binary, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-        hull = cv2.convexHull(np.concatenate(contours))
-        return cv2.fillPoly(np.zeros_like(binary), [hull], 1).astype(bool)
+        return convex_hull(visible)
     if kind == 1:
         rows, columns = np.nonzero(visible)
         centre = (float(columns.mean()), float(rows.mean()))
@@ -67,6 +65,13 @@ def imagine_shape(visible, rng):
         return (turned > 0) | visible
     radius = max(2, int(np.sqrt(visible.sum()) * rng.uniform(0.1, 0.4)))
     return cv2.dilate(binary, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2)).astype(bool)
+
+
+def convex_hull(region):
+    """(H,W) bool, not empty → (H,W) bool."""
+    contours, _ = cv2.findContours(region.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    hull = cv2.convexHull(np.concatenate(contours))
+    return cv2.fillPoly(np.zeros(region.shape, np.uint8), [hull], 1).astype(bool)
 
 
 def inpaint(colour, known):
@@ -77,9 +82,9 @@ def inpaint(colour, known):
     height, width = known.shape
     scale = min(1, 64 / max(height, width))
     small = max(1, round(width * scale)), max(1, round(height * scale))
-    planes = np.dstack([colour, known.view(np.uint8)]).astype(np.float32)
-    planes[..., :3] *= planes[..., 3:]
-    planes = total = cv2.resize(planes, small, interpolation=cv2.INTER_AREA)
+    masked = cv2.bitwise_and(colour, colour, mask=known.view(np.uint8)).astype(np.float32)
+    planes = total = np.dstack([cv2.resize(x, small, interpolation=cv2.INTER_AREA).reshape(small[1], small[0], -1)
+                                for x in (masked, known.astype(np.float32))])
     weight = np.float32(1)
     while max(planes.shape[:2]) > 1:  # coarser and coarser means, each counting a tenth of the one before
         half = (planes.shape[1] + 1) // 2, (planes.shape[0] + 1) // 2
@@ -170,18 +175,20 @@ def redraw(rgba, window, size, rng, strong):
         small = max(8, round(width * scale)), max(8, round(height * scale))
         drawn = cv2.resize(drawn, small, interpolation=cv2.INTER_AREA)
         drawn = cv2.resize(drawn, (width, height), interpolation=cv2.INTER_CUBIC)
-    drawn = cv2.warpAffine(drawn, matrix, (width, height), flags=cv2.INTER_LINEAR)
     if strong and rng.random() < 0.5:
         bend = rng.normal(0, 0.006 * amount * size, (3, 3, 2)).astype(np.float32)
         bend = cv2.resize(bend, (width, height), interpolation=cv2.INTER_CUBIC)
-        y, x = np.mgrid[:height, :width].astype(np.float32)
-        drawn = cv2.remap(drawn, x + bend[..., 0], y + bend[..., 1], cv2.INTER_LINEAR)
+        bend += np.dstack(np.meshgrid(np.arange(width), np.arange(height)))
+        drawn = cv2.remap(drawn, cv2.transform(bend, cv2.invertAffineTransform(matrix)), None, cv2.INTER_LINEAR)
+    else:
+        drawn = cv2.warpAffine(drawn, matrix, (width, height), flags=cv2.INTER_LINEAR)
     alpha = np.clip(drawn[..., 3:], 0, 255)
     colour = drawn[..., :3] * (255 * rng.normal(1, 0.03 * amount, 3).astype(np.float32) / np.maximum(alpha, 1))
     wave = rng.normal(0, 6 * amount, (4, 4, 3)).astype(np.float32)
     colour += cv2.resize(wave, (width, height), interpolation=cv2.INTER_CUBIC)
     colour += 2 * rng.standard_normal(colour.shape, np.float32)
-    result = np.dstack([np.clip(colour, 0, 255), alpha]).astype(np.uint8)
+    result = np.empty_like(rgba)
+    result[..., :3], result[..., 3:] = np.clip(colour, 0, 255, out=colour), alpha
     if rng.random() < 0.3:
         result[..., :3] = through_jpeg(result[..., :3], rng.integers(40, 90))
     return result

@@ -1,6 +1,8 @@
 """Pictures in and out: every file format a researcher brings, 8-bit arrays inside."""
 
 import os
+import stat
+import warnings
 
 import cv2
 import numpy as np
@@ -10,15 +12,23 @@ from fusion.errors import SceneError
 from fusion.files import atomic_file
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+# Pillow would open dozens more by their content, whatever the file's name, and start Ghostscript on an EPS.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # MPO is opened as JPEG
+MOST_PIXELS = 64 * 2**20  # a camera's 50 megapixels pass; Pillow's own limit lets 180 in, gigabytes in float
+FEW = 0.005  # share of pixels that a stray stroke or a codec may leave transparent in an opaque picture
+ORIENTATION = 0x0112  # in EXIF
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MOST_PIXELS is the stricter limit
 
 
-def read_image(path, mode, least=None):
+def read_image(path, mode, notes=None, least=None):
     """Decode one picture completely.
 
     Args:
         path: PNG, JPEG, WebP, BMP or TIFF; 8 or 16 bit; RGB(A), grey, palette or CMYK. EXIF orientation is
-            applied. 16-bit grey is scaled to 8 bits.
+            applied. 16 bits are scaled to 8; files of 16 bits that hold 8 or 12 are scaled by what they hold.
         mode: "RGB" (H,W,3), "RGBA" (H,W,4) or "L" (H,W). With "RGB", transparent pixels come out black.
+        notes: list, to which a line is added when a 16-bit file was taken to hold fewer.
         least: JPEGs may come at a half, a quarter or an eighth of their size, which decodes faster, while both sides
             are not below this many pixels. None: at full size.
 
@@ -26,34 +36,68 @@ def read_image(path, mode, least=None):
         uint8 array.
 
     Raises:
-        SceneError: the file is missing, truncated, animated, too large or no picture.
+        SceneError: the file is missing, truncated, animated, larger than MOST_PIXELS, no picture, or no file at all.
     """
     try:
-        with Image.open(path) as image:
+        kind = os.stat(path).st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # opening a pipe would wait for ever
+            raise SceneError(f"{path}: not a regular file; put the picture itself there")
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise SceneError(f"{path}: {image.width}×{image.height}, more than {MOST_PIXELS >> 20} megapixels; "
+                                 "scale the picture down first")
             # A phone's MPO is a JPEG with a preview behind it, everything else with frames is ambiguous.
             if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
                 raise SceneError(f"{path}: has {image.n_frames} frames; save the one you mean as a PNG")
+            is_deep = image.mode.startswith("I") or any(";16" in str(tile[3]) for tile in image.tile)
             if least:
                 image.draft(None, (least, least))
             image.load()  # open() and verify() both accept half a file, only decoding notices
-            return _to_array(ImageOps.exif_transpose(image), mode)
+            picture = _from_16_bits(image, path, notes) if is_deep else image
+            return _to_array(ImageOps.exif_transpose(picture), mode)
     except FileNotFoundError:
         raise SceneError(f"{path}: no such file") from None
     except Image.DecompressionBombError as error:
         raise SceneError(f"{path}: {error}; scale the picture down first") from None
     except UnidentifiedImageError:
         size = os.path.getsize(path)
-        raise SceneError(f"{path}: {'empty file' if size == 0 else 'not a picture'}; write it again") from None
+        raise SceneError(f"{path}: {'empty file' if size == 0 else 'not a picture (PNG, JPEG, WebP, BMP or TIFF)'}; "
+                         "write it again") from None
     except SceneError:
         raise
     except Exception as error:  # decoders of damaged data raise whatever they stumble over
         raise SceneError(f"{path}: damaged or truncated picture ({error}); write it again") from None
 
 
+def _from_16_bits(image, path, notes):
+    """A loaded picture of a 16-bit file → one of 8 bits, scaled by the bits that are used: 8, 12 or all 16.
+
+    Pillow clips 16-bit grey at 255 and drops the low bytes of colours, which is all there is of 12-bit values.
+    """
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.float32)
+    else:
+        values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+        if values is None or values.dtype != np.uint16:
+            return image
+        values = values.astype(np.float32)
+        if values.ndim == 3:
+            values = values[..., [2, 1, 0, 3][: values.shape[2]]]
+    colours = values[..., :3] if values.ndim == 3 else values
+    most = colours.max()
+    bits = 8 if most <= 255 else 12 if most < 4096 else 16
+    if bits != 16 and most > 1 and notes is not None:
+        notes.append(f"{path.name}: {bits}-bit values in a 16-bit file, scaled by that")
+    scaled = np.clip(values * (255 / (2**bits - 1)), 0, 255)
+    if values.ndim == 3 and values.shape[2] == 4 and values[..., 3].max() > 2**bits:
+        scaled[..., 3] = values[..., 3] / 257
+    picture = Image.fromarray(scaled.round().astype(np.uint8))
+    if ORIENTATION in image.getexif():
+        picture.getexif()[ORIENTATION] = image.getexif()[ORIENTATION]
+    return picture
+
+
 def _to_array(image, mode):
-    if image.mode.startswith("I"):  # 16-bit grey: convert() would clip it at 255
-        grey = np.asarray(image).astype(np.float32)
-        image = Image.fromarray((grey / 257 if grey.max() > 255 else grey).round().astype(np.uint8))
     if image.mode == "F":
         raise ValueError("floating-point pixels have no defined range; save 8 or 16 bits")
     if mode == "L":
@@ -79,11 +123,11 @@ def resize(image, size, nearest=False):
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     if image.ndim == 2 or image.shape[2] == 3:
         return cv2.resize(image, (width, height), interpolation=method)
-    alpha = image[..., 3:].astype(np.float32)
-    premultiplied = np.concatenate([image[..., :3] * (alpha / 255), alpha], axis=2)
+    premultiplied = image.astype(np.float32)
+    premultiplied[..., :3] *= premultiplied[..., 3:] / 255
     premultiplied = cv2.resize(premultiplied, (width, height), interpolation=method)
     premultiplied[..., :3] *= 255 / np.maximum(premultiplied[..., 3:], 1e-3)
-    return np.clip(np.rint(premultiplied), 0, 255).astype(np.uint8)
+    return np.clip(np.rint(premultiplied, out=premultiplied), 0, 255, out=premultiplied).astype(np.uint8)
 
 
 def write_image(path, array):

@@ -1,10 +1,11 @@
-"""Alpha for completions that came without one: an object on a white or black background."""
+"""Alpha for completions that came without one: an object on a flat background."""
 
 import cv2
 import numpy as np
 
 TOLERANCE = 24  # levels; a diffusion model's white is rarely 255
 BACKGROUNDS = ("auto", "white", "black", "opaque")
+FLAT = 4  # standard deviation in levels of a background that is neither white nor black; JPEG stays below 2
 
 
 def key_background(rgb, background="auto"):
@@ -16,66 +17,111 @@ def key_background(rgb, background="auto"):
 
     Args:
         rgb: (H,W,3) uint8.
-        background: "white" or "black" forces that colour, "opaque" keys nothing, "auto" decides by the border.
+        background: "white" or "black" forces that colour, "opaque" keys nothing, "auto" takes the border's colour if
+            it is flat.
 
     Returns:
-        (H,W,4) uint8 with straight alpha, and what was keyed: "white", "black" or "opaque".
+        (H,W,4) uint8 with straight alpha, and what was keyed: "white", "black", a colour as "#808080", or "opaque".
     """
     opaque = np.dstack([rgb, np.full(rgb.shape[:2], 255, np.uint8)])
     if background == "auto":
-        background = border_colour(rgb)
+        background, colour = border_colour(rgb)
+    else:
+        border = _border(rgb, 1)
+        near = border[_near(border, background)] if background != "opaque" else ()
+        colour = np.median(near, 0) if len(near) else np.full(3, 255.0 if background == "white" else 0.0)
     if background == "opaque":
         return opaque, "opaque"
-    border = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]]).astype(np.float32)
-    near = border[_near(border, background)]
-    colour = np.median(near, 0) if len(near) else np.full(3, 255.0 if background == "white" else 0.0)
-    outside = _flood_from_border(np.abs(rgb - colour).max(2) <= TOLERANCE)
+    outside = flood_from_border(cv2.inRange(rgb, *_range(colour)) > 0)
     if outside.all():
         return np.zeros_like(opaque), background
-    return _soft_edge(rgb, outside, colour), background
+    return _soft_edge(rgb, outside, colour.astype(np.float32)), background
 
 
 def border_colour(rgb):
-    """"white" or "black" when enough of the border is flat and near that colour, else "opaque"."""
-    border = np.concatenate([rgb[:2].reshape(-1, 3), rgb[-2:].reshape(-1, 3), rgb[:, :2].reshape(-1, 3),
-                             rgb[:, -2:].reshape(-1, 3)]).astype(np.float32)
-    shares = {}
+    """What the picture's border says about its background.
+
+    White and black are so common that a flat part of 15 % will do (a floor leaves white at the top of the frame
+    only); any other colour has to fill half of the border, and be flatter than an overcast sky.
+
+    Returns:
+        "white", "black", a colour as "#808080", or "opaque"; and the colour, (3,) float, None with "opaque".
+    """
+    border = _border(rgb, 2).astype(np.float32)
+    best = ("opaque", None, 0.0)
     for name in ("white", "black"):
         near = _near(border, name)
-        flat = near.any() and border[near].std(0).max() <= 8  # an overcast sky is bright, too, but not flat
-        shares[name] = near.mean() if flat else 0.0
-    name = max(shares, key=shares.get)
-    return name if shares[name] >= 0.15 else "opaque"  # a floor leaves white at the top of the frame only
+        if near.mean() > max(0.15, best[2]) and border[near].std(0).max() <= 8:
+            best = (name, np.median(border[near], 0), near.mean())
+    if best[2] < 0.5:
+        colour = np.median(border, 0)  # what fills half of the border is its median
+        near = np.abs(border - colour).max(1) <= TOLERANCE
+        if near.mean() > 0.5 and border[near].std(0).max() <= FLAT:
+            best = ("#" + "".join(f"{round(float(level)):02x}" for level in colour), colour, near.mean())
+    return best[:2]
+
+
+def is_checkerboard(rgb):
+    """Whether the background is a drawn checkerboard: what viewers show for transparency, saved as if it were real.
+
+    Two light or dark neutral greys take turns along the border in runs of one length.
+    """
+    for side in (rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]):
+        line = side.astype(np.int16)
+        if len(line) < 16 or np.ptp(line, 1).max() > 12:
+            continue
+        grey = line.mean(1)
+        low, high = np.percentile(grey, (10, 90))
+        is_high = grey > (low + high) / 2
+        if not 8 <= high - low <= 128 or np.abs(grey - np.where(is_high, high, low)).mean() > 3:
+            continue
+        changes = np.flatnonzero(np.diff(is_high))
+        runs = np.diff(changes)
+        if len(runs) >= 3 and runs.min() >= 2 and np.ptp(runs) <= 1 + 0.1 * runs.max():
+            return True
+    return False
+
+
+def _border(rgb, width):
+    return np.concatenate([rgb[:width].reshape(-1, 3), rgb[-width:].reshape(-1, 3), rgb[:, :width].reshape(-1, 3),
+                           rgb[:, -width:].reshape(-1, 3)])
 
 
 def _near(colours, name):
     return colours.min(-1) >= 255 - TOLERANCE if name == "white" else colours.max(-1) <= TOLERANCE
 
 
-def _flood_from_border(like_background):
-    _, labels = cv2.connectedComponents(like_background.astype(np.uint8), connectivity=4)
-    touching = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
-    return np.isin(labels, touching[touching > 0])
+def _range(colour):
+    return np.ceil(colour - TOLERANCE).clip(0, 255), np.floor(colour + TOLERANCE).clip(0, 255)
+
+
+def flood_from_border(like_background):
+    """The parts of a (H,W) bool region that touch the picture's border."""
+    _, labels = cv2.connectedComponents(like_background.astype(np.uint8), connectivity=4, ltype=cv2.CV_32S)
+    is_outside = np.zeros(labels.max() + 1, bool)
+    is_outside[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = True
+    is_outside[0] = False
+    return is_outside[labels]
 
 
 def _soft_edge(rgb, outside, colour):
     inner = cv2.dilate(outside.astype(np.uint8), np.ones((5, 5), np.uint8)) == 0
-    alpha = np.where(outside, 0.0, 1.0)
-    result = rgb.astype(np.float32)
+    result = np.dstack([rgb, np.where(outside, 0, 255).astype(np.uint8)])
+    result[outside, :3] = 0
     if inner.any():
         # nearest inner pixel of every other pixel
         distance, labels = cv2.distanceTransformWithLabels(
             (~inner).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
         )
-        rows = np.zeros(labels.max() + 1, int)
-        rows[labels[inner]] = np.flatnonzero(inner)
+        places = np.zeros(labels.max() + 1, int)
+        places[labels[inner]] = np.flatnonzero(inner)
         edge = ~outside & ~inner & (distance < 5)  # thin parts have no inner pixel near them and stay as they are
-        pure = result.reshape(-1, 3)[rows[labels[edge]]]
+        pure = rgb.reshape(-1, 3)[places[labels[edge]]].astype(np.float32)
+        mixture = rgb[edge]
         way = pure - colour
         length = (way**2).sum(1)
-        mixed = ((result[edge] - colour) * way).sum(1) / np.maximum(length, 1)
+        mixed = ((mixture - colour) * way).sum(1) / np.maximum(length, 1)
         mixed = np.where(length < 30**2, 1.0, np.clip(mixed, 0, 1))
-        alpha[edge] = mixed
-        result[edge] = np.where(mixed[:, None] < 0.95, pure, result[edge])
-    result[outside] = 0
-    return np.dstack([np.rint(result), np.rint(alpha * 255)]).astype(np.uint8)
+        colours = np.where(mixed[:, None] < 0.95, pure, mixture)
+        result[edge] = np.rint(np.column_stack([colours, mixed * 255])).astype(np.uint8)
+    return result

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from PIL import Image
@@ -14,7 +15,8 @@ from fusion.data.names import fault_of_id, is_rubbish, join_id
 from fusion.data.roles import ROLES, natural, sort_into_roles
 from fusion.errors import SceneError
 
-FIELDS = {"n": r"(?P<n>.+)", "d": r"(?P<d>\d+)", "dddd": r"(?P<d>\d{4})", "object": r"(?P<object>.+)"}
+FIELDS = {"id": r"(?P<id>.+)", "n": r"(?P<n>.+)", "d": r"(?P<d>\d+)", "dddd": r"(?P<d>\d{4})",
+          "object": r"(?P<object>.+)"}
 
 
 @dataclass
@@ -39,6 +41,7 @@ class RawScene:
     original: Path | None = None
     partial: Path | None = None
     mask: Path | None = None
+    mask_hole: str = "auto"  # the mask's value in the hole, "white" or "black", where the layout knows it
     completions: list = field(default_factory=list)  # of RawCompletion
     notes: list = field(default_factory=list)
     layout: str = ""  # the name of its entry in the table of layouts
@@ -58,7 +61,7 @@ def find_raw_scenes(input_dir, photos_dir=None):
 
     Returns:
         list of RawScene sorted by id, and a dict of faults (folders that cannot be read, names that cannot be listed,
-        two scenes with one id): folder to message.
+        two scenes with one id): scene id or folder to message.
     """
     input_dir = Path(input_dir)
     scenes, faults, visited, leftovers = {}, {}, set(), set()
@@ -76,70 +79,82 @@ def find_raw_scenes(input_dir, photos_dir=None):
         found = []
         try:
             for layout in LAYOUTS:
-                scene = _scene_of_layout(layout, folder, pictures, subfolders, input_dir, photos)
-                if scene:
-                    found = [scene]
-                    subfolders[:] = [name for name in subfolders if not _claims(layout, scene, name)]
+                found = _scenes_of_layout(layout, folder, pictures, subfolders, input_dir, photos)
+                if found:
+                    subfolders[:] = [name for name in subfolders if not _claims(layout, found, name)]
                     around = folder.parent.parent if folder.parent.name == layout.inner else folder.parent
                     leftovers |= {around / name for name in layout.leftovers}
                     break
             else:
-                found = _scenes_by_roles(folder, pictures, input_dir, photos)
+                found = _scenes_by_roles(folder, pictures, input_dir, photos, faults)
+                if found and "debug" in subfolders:
+                    subfolders.remove("debug")
         except SceneError as error:
             faults[str(folder)] = str(error)
             subfolders.clear()
         for scene in found:
             fault = fault_of_id(scene.id)
-            if scene.id in scenes:
-                fault = f"its id {scene.id} is also that of {scenes[scene.id].folder}; rename it"
             if fault:
-                faults[str(scene.folder)] = f"{scene.folder}: {fault}"
+                faults[scene.id] = f"{scene.folder}: {fault}"
+            elif scene.id in scenes:
+                other = scenes[scene.id].folder
+                faults[str(scene.folder)] = f"{scene.folder}: its id {scene.id} is also that of {other}; rename it"
             else:
                 scenes[scene.id] = scene
     return [scenes[scene_id] for scene_id in sorted(scenes)
             if not leftovers & {scenes[scene_id].folder, *scenes[scene_id].folder.parents}], faults
 
 
-def _scene_of_layout(layout, folder, pictures, subfolders, input_dir, photos):
-    """The scene that `folder` is by this entry of the table, or None."""
-    completions = [(fields, path) for fields, path in _matching(folder, layout.completion, pictures, subfolders)
-                   if not (layout.never and re.fullmatch(layout.never, path.stem, re.IGNORECASE))]
-    if not completions:
+def _scenes_of_layout(layout, folder, pictures, subfolders, input_dir, photos):
+    """The scenes that `folder` holds by this entry of the table: one, or one per id of its completions' names."""
+    by_id = {}
+    for fields, path in _matching(folder, layout.completion, pictures, subfolders):
+        if not (layout.never and re.fullmatch(layout.never, path.stem, re.IGNORECASE)):
+            by_id.setdefault(fields.get("id", folder.name), []).append((fields, path))
+    if not by_id or (layout.marks and not any(
+            (folder / mark).is_dir() if mark.endswith("/") else _first(folder, (mark,), {"id": folder.name})
+            for mark in layout.marks)):
+        return []
+    scenes = [_scene_of_layout(layout, folder, name, files, input_dir, photos) for name, files in by_id.items()]
+    return [scene for scene in scenes if scene]
+
+
+def _scene_of_layout(layout, folder, name, files, input_dir, photos):
+    """The scene of the completions `files`, [(fields, path)], or None when they are no such scene."""
+    of_scene = {"id": name}
+    original = _first(folder, layout.original, of_scene)
+    files = [(fields | of_scene, path) for fields, path in files if path != original]
+    if not files or (layout.with_alpha and not _are_layers([path for _, path in files])):
         return None
-    original = _first(folder, layout.original)
-    completions = [(fields, path) for fields, path in completions if path != original]
-    photo = _photo_of(folder, folder.name, photos)
-    if not completions or (layout.wants_photo and not (original or photo)):
-        return None
-    if layout.marks and not any((folder / mark).is_dir() if mark.endswith("/") else _first(folder, (mark,))
-                                for mark in layout.marks):
-        return None
-    if layout.with_alpha and not _are_layers([path for _, path in completions]):
+    photo = _photo_of(folder, name, photos, needed=original is None)
+    if layout.wants_photo and not (original or photo):
         return None
     parts = list(folder.relative_to(input_dir).parts) or [folder.name]
-    if len(parts) > 1 and parts[-2] == layout.inner:
+    if name != folder.name:
+        parts.append(name)
+    elif len(parts) > 1 and parts[-2] == layout.inner:
         del parts[-2]
-    scene = RawScene(join_id(parts), folder, original or photo, _first(folder, layout.partial),
-                     _first(folder, layout.mask), layout=layout.name, photo=photo)
+    scene = RawScene(join_id(parts), folder, original or photo, _first(folder, layout.partial, of_scene),
+                     _first(folder, layout.mask, of_scene), layout=layout.name, photo=photo)
     scene.no_hole = "" if scene.mask or scene.partial else layout.no_hole
-    background = _first(folder, (layout.background,)) if layout.background else None
+    background = _first(folder, (layout.background,), of_scene)
     if background:
         scene.completions.append(RawCompletion(background, object="background", as_drawn=True))
-    for fields, path in completions:
-        name = fields.get("object") or fields.get("n") or fields.get("d") or path.stem
+    for fields, path in files:
+        drawn = fields.get("object") or fields.get("n") or fields.get("d") or path.stem
         scene.completions.append(RawCompletion(
             path, _first(folder, (layout.alpha,), fields), _first(folder, (layout.visible,), fields),
-            offset=_offset(folder, layout.offsets, name, fields) if layout.offsets else None,
-            object="the one object" if layout.same_object else name, as_drawn=layout.with_alpha))
+            offset=_offset(folder, layout.offsets, drawn, fields) if layout.offsets else None,
+            object="the one object" if layout.same_object else drawn, as_drawn=layout.with_alpha))
     return scene
 
 
-def _claims(layout, scene, name):
-    """Whether the scene's subfolder `name` is a part of it; others may hold scenes of their own."""
+def _claims(layout, scenes, name):
+    """Whether subfolder `name` of the scenes' folder is a part of them; others may hold scenes of their own."""
     heads = {pattern.split("/")[0] for pattern in (layout.completion, layout.alpha, layout.visible, *layout.marks)
              if "/" in pattern and pattern[0] not in "{."}
-    return (any(_regex(head, scene.folder).fullmatch(name) for head in heads)
-            or any(completion.path.parent == scene.folder / name for completion in scene.completions))
+    return (any(_regex(head).fullmatch(name) for head in heads) or
+            any(completion.path.parent == scene.folder / name for scene in scenes for completion in scene.completions))
 
 
 def _matching(folder, pattern, pictures, subfolders):
@@ -147,25 +162,25 @@ def _matching(folder, pattern, pictures, subfolders):
     head, _, tail = pattern.rpartition("/")
     if head:
         places = [(match.groupdict(), folder / name) for name in subfolders
-                  if (match := _regex(head, folder).fullmatch(name))]
+                  if (match := _regex(head).fullmatch(name))]
     else:
         places = [({}, folder)]
-    found = []
+    found, regex = [], _regex(tail)
     for fields, place in places:
         here = _pictures_in(place) if head else pictures
         taken = {}
         for path in here:
-            match = _regex(tail, folder).fullmatch(path.stem)
+            match = regex.fullmatch(path.stem)
             if match and (path.stem not in taken or path.suffix.lower() == ".png"):  # PNG before lossy copies
                 taken[path.stem] = (fields | match.groupdict(), path)
         found += taken.values()
     return sorted(found, key=lambda entry: natural(str(entry[1].relative_to(folder))))
 
 
-def _regex(pattern, folder):
+@cache
+def _regex(pattern):
     parts = re.split(r"\{(\w+)\}", pattern)
-    return re.compile("".join(re.escape(part) if i % 2 == 0 else re.escape(folder.name) if part == "id"
-                              else FIELDS[part] for i, part in enumerate(parts)))
+    return re.compile("".join(FIELDS[part] if i % 2 else re.escape(part) for i, part in enumerate(parts)))
 
 
 def _pictures_in(folder):
@@ -175,10 +190,10 @@ def _pictures_in(folder):
         raise SceneError(f"{folder}: {error.strerror}") from None
 
 
-def _first(folder, patterns, fields=None):
+def _first(folder, patterns, fields):
     """The first file that one of `patterns` names, PNG before others; None when there is none."""
     for pattern in filter(None, patterns):
-        path = folder / pattern.format(id=folder.name, **(fields or {}))
+        path = folder / pattern.format(**fields)
         for suffix in sorted(IMAGE_SUFFIXES, key=lambda suffix: (suffix != ".png", suffix)):
             for name in (path.name + suffix, path.name + suffix.upper()):
                 if path.with_name(name).is_file():
@@ -201,7 +216,7 @@ def _are_layers(paths):
 
 
 def _offset(folder, pattern, name, fields):
-    path = folder / pattern.format(id=folder.name, **fields)
+    path = folder / pattern.format(**fields)
     if not path.is_file():
         return None
     try:
@@ -211,8 +226,8 @@ def _offset(folder, pattern, name, fields):
         raise SceneError(f"{path}: should map {name} to [row, column] ({error}); write it again") from None
 
 
-def _scenes_by_roles(folder, pictures, input_dir, photos):
-    """The scenes whose files lie in `folder`, by the roles in their names."""
+def _scenes_by_roles(folder, pictures, input_dir, photos, faults):
+    """The scenes whose files lie in `folder`, by the roles in their names; what is wrong with one goes to `faults`."""
     scenes = []
     for prefix, group in sort_into_roles(pictures, folder.name).items():
         if not (group["partial"] or group["mask"] or group["completion"]):
@@ -220,8 +235,7 @@ def _scenes_by_roles(folder, pictures, input_dir, photos):
         parts = list(folder.relative_to(input_dir).parts)
         if prefix and prefix != folder.name:
             parts.append(prefix)
-        scene = RawScene(join_id(parts or [folder.name]), folder, layout=BY_ROLES,
-                         photo=_photo_of(folder, prefix or folder.name, photos))
+        scene = RawScene(join_id(parts or [folder.name]), folder, layout=BY_ROLES)
         for role in ROLES[:3]:
             # PNG before lossy copies, else the first name
             files = sorted(group[role], key=lambda path: (path.suffix.lower() != ".png", path.name))
@@ -229,6 +243,11 @@ def _scenes_by_roles(folder, pictures, input_dir, photos):
                 setattr(scene, role, files[0])
             if len(files) > 1:
                 scene.notes.append(f"{len(files)} files could be the {role}, took {files[0].name}")
+        try:
+            scene.photo = _photo_of(folder, prefix or folder.name, photos, needed=not scene.original)
+        except SceneError as error:
+            faults[scene.id] = str(error)
+            continue
         scene.original = scene.original or scene.photo
         for path in group["completion"]:
             masks = dict(group["masks"].get(path, {}))
@@ -250,8 +269,12 @@ def _photos_by_stem(photos_dir):
     return photos
 
 
-def _photo_of(folder, stem, photos):
-    """The photo of that name; of several, the one whose folders are named most like the scene's."""
+def _photo_of(folder, stem, photos, needed):
+    """The photo of that name; of several, the one whose folders are named most like the scene's.
+
+    Raises:
+        SceneError: that does not tell, and the photo is `needed`.
+    """
     candidates = photos.get(stem, ())
     if len(candidates) < 2:
         return candidates[0] if candidates else None
@@ -263,5 +286,7 @@ def _photo_of(folder, stem, photos):
 
     best, second = sorted(candidates, key=shared, reverse=True)[:2]
     if shared(best) == shared(second):
+        if not needed:
+            return None
         raise SceneError(f"{folder}: {best} and {second} could both be its photo; lay --photos out in the same folders")
     return best

@@ -75,7 +75,7 @@ _CUTOUTS = {side: _cached(side) for side in SIDES}
 @lru_cache(maxsize=512)
 def read_photo(path, side):
     """A photo whose shorter side is about `side` pixels or what the file has, (H,W,3) uint8, read-only."""
-    photo = read_image(path, "RGB", side)
+    photo = read_image(path, "RGB", least=side)
     scale = side / min(photo.shape[:2])
     return resize(photo, tuple(round(length * scale) for length in photo.shape[:2])) if scale < 1 else photo
 

@@ -7,7 +7,8 @@ from fusion.data.images import read_image
 from fusion.data.names import printable
 
 REPORT_COLUMNS = ("file", "kept_as", "reason", "hole_share", "new_share", "visible_error", "background")
-SHOWN_FOLDERS = 3
+SHOWN_FOLDERS = 3  # of a layout
+SHOWN_ALIKE = 10  # messages that say the same of several scenes
 
 
 def append_report(path, raw, report):
@@ -32,7 +33,7 @@ def some(number, noun):
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def layout_lines(raw_scenes, reports, input_dir):
+def layout_lines(raw_scenes, reports, skipped, input_dir):
     """A line per layout: what was recognised where, and what became of it."""
     by_layout = {}
     for raw in raw_scenes:
@@ -50,6 +51,8 @@ def layout_lines(raw_scenes, reports, input_dir):
             targets = sum(report["trainable"] for report in done)
             line += (f"; hole: {counts(report['hole'] for report in done)}; completions: {len(rows)} found, {kept} "
                      f"kept; {targets} with an original")
+        bad = sum(raw.id in skipped for raw in scenes)
+        line += f"; {bad} bad" if bad else ""
         lines.append(printable(line))
     return lines
 
@@ -57,7 +60,7 @@ def layout_lines(raw_scenes, reports, input_dir):
 def print_report(raw_scenes, reports, skipped, input_dir, targetless_list):
     """What was found, kept, dropped and why; every bad scene with its faults."""
     rows = [row for report in reports.values() for row in report["completions"]]
-    for line in layout_lines(raw_scenes, reports, input_dir):
+    for line in layout_lines(raw_scenes, reports, skipped, input_dir):
         print(line)
     print(f"written {len(reports)}, bad {len(skipped)}")
     if reports:
@@ -68,11 +71,23 @@ def print_report(raw_scenes, reports, skipped, input_dir, targetless_list):
         targetless = sum(not report["trainable"] for report in reports.values())
         if targetless:
             print(f"{targetless} scenes have no original: for inference only, they go to {targetless_list}")
-        for scene_id, report in sorted(reports.items()):
-            for note in report["notes"]:
-                print(printable(f"note: {scene_id}: {note}"))
-    for scene_id, fault in sorted(skipped.items()):
-        print(f"bad: {scene_id}: " + fault.replace("\n", "\n     "))
+        _print_alike("note", [(scene_id, printable(note)) for scene_id, report in sorted(reports.items())
+                              for note in report["notes"]], {}, "")
+    folders = {raw.id: printable(raw.folder) for raw in raw_scenes}
+    _print_alike("bad", sorted(skipped.items()), folders, ", all in skipped.csv")
+
+
+def _print_alike(kind, messages, folders, where):
+    """Print [(scene id, message)], but of those that differ in nothing but the scene no more than SHOWN_ALIKE."""
+    alike = Counter()
+    for scene_id, message in messages:
+        text = message.replace(folders.get(scene_id, scene_id), "").replace(scene_id, "")
+        alike[text] += 1
+        if alike[text] <= SHOWN_ALIKE:
+            print(f"{kind}: {scene_id}: " + message.replace("\n", "\n     "))
+    for text, count in alike.items():
+        if count > SHOWN_ALIKE:
+            print(f"{kind}: {count - SHOWN_ALIKE} more scenes{where}: " + " ".join(text.split()))
 
 
 def one_of_each(raw_scenes, number):

@@ -6,21 +6,19 @@
     DATA/<id>/partial.png                                RGB, the photo with the hole blanked
     DATA/<id>/mask.png                                   L, 0 or 255; 255 = hole
     DATA/<id>/comp1.png …                                RGBA, full frame, straight alpha
+    DATA/<id>/comp1_visible.png …                        optional, L, 255 = where the completer saw this object, its
+                                                         modal mask
 """
 
 import re
 import unicodedata
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from fusion.data.images import read_image, resize, write_image
+from fusion.data.images import FEW, read_image, resize, write_image
 from fusion.errors import SceneError
-
-PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 
 @dataclass
@@ -32,6 +30,7 @@ class Scene:
     mask: np.ndarray  # (H, W) bool, True = hole
     completions: list  # N × (H, W, 4), straight alpha
     original: np.ndarray | None = None  # (H, W, 3)
+    visible: list | None = None  # N × (H, W) bool or None, modal masks; None when there are none, or nobody asked
 
     def resized(self, size):
         """The scene at `size` = (height, width); nearest for the mask, premultiplied area for the rest."""
@@ -46,6 +45,9 @@ class Scene:
             mask,
             [resize(completion, size) for completion in self.completions],
             None if self.original is None else resize(self.original, size),
+            None if self.visible is None else [
+                None if modal is None else resize(modal.astype(np.uint8), size, nearest=True) > 0
+                for modal in self.visible],
         )
 
 
@@ -53,6 +55,11 @@ def completion_paths(folder):
     """comp1.png, comp2.png … comp10.png of one scene folder, in the order of their numbers."""
     numbered = [(re.fullmatch(r"comp(\d+)\.png", path.name), path) for path in Path(folder).iterdir()]
     return [path for match, path in sorted(((m, p) for m, p in numbered if m), key=lambda x: int(x[0][1]))]
+
+
+def modal_path(path):
+    """comp1.png → comp1_visible.png."""
+    return path.with_name(f"{path.stem}_visible.png")
 
 
 def find_scenes(data_dir):
@@ -124,18 +131,26 @@ def _existing_name(data_dir, scene_id):
     return None
 
 
-def read_scene(folder, max_completions=None, need_original=False):
+def read_scene(folder, max_completions=None, need_original=False, with_visible=False):
     """Read one scene at its own size.
 
     Args:
         folder: DATA/<id>.
         max_completions: keep the first so many (`create` puts the most useful first); None keeps all.
         need_original: a missing original.png is an error.
+        with_visible: read the modal masks as well.
 
     Raises:
         SceneError: files are missing or damaged (all are named), sizes differ, the mask has no hole or is inverted, a
             completion has no alpha, or all completions are transparent.
     """
+    scene = read_files(folder, max_completions, need_original, with_visible)
+    scene.partial = np.where(scene.mask[..., None], 0, scene.partial).astype(np.uint8)
+    return scene
+
+
+def read_files(folder, max_completions=None, need_original=False, with_visible=False):
+    """As `read_scene`, with the partial image as its file has it, blank in the hole or not."""
     folder = Path(folder)
     if not folder.is_dir():
         raise SceneError(f"{folder}: no such folder")
@@ -147,6 +162,8 @@ def read_scene(folder, max_completions=None, need_original=False):
     if need_original or (folder / "original.png").exists():
         files.append(("original.png", "RGB"))
     files += [(path.name, "RGBA") for path in paths[:max_completions]]
+    modal = [modal_path(path) for path in paths[:max_completions] if with_visible and modal_path(path).exists()]
+    files += [(path.name, "L") for path in modal]
     pictures, faults = {}, [] if paths else [f"{folder}: no completion (comp1.png …)"]
     for name, mode in files:
         try:
@@ -157,10 +174,11 @@ def read_scene(folder, max_completions=None, need_original=False):
         raise SceneError("\n".join(faults))
     partial, mask, original = (pictures.pop(name, None) for name in ("partial.png", "mask.png", "original.png"))
     mask = mask >= 128
-    paths, completions = paths[:max_completions], list(pictures.values())
+    paths = paths[:max_completions]
+    completions = [pictures[path.name] for path in paths]
 
     size = partial.shape[:2]
-    named = [("mask.png", mask), ("original.png", original), *((p.name, c) for p, c in zip(paths, completions))]
+    named = [("mask.png", mask), ("original.png", original), *pictures.items()]
     for name, array in named:
         if array is not None and array.shape[:2] != size:
             raise SceneError(
@@ -175,52 +193,31 @@ def read_scene(folder, max_completions=None, need_original=False):
             "255 is the hole: run prepare_dataset.py create on raw results"
         )
     for path, completion in zip(paths, completions):
-        if (completion[..., 3] == 255).all() and _is_raw(completion):
-            raise SceneError(f"{path}: no alpha on a white or black background; run prepare_dataset.py create on it")
+        if completion[..., 3].max() == 1:
+            raise SceneError(f"{path}: alpha is 0 or 1, but 255 is opaque; multiply it by 255")
+        if _is_raw(completion, partial, mask):
+            raise SceneError(f"{path}: no alpha, on a flat background; run prepare_dataset.py "
+                             "create on it")
     if not any(completion[..., 3].any() for completion in completions):
         raise SceneError(f"{folder}: every completion is fully transparent; drop the scene")
-    partial = np.where(mask[..., None], 0, partial).astype(np.uint8)
-    return Scene(folder.name, partial, mask, completions, original)
+    visible = None
+    if modal:
+        visible = [pictures.get(modal_path(path).name) for path in paths]
+        visible = [None if shown is None else shown >= 128 for shown in visible]
+    return Scene(folder.name, partial, mask, completions, original, visible)
 
 
-def _is_raw(completion):
-    """A full-frame opaque picture whose whole border is blank: an object on a background nobody keyed out."""
-    border = np.concatenate([completion[0], completion[-1], completion[:, 0], completion[:, -1]])[:, :3]
-    return bool((border >= 240).all() or (border <= 8).all())
-
-
-def check_scene(folder, need_original=False):
-    """What `read_scene` finds wrong with a scene, or a PNG of it whose end is missing; None when all is well."""
-    try:
-        read_scene(folder, need_original=need_original)
-    except SceneError as error:
-        return str(error)
-    files = [path for path in (folder / f"{name}.png" for name in ("partial", "mask", "original")) if path.exists()]
-    faults = [f"{path}: truncated; write it again" for path in files + completion_paths(folder) if _is_cut_off(path)]
-    return "\n".join(faults) or None
-
-
-def _is_cut_off(path):
-    """Whether a PNG lacks its end: decoders need not notice when no more than the last few bytes are gone."""
-    with open(path, "rb") as file:
-        if file.read(len(PNG_START)) != PNG_START:
-            return False  # another format by the name of PNG
-        file.seek(-len(PNG_END), 2)
-        # some programs append data of their own after the end
-        return file.read() != PNG_END and PNG_END not in path.read_bytes()
-
-
-def check_scenes(data_dir, scene_ids, quiet=True):
-    """Read every file of many training scenes, in threads: decoding and waiting let others run.
-
-    A damaged file shall stop a long run before its first step, not in the middle.
-
-    Returns:
-        list of messages.
-    """
-    with ThreadPoolExecutor(16) as pool:
-        jobs = pool.map(lambda scene_id: check_scene(Path(data_dir) / scene_id, need_original=True), scene_ids)
-        return [fault for fault in tqdm(jobs, "check", len(scene_ids), disable=quiet, leave=False) if fault]
+def _is_raw(completion, partial, mask):
+    """An opaque picture whose whole border is flat, and not because the photo's is: a background nobody keyed out."""
+    if np.count_nonzero(completion[..., 3] < 250) > FEW * mask.size:
+        return False
+    border, photo, hole = (np.concatenate([a[0], a[-1], a[:, 0], a[:, -1]]) for a in (completion, partial, mask))
+    border = border[:, :3].astype(np.int16)
+    if (np.abs(border - np.median(border, 0)).max(1) > 20).mean() > 0.02:
+        return False
+    if hole.all():
+        return bool(border.min() >= 240 or border.max() <= 8)
+    return bool((np.abs(border - photo)[~hole].max(1) <= 40).mean() < 0.8)
 
 
 def write_scene(folder, scene):
@@ -232,3 +229,5 @@ def write_scene(folder, scene):
         write_image(folder / "original.png", scene.original)
     for number, completion in enumerate(scene.completions, 1):
         write_image(folder / f"comp{number}.png", completion)
+        if scene.visible is not None and scene.visible[number - 1] is not None:
+            write_image(modal_path(folder / f"comp{number}.png"), scene.visible[number - 1].astype(np.uint8) * 255)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader
 
+from fusion.data.checks import check_scenes
 from fusion.data.datasets import AmodalFusionDataset, SynthesizedDataset
-from fusion.data.scenes import check_scenes, find_scenes, read_list
+from fusion.data.scenes import find_scenes, read_list
 from fusion.data.synthesis import Synthesizer
 from fusion.errors import SceneError, UserError
 from fusion.training import distributed

@@ -1,0 +1,109 @@
+"""What the pictures of one scene say about each other: where they agree, what is blank, whose outline a region has.
+
+`create` asks this about raw results and `check` about prepared scenes. Pictures are uint8, regions (H,W) bool.
+"""
+
+import cv2
+import numpy as np
+
+from fusion.data.images import resize
+
+DIFFERENT_PHOTO = 12  # mean difference in levels between photo and partial image; JPEG noise stays below 5
+BLANK = 20  # levels from black or white that JPEG noise leaves in a blanked hole
+
+
+def grown(region, pixels):
+    """`region` with everything up to `pixels` beside it."""
+    return cv2.dilate(region.astype(np.uint8), np.ones((2 * pixels + 1,) * 2, np.uint8)) > 0
+
+
+def core(region):
+    """`region` without the pixels at its edge, where JPEG mixes both sides; the region itself when it is thin."""
+    inner = cv2.erode(region.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0
+    return inner if inner.any() else region
+
+
+def blank_share(picture, region):
+    """The share of `region` that has one colour, up to JPEG noise."""
+    pixels = picture[core(region)]
+    if not len(pixels):
+        return 0.0
+    median = np.median(pixels, 0)
+    return float((np.abs(pixels - median).max(1) <= BLANK).mean())
+
+
+def agreement(picture, other, region):
+    """The share of `region` in which two pictures are alike; 1 when it is empty."""
+    region = core(region)
+    if not region.any():
+        return 1.0
+    return float((cv2.absdiff(picture[region], other[region]).max(1) <= 2 * BLANK).mean())
+
+
+def is_blank_exactly_in(picture, region):
+    """Whether a picture has one colour all over `region`, and not beside it: then it was blanked there.
+
+    The sky of a photo may be as flat, but it does not end where the region does.
+    """
+    inner, edge, ring = core(region), region & ~grown(~region, 1), grown(region, 4) & ~grown(region, 1)
+    if np.count_nonzero(inner) < 50 or not edge.any() or not ring.any():
+        return False
+    colour = np.median(picture[inner], 0)
+    flat, around = (np.abs(picture[place] - colour).max(1) <= BLANK for place in (edge, ring))
+    return bool(flat.mean() > 0.97 and picture[inner].std(0).max() <= 3 and around.mean() < 0.5)
+
+
+def photo_fault(original, partial, hole):
+    """What is wrong when the partial image is another photo than the original, or the same one shifted; else None."""
+    visible = ~grown(hole, 4)
+    visible[:2] = visible[-2:] = visible[:, :2] = visible[:, -2:] = False
+    if not visible.any():
+        return None
+    shown = partial[visible].astype(np.float32)
+
+    def distance(dy, dx):
+        return np.abs(np.roll(original, (dy, dx), (0, 1))[visible] - shown).mean()
+
+    here = float(cv2.absdiff(original, partial)[visible].mean())
+    if here > 2:
+        shifts = range(-2, 3)
+        nearest, dy, dx = min((distance(dy, dx), dy, dx) for dy in shifts for dx in shifts)
+        if nearest < 0.5 * here:
+            return f"shifted by {dx},{dy} pixels against"
+    if here > DIFFERENT_PHOTO:
+        return f"another photo? It differs by {here:.0f} levels outside the hole from"
+    return None
+
+
+def outlined_object(region, alphas):
+    """The completion whose visible part `region` is, as far as outlines tell.
+
+    A modal mask lies within its object, and its edge is the object's own or that of something in front of it; a hole
+    cuts through objects.
+
+    Args:
+        region: (H,W) bool; alphas: list of (H,W) uint8.
+
+    Returns:
+        the completion's index, or None.
+    """
+    scale = min(1, 192 / max(region.shape))
+    size = tuple(max(1, round(side * scale)) for side in region.shape)
+    region = resize(region.astype(np.uint8), size, nearest=True)
+    edge = region > cv2.erode(region, np.ones((3, 3), np.uint8))
+    length = np.count_nonzero(edge)
+    if length < 8:
+        return None
+    shapes = [resize(alpha, size) > 127 for alpha in alphas]
+    shapes = [shape.astype(np.uint8) if shape.mean() < 0.95 else np.zeros_like(region) for shape in shapes]
+    inside = [np.count_nonzero(region & shape) >= 0.97 * np.count_nonzero(region) for shape in shapes]
+    if not any(inside):
+        return None
+    reach = np.ones((2 * round(max(size) / 64) + 1,) * 2, np.uint8)
+    outlines = [cv2.dilate(shape - cv2.erode(shape, np.ones((3, 3), np.uint8)), reach) > 0 for shape in shapes]
+    on_any = np.count_nonzero(edge & np.any(outlines, 0)) / length
+    for index, (is_inside, outline) in enumerate(zip(inside, outlines)):
+        on_own = np.count_nonzero(edge & outline) / length
+        if is_inside and (on_own >= 0.6 or (on_own >= 0.3 and (on_any >= 0.95 or all(inside)))):
+            return index
+    return None

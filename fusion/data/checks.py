@@ -1,0 +1,92 @@
+"""What is wrong with a prepared scene: its files, and what its pictures say about each other."""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from fusion.data.agreement import agreement, blank_share, is_blank_exactly_in, photo_fault
+from fusion.data.images import IMAGE_SUFFIXES
+from fusion.data.scenes import completion_paths, modal_path, read_files
+from fusion.errors import SceneError
+
+PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+
+
+def check_scene(folder, need_original=False):
+    """All faults of a scene, one a line: what `read_scene` refuses, files that nobody would read or that are cut off,
+    pictures that contradict each other; None when all is well."""
+    folder = Path(folder)
+    try:
+        scene = read_files(folder, need_original=need_original, with_visible=True)
+    except SceneError as error:
+        return "\n".join([str(error), *_unread_files(folder)])
+    files = [path for path in (folder / f"{name}.png" for name in ("partial", "mask", "original")) if path.exists()]
+    faults = [f"{path}: truncated; write it again" for path in files + completion_paths(folder) if _is_cut_off(path)]
+    faults += [*_unread_files(folder), *_contradictions(folder, scene)]
+    return "\n".join(faults) or None
+
+
+def _unread_files(folder):
+    """comp2.PNG and comp2.jpg look like completions and are not read; original.jpg is no target."""
+    if not folder.is_dir():
+        return
+    names = {path.name for path in folder.iterdir()}
+    for name in sorted(names):
+        stem, dot, suffix = name.rpartition(".")
+        if not re.fullmatch(r"comp\d+|comp\d+_visible|original|partial|mask", stem, re.IGNORECASE):
+            continue
+        if dot + suffix.lower() in IMAGE_SUFFIXES and stem.lower() + ".png" not in names:
+            yield f"{folder / name}: not read; save it as {stem.lower()}.png, in small letters"
+        elif name.endswith("_visible.png") and name.replace("_visible", "") not in names:
+            yield f"{folder / name}: a modal mask of no completion"
+
+
+def _contradictions(folder, scene):
+    """What `create` would not have written."""
+    mask, partial, original = scene.mask, scene.partial, scene.original
+    blank = blank_share(partial, mask)
+    is_photo_inside = original is not None and agreement(original, partial, mask) > 0.9
+    if blank < 0.9 and not mask.all() and (
+            blank_share(partial, ~mask) > 0.97
+            or (is_photo_inside and agreement(original, partial, ~mask) < 0.5)):
+        yield (f"{folder / 'mask.png'}: inverted (partial.png is blank where the mask says visible, and not in the "
+               "hole); 255 is the hole")
+        return
+    if blank < 0.9:
+        yield (f"{folder / 'partial.png'}: not blank in the hole, {1 - blank:.0%} of it shows something; blank it, or "
+               "see whether mask.png belongs to it")
+    if original is not None:
+        fault = photo_fault(original, partial, mask)
+        if fault:
+            yield f"{folder / 'partial.png'}: {fault} original.png"
+        elif is_blank_exactly_in(original, mask):
+            yield (f"{folder / 'original.png'}: blank in the hole, it cannot be the target; remove it and the scene is "
+                   "for inference only")
+    for path, completion, visible in zip(completion_paths(folder), scene.completions, scene.visible or ()):
+        if visible is not None and (visible & (completion[..., 3] > 0)).sum() <= 0.5 * visible.sum():
+            yield f"{modal_path(path)}: empty or beside its completion; remove it, or see whose mask it is"
+
+
+def _is_cut_off(path):
+    """Whether a PNG lacks its end: decoders need not notice when no more than the last few bytes are gone."""
+    with open(path, "rb") as file:
+        if file.read(len(PNG_START)) != PNG_START:
+            return False  # another format by the name of PNG
+        file.seek(-len(PNG_END), 2)
+        # some programs append data of their own after the end
+        return file.read() != PNG_END and PNG_END not in path.read_bytes()
+
+
+def check_scenes(data_dir, scene_ids, quiet=True):
+    """Read every file of many training scenes, in threads: decoding and waiting let others run.
+
+    A damaged file shall stop a long run before its first step, not in the middle.
+
+    Returns:
+        list of messages.
+    """
+    with ThreadPoolExecutor(16) as pool:
+        jobs = pool.map(lambda scene_id: check_scene(Path(data_dir) / scene_id, need_original=True), scene_ids)
+        return [fault for fault in tqdm(jobs, "check", len(scene_ids), disable=quiet, leave=False) if fault]

@@ -1,0 +1,211 @@
+"""Where the hole of a raw scene is: from its mask, whose polarity the pixels tell, or from what is blank."""
+
+import cv2
+import numpy as np
+
+from fusion.data.agreement import BLANK, agreement, blank_share, core, grown, is_blank_exactly_in, outlined_object
+from fusion.data.images import resize
+from fusion.errors import SceneError
+
+SURE = 1.5  # how many times further from the photo completions must be on one side of a mask to make it the hole
+UNMASKED = 3  # levels between original and partial image that copying the photo leaves
+
+
+def find_hole(raw, pictures, mask_hole="auto"):
+    """The hole of a raw scene, checked against everything that could contradict it.
+
+    Args:
+        raw: RawScene; pictures: RawPictures of it. An original that proves to be the partial image moves there.
+        mask_hole: the mask's value in the hole, "black" or "white", as the user knows it; "auto": the pixels tell.
+
+    Returns:
+        (H,W) bool, True = hole, and how it was found.
+
+    Raises:
+        SceneError: no hole, no telling which side of the mask it is, or a mask that is none of a hole.
+    """
+    if mask_hole == "auto":
+        mask_hole, told = raw.mask_hole, "by its layout"
+    else:
+        told = "as told"
+    if pictures.mask is None:
+        return _hole_without_mask(raw, pictures)
+    mask = pictures.mask
+    if np.count_nonzero((mask > 50) & (mask < 205)) > 0.5 * mask.size:
+        raise SceneError(f"{raw.mask}: grey nearly everywhere, a picture and not a mask; a mask is black and white")
+    white = mask >= 128
+    if white.all() or not white.any():
+        raise SceneError(f"{raw.mask}: all {'white' if white.all() else 'black'}; a mask has a hole and a rest")
+    sides = {"black": ~white, "white": white}
+    if mask_hole != "auto":
+        _drop_blank_original(raw, pictures, sides[mask_hole])
+        return _with_soft_edge(pictures, mask_hole), f"{mask_hole} in the mask ({told})"
+    if pictures.partial is None:
+        for hole in sides.values():
+            _drop_blank_original(raw, pictures, hole)
+    if pictures.partial is not None:
+        name = _blank_side(raw, pictures, sides)
+        _check_partial(raw, pictures, sides[name])
+        how = f"{name} in the mask"
+    elif pictures.mask_is_photo:
+        name, how = "black", "transparent in the mask"
+    else:
+        name = _redrawn_side(raw, pictures, sides)
+        how = f"{name} in the mask (completions fit the photo outside)"
+    _check_outline(raw, pictures, sides)
+    return _with_soft_edge(pictures, name), how
+
+
+def _with_soft_edge(pictures, name):
+    """The hole, with the soft edge of its mask where no original knows what the darkened pixels there should be."""
+    covered = pictures.mask if name == "white" else 255 - pictures.mask
+    hole = covered >= 128
+    if pictures.original is not None or np.count_nonzero((covered > 25) & ~hole) < 0.02 * np.count_nonzero(hole):
+        return hole
+    _, labels = cv2.connectedComponents((covered > 25).astype(np.uint8))
+    touches = np.zeros(labels.max() + 1, bool)  # the rest is a codec's noise
+    touches[labels[hole]] = True
+    return touches[labels]
+
+
+def _drop_blank_original(raw, pictures, hole):
+    """An original that is blank exactly in the hole is the partial image under another name: no target."""
+    if pictures.original is None or not is_blank_exactly_in(pictures.original, hole):
+        return
+    pictures.notes.append(f"{raw.original.name} is blank exactly in the hole: no target, the scene is for inference "
+                          "only")
+    if pictures.partial is None:
+        pictures.partial = pictures.original
+    pictures.original = None
+
+
+def _blank_side(raw, pictures, sides):
+    """The side of the mask that is blank in the partial image, while the other shows the photo."""
+    partial, original = pictures.partial, pictures.original
+    blank = {name: blank_share(partial, hole) for name, hole in sides.items()}
+    scores = dict(blank)
+    if original is not None:
+        for name, hole in sides.items():
+            scores[name] += agreement(original, partial, ~hole)
+    best, other = sorted(scores, key=scores.get, reverse=True)
+    if original is not None and _shows_photo(original, partial, sides[best]) and not is_blank_exactly_in(
+            partial, sides[best]):
+        raise SceneError(f"{raw.partial}: shows in the hole what {raw.original.name} shows, nothing is blanked; is "
+                         f"{raw.mask.name} the mask of a hole? Blank it there, take it away, or say which side of the "
+                         "mask is the hole with --mask_hole")
+    if blank[best] < 0.9 or scores[best] - scores[other] < 0.1:
+        raise SceneError(
+            f"{raw.mask}: the partial image is {blank['black']:.0%} blank where the mask is black and "
+            f"{blank['white']:.0%} where it is white; cannot tell the hole, use --mask_hole"
+        )
+    return best
+
+
+def _shows_photo(original, partial, region):
+    region = core(region)
+    return cv2.absdiff(original[region], partial[region]).mean() <= UNMASKED
+
+
+def _check_partial(raw, pictures, hole):
+    """Original and partial image must differ in the hole, and the partial image be blank nowhere else."""
+    _drop_blank_original(raw, pictures, hole)
+    if pictures.original is None:
+        return
+    colour = np.median(pictures.partial[core(hole)], 0)
+    blank = (np.abs(pictures.partial - colour).max(2) <= BLANK) & ~grown(hole, 4)
+    blank &= cv2.absdiff(pictures.original, pictures.partial).max(2) > 2 * BLANK
+    left_out = cv2.morphologyEx(blank.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)).mean()
+    if left_out > 0.005:
+        raise SceneError(f"{raw.partial}: blank outside of {raw.mask.name}, too, on {left_out:.1%} of the picture; is "
+                         "it the mask of the whole hole?")
+
+
+def _redrawn_side(raw, pictures, sides):
+    """Without a partial image: the side of the mask on which completions leave the photo.
+
+    A completer copies or redraws what it sees, and makes up what it does not. What counts at a pixel is the nearest
+    completion there. An object that is hidden by something nobody completed is off the photo, too, but in part of a
+    side only.
+    """
+    photo = pictures.original
+    size = tuple(max(1, round(side * min(1, 128 / max(photo.shape[:2])))) for side in photo.shape[:2])
+    photo, nearest = resize(photo, size), np.full(size, 255, np.uint8)
+    for completion in pictures.completions:
+        small = resize(completion, size)
+        inside = cv2.erode(small[..., 3], np.ones((3, 3), np.uint8)) > 200
+        nearest[inside] = np.minimum(nearest, cv2.absdiff(small[..., :3], photo).max(2))[inside]
+    distances = {}
+    for name, side in sides.items():
+        here = nearest[resize(side.astype(np.uint8), size, nearest=True) > 0]
+        distances[name] = here[here < 255]
+    middle = {name: np.median(here) if len(here) >= 20 else np.nan for name, here in distances.items()}
+    best, other = ("white", "black") if middle["white"] >= middle["black"] else ("black", "white")
+    # also undecided when a side has no completion
+    if not middle[best] > SURE * middle[other] + 2 or (distances[best] <= middle[other] + 2).mean() > 0.25:
+        raise SceneError(f"{raw.mask}: there is no partial image, and completions are as far from the photo where the "
+                         f"mask is black ({middle['black']:.0f} levels) as where it is white ({middle['white']:.0f}), "
+                         "or on one side only; cannot tell the hole, use --mask_hole")
+    return best
+
+
+def _check_outline(raw, pictures, sides):
+    """A mask that follows what is visible of a completion says where an object is, not where a hole is."""
+    for white_or_black, side in sides.items():
+        index = None
+        for i, visible in enumerate(pictures.visible):
+            if visible is not None and (visible & side).sum() > 0.9 * (visible | side).sum():
+                index = i
+        if index is None:
+            index = outlined_object(side, [completion[..., 3] for completion in pictures.completions])
+        if index is not None:
+            raise SceneError(f"{raw.mask}: {white_or_black} follows the visible outline of "
+                             f"{pictures.files[index].path.name}, it is the mask of that object and not of a hole; "
+                             "when it is the hole all the same, say so with --mask_hole, or cut holes with --cut_hole")
+
+
+def _hole_without_mask(raw, pictures):
+    original, partial = pictures.original, pictures.partial
+    if pictures.erased is not None:
+        if partial is None:
+            _drop_blank_original(raw, pictures, pictures.erased)
+        return pictures.erased, "transparent in the picture"
+    if partial is None:
+        raise SceneError(f"{raw.folder}: neither a mask nor a partial image of {raw.id} to find the hole in")
+    if original is not None and not _differing(original, partial).any():
+        pictures.notes.append(f"{raw.original.name} is the same picture as {raw.partial.name}: no target, the scene is "
+                              "for inference only")
+        original = pictures.original = None
+    return _hole_from_blank(raw, original, partial), "found from the partial image"
+
+
+def _differing(original, partial):
+    differs = (cv2.absdiff(original, partial).max(2) > 2 * BLANK).astype(np.uint8)
+    return cv2.morphologyEx(differs, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0  # without JPEG's noise at edges
+
+
+def _hole_from_blank(raw, original, partial):
+    """Where the partial image is black or white and the photo is not; without a photo, its large blank regions."""
+    differs = np.ones(partial.shape[:2], bool) if original is None else _differing(original, partial)
+    smallest = 2e-4 if original is not None else 1e-2  # of the picture; photos have black spots of their own
+    blanks = [partial.max(2) <= BLANK, partial.min(2) >= 255 - BLANK]
+    blank = max(blanks, key=lambda b: (b & differs).sum())
+    seeds = (blank & differs).astype(np.uint8)
+    # specks of JPEG noise go, spots where the photo itself is as dark as the blank are closed
+    seeds = cv2.morphologyEx(seeds, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    reach = 2 * round(max(seeds.shape) * 0.02) + 1
+    padded = cv2.copyMakeBorder(seeds, reach, reach, reach, reach, cv2.BORDER_REFLECT)
+    closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, np.ones((reach, reach), np.uint8))[reach:-reach, reach:-reach]
+    count, labels, boxes, _ = cv2.connectedComponentsWithStats(closed)
+    hole = np.zeros(seeds.shape, bool)
+    for i in range(1, count):
+        x, y, width, height, area = boxes[i]
+        if area < smallest * seeds.size:
+            continue
+        box = np.s_[y : y + height, x : x + width]
+        if blank[box].mean() > 0.97:  # most pipelines cut boxes; a photo may be dark up to their very edge
+            hole[box] = True
+        else:
+            hole |= (labels == i) & grown(blank, 1)
+    if hole.mean() < 1e-3:
+        raise SceneError(f"{raw.partial}: no mask, and no blank region where the photo is not")
+    return grown(hole, 1)  # JPEG darkens a ring around the blank

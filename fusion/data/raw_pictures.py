@@ -1,0 +1,226 @@
+"""The files of a raw scene read into one frame: photo, partial image, mask, and completions with their masks."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fusion.data.alpha import cut_out, masks_beside, with_silhouette
+from fusion.data.images import FEW, read_image, resize
+from fusion.errors import SceneError
+
+ALIKE = 12  # levels within which two copies of one photo agree, after JPEG and other people's resizing
+
+
+@dataclass
+class RawPictures:
+    """What the files of a scene show, all in one frame (H, W); None where there is no file.
+
+    `faults` are what keeps it from being a scene, `notes` what the user should know.
+    """
+
+    original: np.ndarray | None = None  # (H, W, 3)
+    partial: np.ndarray | None = None  # (H, W, 3)
+    mask: np.ndarray | None = None  # (H, W), what of it is hole is not known yet
+    erased: np.ndarray | None = None  # (H, W) bool, where the photo or partial image is transparent
+    mask_is_photo: bool = False  # the mask is the photo with the hole erased from its alpha
+    files: list = field(default_factory=list)  # N × RawCompletion
+    completions: list = field(default_factory=list)  # N × (H, W, 4), straight alpha
+    visible: list = field(default_factory=list)  # N × (H, W) bool or None: modal masks
+    kinds: list = field(default_factory=list)  # N × where the alpha is from, see `cut_out`
+    faults: list = field(default_factory=list)
+    notes: list = field(default_factory=list)
+
+
+def read_pictures(raw, background="auto"):
+    """Read all files of a RawScene; what is wrong with them stands in the `faults` of the RawPictures returned."""
+    pictures = RawPictures(notes=list(raw.notes))
+    faults, notes = pictures.faults, pictures.notes
+
+    def read(function, path, *arguments):
+        try:
+            return None if path is None else function(path, *arguments, notes=notes)
+        except SceneError as error:
+            faults.append(str(error))
+            return None
+
+    original, partial, mask = (read(read_image, path, "RGBA")
+                               for path in (raw.original, raw.partial, raw.mask))
+    if raw.original is None and raw.partial is None:
+        faults.append(f"{raw.folder}: neither a photo nor a partial image of {raw.id}; if its photo lies elsewhere, "
+                      "give --photos DIR")
+    if not raw.completions:
+        faults.append(f"{raw.folder}: no completions of {raw.id} (comp1.png …)")
+    if raw.mask is None and raw.partial is not None:
+        notes.append("no mask")
+    canvases = [_read_completion(files, background, read) for files in raw.completions]
+    _use_masks_beside(canvases, raw.completions, notes)
+
+    frame = partial if partial is not None else original
+    if frame is None:
+        return pictures
+    size = frame.shape[:2]
+    if original is not None and partial is not None and not _same_aspect(original.shape, size):
+        original, mask = _cropped_alike(original, mask, partial, raw, pictures)
+    original = same_frame(original, size, raw.original, pictures)
+    mask = same_frame(mask, size, raw.mask, pictures, nearest=True)
+    for canvas, files in zip(canvases, raw.completions):
+        if canvas is None:
+            continue
+        picture, visible = canvas.picture, canvas.visible
+        if files.offset is not None:
+            picture = placed(picture, files.offset, size)
+            visible = None if visible is None else placed(visible, files.offset, size)
+        else:
+            picture = same_frame(picture, size, files.path, pictures)
+            visible = None if visible is None else resize(visible, size, nearest=True)
+        if picture is None:
+            continue
+        pictures.files.append(files)
+        pictures.completions.append(picture)
+        pictures.visible.append(visible > 127 if visible is not None and (visible > 127).any() else None)
+        pictures.kinds.append(canvas.kind)
+
+    for role, picture in (("original", original), ("partial", partial)):
+        if picture is not None:
+            setattr(pictures, role, _on_black(picture))
+    shown = partial if partial is not None else original
+    if shown is not None and np.count_nonzero(shown[..., 3] < 128) > FEW * shown[..., 3].size:
+        pictures.erased = shown[..., 3] < 128
+    if mask is not None:
+        pictures.mask, pictures.mask_is_photo = as_mask(mask)
+    return pictures
+
+
+def as_mask(rgba):
+    """A mask file's pixels (H,W,4) → (H,W) uint8, and whether it is a photo with the hole erased from its alpha.
+
+    Values of 0 and 1 count as 0 and 255. With transparency, that is the mask: strokes on an empty canvas, or the
+    erased photo that some editors take for a mask.
+    """
+    alpha = rgba[..., 3]
+    if np.count_nonzero(alpha < 128) > FEW * alpha.size and (alpha >= 128).any():
+        strokes = rgba[alpha >= 128][:, :3]
+        return alpha, bool(strokes.astype(np.float32).std(0).max() > 16)
+    grey = np.rint(rgba[..., :3] @ np.float32([0.299, 0.587, 0.114])).astype(np.uint8)
+    return (grey * np.uint8(255) if grey.max() == 1 else grey), False
+
+
+@dataclass
+class _Canvas:
+    """A completion on its own canvas."""
+
+    rgb: np.ndarray  # (h, w, 3) as in the file
+    picture: np.ndarray  # (h, w, 4), cut out
+    kind: str
+    visible: np.ndarray | None  # (h, w) uint8
+    companion: np.ndarray | None
+
+
+def _read_completion(files, background, read):
+    """The files of a RawCompletion → _Canvas, or None when the picture cannot be read."""
+    rgba = read(read_image, files.path, "RGBA")
+    masks = [read(_read_mask, path, files, rgba) for path in (files.alpha, files.visible, files.companion)]
+    if rgba is None:
+        return None
+    alpha, visible, companion = masks
+    rgb = rgba[..., :3]
+    picture, kind = cut_out(rgba, "opaque" if files.as_drawn else background)
+    if alpha is not None:
+        picture, kind = with_silhouette(rgb, picture, kind, alpha), "mask beside it"
+    return _Canvas(rgb, picture, kind, visible, companion)
+
+
+def _read_mask(path, files, rgba, notes):
+    mask, _ = as_mask(read_image(path, "RGBA", notes))
+    if rgba is None or mask.shape == rgba.shape[:2]:
+        return mask
+    size = rgba.shape[:2]
+    if files.offset is not None:  # drawn in the photo's frame
+        return placed(mask, tuple(-step for step in files.offset), size)
+    if _same_aspect(mask.shape, size):
+        return resize(mask, size)
+    raise SceneError(f"{path}: {mask.shape[1]}×{mask.shape[0]}, but {files.path.name} is {size[1]}×{size[0]}; a mask "
+                     "lies over its completion")
+
+
+def _use_masks_beside(canvases, files, notes):
+    """Find out what the companions of a scene's completions are, all alike, and make them that."""
+    found = [(canvas, raw) for canvas, raw in zip(canvases, files) if canvas is not None
+             and canvas.companion is not None]
+    if not found:
+        return
+    drawn = [None if canvas.kind in ("opaque", "checkerboard") else canvas.picture[..., 3] > 127 for canvas, _ in found]
+    name = found[0][1].companion.name
+    use, share = masks_beside(drawn, [canvas.companion > 127 for canvas, _ in found])
+    if use == "modal":
+        notes.append(f"{name} …: modal masks, {share:.0%} of what the completions show lies outside of them")
+    elif use == "alpha":
+        notes.append(f"{name} …: alpha, they contain what the completions show")
+    else:
+        notes.append(f"{name} …: taken as alpha; the completions have no background that would tell")
+    for canvas, _ in found:
+        if use == "modal":
+            canvas.visible = canvas.companion
+        elif canvas.kind not in ("alpha", "premultiplied alpha"):
+            canvas.picture = with_silhouette(canvas.rgb, canvas.picture, canvas.kind, canvas.companion)
+            canvas.kind = "mask beside it"
+
+
+def placed(picture, offset, size):
+    """A picture on an empty frame of `size`, its upper left pixel at `offset` = (row, column), perhaps beyond it."""
+    frame = np.zeros((*size, *picture.shape[2:]), picture.dtype)
+    (top, left), (height, width) = offset, picture.shape[:2]
+    rows, columns = (slice(max(0, start), min(end, start + length))
+                     for start, length, end in ((top, height, size[0]), (left, width, size[1])))
+    if rows.start < rows.stop and columns.start < columns.stop:
+        frame[rows, columns] = picture[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+    return frame
+
+
+def _same_aspect(shape, size):
+    return abs(shape[0] * size[1] - shape[1] * size[0]) <= 0.01 * shape[0] * size[1]
+
+
+def same_frame(picture, size, path, pictures, nearest=False):
+    """Scale a picture of the same aspect to `size`; another aspect is a fault."""
+    if picture is None or picture.shape[:2] == size:
+        return picture
+    height, width = picture.shape[:2]
+    if not _same_aspect((height, width), size):
+        pictures.faults.append(f"{path}: {width}×{height}, but the scene is {size[1]}×{size[0]}; all pictures of a "
+                               "scene show the same frame")
+        return None
+    pictures.notes.append(f"{path.name} scaled from {width}×{height} to {size[1]}×{size[0]}")
+    return resize(picture, size, nearest)
+
+
+def _cropped_alike(original, mask, partial, raw, pictures):
+    """The photo, and its mask, cropped or squeezed as the partial image was made from it.
+
+    Completers that want squares cut the middle out of a photo or squeeze it. Which it was, the pixels tell; they stay
+    as they are when neither fits.
+    """
+    size, (height, width) = partial.shape[:2], original.shape[:2]
+    side = min(height / size[0], width / size[1])
+    crop_size = round(side * size[0]), round(side * size[1])
+    top, left = ((whole - part) // 2 for whole, part in zip((height, width), crop_size))
+    middle = np.s_[top : top + crop_size[0], left : left + crop_size[1]]
+    ways = {"cropped to its middle": original[middle], "squeezed": original}
+
+    def distance(picture):  # most of the photo is not hole
+        return np.percentile(np.abs(resize(picture, size)[..., :3].astype(np.int16) - partial[..., :3]).max(2), 40)
+
+    distances = {way: distance(picture) for way, picture in ways.items()}
+    best, other = sorted(distances, key=distances.get)
+    if distances[best] > ALIKE or distances[best] > 0.7 * distances[other]:
+        return original, mask
+    pictures.notes.append(f"{raw.original.name}: {best}, as {raw.partial.name} shows it")
+    if mask is not None and mask.shape[:2] == (height, width):
+        mask = resize(mask[middle] if best != "squeezed" else mask, size, nearest=True)
+    return resize(ways[best], size), mask
+
+
+def _on_black(rgba):
+    if rgba[..., 3].min() == 255:
+        return np.ascontiguousarray(rgba[..., :3])
+    return np.rint(rgba[..., :3] * (rgba[..., 3:] / 255.0)).astype(np.uint8)
