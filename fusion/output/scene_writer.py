@@ -45,12 +45,13 @@ class SceneWriter:
         return {"locks": [list(lock) for lock in self.locks.get(scene_id, [])],
                 "inpaint_command": self.inpaint_command, "seam": self.seam}
 
-    def __call__(self, scene_id, scene, logits, votes):
+    def __call__(self, scene_id, scene, logits, votes=None):
         """Fuse and write a scene.
 
         Args:
             scene: Scene; None reads it, completion by completion.
-            logits: (M,h,w) float32, what the network said; votes: (M,M), who it said is in front of whom.
+            logits: (M,h,w) float32, what the network said.
+            votes: (M,M) float32, how far it has the row's candidate in front of the column's; None: none.
 
         Raises:
             SceneError, OSError: something is wrong with the scene, or it cannot be written.
