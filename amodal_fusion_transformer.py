@@ -11,38 +11,29 @@ on one GPU, or on the CPU (a small run; LPIPS with VGG would take most of the ti
     python amodal_fusion_transformer.py --data_dir DATA --gpus 0 --img_size 128 --lpips_net alex --workers 1
 """
 
-import dataclasses
-import json
 import math
-import signal
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from fusion.config import option, parse
+from fusion.config import check_values, option, parse
 from fusion.data.tensors import HALF_PRECISION
-from fusion.engine import describe, evaluate, train_one_epoch
-from fusion.errors import UserError
-from fusion.figures import draw_curves, draw_scenes
-from fusion.files import lock_run_dir
+from fusion.engine import evaluate, train_one_epoch
+from fusion.errors import ConfigError, UserError
 from fusion.metrics import overlap_region
 from fusion.model.backbone import ImageNetFeatures
 from fusion.model.compositing import add_fill, composite
 from fusion.model.cues import VisibleCues, photometric_error, visible_cues
 from fusion.model.layers import ConvBlock, DecoderLayer, EncoderLayer, position_encoding
 from fusion.training import distributed
-from fusion.training.checkpoints import averaged_weights, load_checkpoint
+from fusion.training.checkpoints import averaged_weights, check_shapes, load_checkpoint
+from fusion.training.endings import Stopped, StopSignal, ending
 from fusion.training.foreign import FOREIGN
 from fusion.training.loaders import load_data
 from fusion.training.perceptual import load_perceptual
-from fusion.training.run import Run, check_same_model
-from fusion.training.tensorboard import add_figure, open_board
+from fusion.training.run import Run, check_same_model, checkpoint_to_resume, claim
 
 STRIDE = 16  # of the tokens
 C2, C4, C8 = 24, 48, 96  # channels at strides 2, 4 and 8
@@ -341,7 +332,8 @@ def fusion_loss(out, batch, perceptual, lpips_weight, oracle_weight=0.0, psnr_we
             in the overlap: a network that hedges loses little L1 but much PSNR where one completion is exact.
 
     Returns:
-        total loss (a scalar, the mean over scenes) and a dict of its parts per scene, (B,) each.
+        what to minimise (a scalar, the mean over scenes) and a dict of its parts per scene, (B,) each; "objective" is
+        all of it, "loss" L1 and LPIPS alone.
     """
     original, mask = batch["original"], batch["mask"]
     hole = mask.sum((1, 2, 3)).clamp(min=1)
@@ -351,6 +343,7 @@ def fusion_loss(out, batch, perceptual, lpips_weight, oracle_weight=0.0, psnr_we
         # Around the hole stands the original, so that nothing but the fusion is judged.
         parts["lpips"] = perceptual(torch.where(mask > 0.5, out["fused"], original), original)
         total = total + lpips_weight * parts["lpips"]
+    parts["loss"] = total  # without the terms below it means the same in training and validation
     if psnr_weight > 0:
         squared = (out["fused"] - original).square().sum(1, keepdim=True)  # (B,1,H,W)
         psnr_loss = 0
@@ -369,7 +362,7 @@ def fusion_loss(out, batch, perceptual, lpips_weight, oracle_weight=0.0, psnr_we
         surprise = -(target * log_p).sum(1, keepdim=True)  # (B,1,H,W)
         parts["oracle"] = (surprise * mask).sum((1, 2, 3)) / hole
         total = total + oracle_weight * parts["oracle"]
-    parts["loss"] = total
+    parts["objective"] = total
     return total.mean(), parts
 
 
@@ -395,25 +388,29 @@ class TrainConfig:
     augment: bool = option(True, "mirror and recolour scenes, shuffle and drop completions", "data")
     workers: int = option(4, "data loading processes per GPU; 0 loads in the training process", "data", least=0,
                          aliases={"num_workers": ""})
+    check: bool = option(True, "read every scene before the first step, save those that were read already", "data")
 
     synthesize: bool = option(False, "compose training scenes on the fly instead of reading train_list", "synthesis")
     objects: str | None = option(None, "folder of RGBA cut-outs, with --synthesize", "synthesis")
     backgrounds: str | None = option(None, "folder of photos to put them on", "synthesis")
     coco: str | None = option(None, "COCO-style annotations beside their photos, as well or instead", "synthesis")
-    scenes_per_epoch: int = option(4000, "scenes composed per epoch", "synthesis", least=1)
+    scenes_per_epoch: int = option(4000, "scenes of an epoch", "synthesis", least=1)
+    repeat: int = option(1, "times that a composed scene is used, augmented from the second on, where making scenes is "
+                            "slower than training on them; wants 1, 2, 4, 8 or 16 workers", "synthesis", least=1)
 
     width: int = option(128, "channels of the Transformer", "model", least=8,
                         aliases={"d_model": "equal numbers make a network of another size than elsewhere; how many "
                                             "parameters it has is printed at the start"})
-    encoder_layers: int = option(2, "self-attention layers over the scene", "model", least=0,
+    encoder_layers: int = option(2, "self-attention layers over the scene", "model", least=0, most=200,
                                  aliases={"num_encoder_layers": ""})
-    decoder_layers: int = option(2, "layers in which completions compare themselves", "model", least=1,
+    decoder_layers: int = option(2, "layers in which completions compare themselves", "model", least=1, most=200,
                                  aliases={"num_decoder_layers": ""})
     heads: int = option(4, "attention heads", "model", least=1, aliases={"nhead": ""})
 
     epochs: int = option(50, "passes over the training scenes", "optimisation", least=1, aliases={"num_epochs": ""})
-    max_steps: int | None = option(None, "stop after so many steps, with the schedule of the full run",
-                                   "optimisation", least=1)
+    max_steps: int | None = option(None, "stop after so many steps, with the schedule of the full run. In options, a "
+                                   "step is as many scenes as one took when the run was begun, whatever the batch is "
+                                   "now", "optimisation", least=1)
     batch_size: int = option(16, "scenes per process and forward pass; times processes times accumulate = effective",
                              "optimisation", least=1)
     accumulate: int = option(1, "forward passes per step, to reach a larger batch in the same memory",
@@ -466,8 +463,11 @@ MODEL_OPTIONS = ("width", "encoder_layers", "decoder_layers", "heads")
 
 
 def build_model(config):
-    """The network that a config, or a checkpoint's stored config, describes."""
-    return AmodalFusionTransformer(**{name: config[name] for name in MODEL_OPTIONS})
+    """The network that a config, or a checkpoint's stored config, describes. Raises UserError."""
+    try:
+        return AmodalFusionTransformer(**{name: config[name] for name in MODEL_OPTIONS})
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def load_model(path):
@@ -478,118 +478,55 @@ def load_model(path):
     """
     state = load_checkpoint(path)
     try:
-        model = build_model(state["config"])
-        model.load_state_dict(averaged_weights(state))
-    except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        config, weights = state["config"], averaged_weights(state)
+        check_values({name: config[name] for name in (*MODEL_OPTIONS, "img_size")}, TrainConfig, "its config")
+        check_shapes(build_model, config, weights)
+        model = build_model(config)
+        model.load_state_dict(weights)
+    except (KeyError, AttributeError, TypeError, ValueError, RuntimeError, UserError) as error:
         raise UserError(f"{path}: its weights do not fit this network ({error!r}); use another file") from None
-    return model.eval(), state["config"]
-
-
-def git_state():
-    """Commit of this program, '+' when there are changes."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=10"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or "no git"
+    return model.eval(), config
 
 
 def train(config, process, stop_signal):
-    """Train as `config` says. Returns False when a signal ended the run early, with everything saved."""
+    """Train as `config` says. Raises Stopped when a signal ends the run early, with everything saved."""
     torch.set_float32_matmul_precision("high")
-    folder = Path(config.checkpoint_dir)
-    lock = lock_run_dir(folder) if process.is_main else None  # held until the process ends
-    if distributed.any_rank(process.is_main and lock is None, process.device):
-        raise UserError(f"{folder}: another run is writing there; wait for it, or choose another --checkpoint_dir")
+    lock = claim(config, process)  # noqa: F841, held until the process ends
+    checkpoint = checkpoint_to_resume(config)
+
     train_loader, sampler, val_loader = load_data(config, process)
-    perceptual = None
-    if config.lpips_weight > 0:
-        perceptual = load_perceptual(config.lpips_net, config.lpips_weights, process.distributed).to(process.device)
+    perceptual = load_perceptual(config, process)
 
     torch.manual_seed(config.seed)
-    try:
-        model = build_model(dataclasses.asdict(config)).to(process.device)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    model = build_model(vars(config)).to(process.device)
     if config.init_from:
         weights, stored = load_model(config.init_from)
         check_same_model(config.init_from, stored, config, MODEL_OPTIONS)
         model.load_state_dict(weights.state_dict())
-    run = Run(model, config, process)
-    per_step = process.world_size * config.batch_size * config.accumulate
-    steps_per_epoch = len(sampler) * process.world_size // per_step
-    run.schedule(steps_per_epoch * config.epochs)
-    if config.resume not in (None, "auto"):
-        run.resume(config.resume, MODEL_OPTIONS)
-    elif (folder / "last.pth").exists():
-        if config.resume is None and not distributed.restarted():
-            raise UserError(f"{folder} holds a run already; go on with it by --resume auto, or choose another "
-                                "--checkpoint_dir for a new one")
-        run.resume(folder / "last.pth", MODEL_OPTIONS)
-    network = run.model
+    run = Run(model, config, process, len(train_loader.dataset))
+    run.resume(checkpoint, MODEL_OPTIONS)
     if config.compile:
-        network.compile()  # in place: state dict keys stay clean
-    if process.distributed:
-        device_ids = [process.device] if process.device.type == "cuda" else None
-        network = DistributedDataParallel(network, device_ids=device_ids, gradient_as_bucket_view=True)
-        # All buffers are constants, read from the same file. As an argument it is deprecated from torch 2.13 on.
-        network.broadcast_buffers = False
+        model.compile()  # in place: state dict keys stay clean
+    network = distributed.parallel(model, process)
 
-    if process.is_main:
-        run.board = open_board(config, run.step) if config.log_dir else None
-        count = sum(p.numel() for p in run.model.parameters())
-        print(json.dumps(dataclasses.asdict(config)))
-        print(f"{git_state()}, torch {torch.__version__}, {process.world_size} × {process.device.type}, "
-              f"{count / 1e6:.2f} M parameters, {len(train_loader.dataset)} training scenes, {per_step} a step, "
-              f"{steps_per_epoch} steps an epoch, starting at step {run.step}", flush=True)
-    while run.epoch < config.epochs and (config.max_steps is None or run.step < config.max_steps):
-        if train_one_epoch(run, network, fusion_loss, train_loader, sampler, perceptual, stop_signal):
-            run.save("last.pth")
-            return False
-        run.metrics, drawn = evaluate(run.ema.module, fusion_loss, val_loader, perceptual, config, process)
-        epoch = run.epoch + 1
-        run.log("val", run.metrics)
-        if run.scenes_done >= steps_per_epoch * per_step:
-            run.epoch, run.scenes_done = run.epoch + 1, 0
-        best = run.metrics["loss"] < run.best
-        run.best = min(run.best, run.metrics["loss"])
-        run.save("last.pth")
-        if best:
-            run.save("best_model.pth")
-        if process.is_main:
-            print(f"epoch {epoch}, step {run.step}: " + describe(run.metrics), flush=True)
-            draw_curves(folder / "curves.png", folder / "metrics.jsonl")
-            if drawn and (epoch % config.figure_every == 0 or epoch == config.epochs):
-                figures = Path(config.figure_dir or folder)
-                figures.mkdir(parents=True, exist_ok=True)
-                path = figures / f"val_epoch_{epoch:03d}.png"
-                draw_scenes(path, drawn, val_loader.dataset.scene_ids[: len(drawn)])
-                if run.board:
-                    add_figure(run.board, path, run.step)
-    return True
+    run.announce()
+    stop_signal.hold()
+    while not run.finished:
+        stopped = train_one_epoch(run, network, fusion_loss, train_loader, sampler, perceptual, stop_signal)
+        run.save("last.pth")  # before validation, which may take longer than a scheduler waits after SIGTERM
+        if stopped:
+            raise Stopped
+        metrics, drawn = evaluate(run.ema.module, fusion_loss, val_loader, perceptual, config, process, stop_signal)
+        run.finish_epoch(metrics, drawn, val_loader.dataset.scene_ids)
 
 
 def main():
     config = parse(TrainConfig, __doc__, yaml_file=True)
-    stop_signal = []
-    try:
+    stop_signal = StopSignal()
+    with ending(config, stop_signal):
         if not config.data_dir and not (config.val_dir and (config.train_dir or config.synthesize)):
-            raise UserError("no data set: give --data_dir, or data_dir in the YAML file")
-        if config.gpus > 1 and not distributed.under_launcher():
-            distributed.check_gpus(config.gpus)
-            distributed.launch(config.gpus)
-        process = distributed.join(config.gpus)
-        for number in (signal.SIGTERM, signal.SIGINT):  # only a flag: ranks agree at the next step, then save
-            signal.signal(number, lambda number, _: stop_signal.append(number))
-        finished = train(config, process, stop_signal)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:  # a full or read-only disk
-        sys.exit(f"error: {error.filename or config.checkpoint_dir}: {error.strerror or error}")
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    if not finished:
-        if process.is_main:
-            print(f"stopped by a signal after saving {config.checkpoint_dir}/last.pth; go on with --resume auto")
-        sys.exit(128 + (stop_signal or [signal.SIGTERM])[0])
+            raise ConfigError("no data set: give --data_dir, or data_dir in the YAML file")
+        train(config, distributed.join(config.gpus), stop_signal)
 
 
 if __name__ == "__main__":

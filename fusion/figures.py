@@ -128,16 +128,19 @@ def draw_scenes(path, scenes, titles):
 
 def draw_curves(path, metrics_file):
     """Loss and PSNR over the steps of a metrics.jsonl."""
-    records = {"train": {}, "val": {}}
+    records = {"train": [], "val": []}
     for line in Path(metrics_file).read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
-        records[record["kind"]][record["step"]] = record  # after a resume the later line counts
-    train, val = ([kind[step] for step in sorted(kind)] for kind in records.values())
+        for history in records.values():
+            while history and history[-1]["step"] >= record["step"] + (history is not records[record["kind"]]):
+                history.pop()  # steps that were done again after a resume
+        records[record["kind"]].append(record)
+    train, val = records.values()
     figure = Figure(figsize=(10, 3.5))
     left, right = figure.subplots(1, 2)
     left.plot([r["step"] for r in train], [r["loss"] for r in train], label="train", alpha=0.7)
     left.plot([r["step"] for r in val], [r["loss"] for r in val], "o-", label="validation (EMA)")
-    left.set(xlabel="step", ylabel="loss")
+    left.set(xlabel="step", ylabel="loss (L1 in the hole + LPIPS)")
     if train or val:
         left.legend()
     for key, label in (("psnr", "ours"), ("visible_fit_psnr", "visible fit"), ("oracle_psnr", "oracle")):

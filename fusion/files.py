@@ -37,6 +37,8 @@ def plain_cell(text):
 def lock_run_dir(folder):
     """Make `folder` and keep other runs out of it for as long as this process lives, however it ends.
 
+    What killed runs were writing there is removed.
+
     Returns:
         the open lock file, to be kept; None when another process has it.
     """
@@ -50,4 +52,6 @@ def lock_run_dir(folder):
     except BlockingIOError:
         lock.close()
         return None
+    for leftover in folder.glob(".*.tmp*"):  # of an `atomic_file` whose process was killed
+        leftover.unlink(missing_ok=True)
     return lock

@@ -30,3 +30,42 @@ def test_links_and_named_files_are_there(name):
         assert ((ROOT / name).parent / target).exists(), target
     for path in re.findall(r"`((?:fusion|tests|docs|pretrained)/[\w./]+)`", text):
         assert (ROOT / path).exists(), path
+
+
+def outline(text):
+    """What two languages of one document share: per section its level, commands, link targets, names and figures."""
+    sections, language = [{"level": 0, "commands": [], "prose": "", "figures": []}], None
+    for line in text.splitlines():
+        section = sections[-1]
+        if line.startswith("```"):
+            language = line[3:] if language is None else None
+        elif language is not None:  # what no language is told of is a drawing, with words in it
+            section["commands"] += re.sub(r"\s*#.*", "", line).split() if language else []
+        elif line.startswith("#"):
+            sections.append({"level": len(line.split()[0]), "commands": [], "prose": "", "figures": []})
+        else:
+            section["prose"] += f"{line}\n"
+            section["figures"] += re.findall(r"\d+(?:\.\d+)?", line) if line.startswith("|") else []
+    for section in sections:
+        prose = section.pop("prose")
+        section["links"] = sorted(target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", prose))
+        section["names"] = sorted(" ".join(name.split()) for name in re.findall(r"`([^`]+)`", prose))
+    return sections
+
+
+@pytest.mark.skipif(not (ROOT / "README.ko.md").exists(), reason="not translated yet")
+def test_the_korean_readme_keeps_in_step():
+    english = outline(read("README.md"))
+    korean = outline(read("README.ko.md").replace("](README.md)", "](README.ko.md)"))  # each links to the other
+    assert [section["level"] for section in korean] == [section["level"] for section in english]
+    for one, other in zip(english, korean):
+        assert other == one
+
+
+def test_what_two_languages_share_is_seen():
+    english = "# A\n```bash\n# a comment\npython x.py --a 1  # why\n```\n[b](c.md#d) `e`\n## F\n| a | 1.5 |\n"
+    korean = "# 가\n```bash\n# 설명\npython x.py --a 1  # 이유\n```\n`e` [나](c.md#다)\n## 라\n| 마 | 1.5 |\n"
+    assert outline(korean) == outline(english)
+    changes = {"--a 1": "--a 2", "## F": "### F", "\n## F": "\nF", "c.md": "d.md", "1.5": "1.6", "`e`": "`f`"}
+    for old, new in changes.items():
+        assert outline(english.replace(old, new)) != outline(korean), old

@@ -3,10 +3,12 @@
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ import torch
 
 import fusion.data.datasets
 from fusion.data.toy import write_dataset
-from fusion.training.checkpoints import load_checkpoint
+from fusion.errors import UserError
+from fusion.training.checkpoints import load_checkpoint, rng_state, set_rng_state
+from fusion.training.distributed import own_gpu
 from tests.conftest import SMALL, records
 from tests.scripts import ROOT, Running, run, succeed, torchrun
 
@@ -62,7 +66,6 @@ def test_kill_at_any_moment_leaves_a_whole_checkpoint(dataset, tmp_path):
         time.sleep(rng.uniform(0, 0.3))
         os.killpg(training.pid, signal.SIGKILL)
         assert training.finish().returncode == -signal.SIGKILL
-        assert not list(folder.glob("*.tmp"))
         state = load_checkpoint(folder / "last.pth")
         done = records(folder)[-1]["step"]
         assert done - 2 <= state["step"] <= done + 1
@@ -140,6 +143,96 @@ def test_gradient_that_stays_nan_ends_training_with_the_scenes(dataset, tmp_path
     assert len(lines) == 3 and "train_" in lines[0]
 
 
+def scale_the_loss():
+    """As --amp fp16 does on a GPU: a factor that is too large at first and is halved until nothing overflows."""
+    poison_one_scene()
+    scaler = torch.amp.GradScaler
+    torch.amp.GradScaler = lambda **_: scaler("cpu", init_scale=2.0**125)
+
+
+def test_an_overflow_of_half_precision_is_no_bad_scene(dataset, tmp_path):
+    folder = tmp_path / "run"
+    process = run(SCRIPT, *arguments(dataset, folder, "--epochs", 3), setup=scale_the_loss)
+    assert process.returncode == 0, process.stderr
+    assert sum(record["skipped"] > 0 for record in records(folder)) == 6  # nothing but overflows so far
+    lines = (folder / "bad_steps_rank0.txt").read_text().splitlines()
+    assert len(lines) == 3 and all("train_3" in line for line in lines)
+
+
+def run_out_of_memory():
+    def clip(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …\nmore lines")
+
+    torch.nn.utils.clip_grad_norm_ = clip
+
+
+def test_lack_of_gpu_memory_says_what_to_lower(dataset, tmp_path):
+    process = run(SCRIPT, *arguments(dataset, tmp_path / "run"), setup=run_out_of_memory)
+    assert process.returncode == 1 and process.stderr.startswith("error: out of memory (CUDA out of memory)")
+    assert "lower --batch_size and raise --accumulate" in process.stderr and process.stderr.count("\n") == 1
+
+
+def test_random_state_of_a_run_on_the_cpu_leaves_the_gpu_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", None)  # would open it
+    set_rng_state(rng_state(torch.device("cpu")), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("visible", "local_rank", "others", "expected"), [
+    (1, 3, "bcd", 0), (4, 3, "bcd", 3), (1, 1, "a", "2 processes, but 1 GPUs"), (2, 1, "bcd", "4 GPUs asked for")])
+def test_each_process_has_a_gpu_of_its_own(visible, local_rank, others, expected, monkeypatch):
+    """Also where a scheduler shows each of four processes its own alone."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="a"))
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(len(others) + 1))
+    store = torch.distributed.HashStore()
+    for rank, uuid in enumerate(others, 1):
+        store.set(f"gpu_{rank}", f"{socket.gethostname()} {uuid}")
+    if isinstance(expected, int):
+        assert own_gpu(store, 0, len(others) + 1) == torch.device("cuda", expected)
+    else:
+        with pytest.raises(UserError, match=expected):
+            own_gpu(store, 0, len(others) + 1)
+
+
+def test_the_log_is_whole_and_leftovers_go(dataset, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".last.k1lled.tmp.pth").write_bytes(b"half a checkpoint")
+    (folder / "metrics.jsonl").write_text('{"kind": "train", "step": 1, "loss": 1}\n{"kind": "train", "st')
+    common = ("--epochs", 3, "--figure_scenes", 0)
+    succeed(SCRIPT, *arguments(dataset, folder, *common, "--log_every", 3))
+    assert not [path.name for path in folder.iterdir() if ".tmp" in path.name]
+    assert [record["step"] for record in records(folder)] == [1, 3, 6]  # two steps an epoch: the fourth is not logged
+    assert (folder / "curves.png").exists()
+    succeed(SCRIPT, *arguments(dataset, tmp_path / "all", *common))
+    every = {record["step"]: record["loss"] for record in records(tmp_path / "all")}
+    last = records(folder)[-1]
+    assert last["loss"] == pytest.approx((every[5] + every[6]) / 2, rel=1e-5)
+    assert records(folder)[1]["loss"] == pytest.approx(every[3], rel=1e-5)
+
+
+def lack_shared_memory():
+    def fail(*_):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    fusion.data.datasets.to_tensors = fail
+
+
+def touch_missing_memory():
+    fusion.data.datasets.to_tensors = lambda *_: os.kill(os.getpid(), signal.SIGBUS)
+
+
+@pytest.mark.parametrize("fault", [lack_shared_memory, touch_missing_memory])
+def test_too_little_shared_memory_names_the_way_out(dataset, tmp_path, fault):
+    process = run(SCRIPT, *arguments(dataset, tmp_path / "run", "--workers", 1), setup=fault)
+    assert process.returncode == 1 and "Traceback" not in process.stderr, process.stderr
+    assert "--shm-size" in process.stderr and "--workers 0" in process.stderr
+
+
 def kill_the_loader():
     read_scene = fusion.data.datasets.read_scene
 
@@ -203,7 +296,7 @@ def test_resume_with_other_options(dataset, tmp_path):
     rates = [record["lr"] for record in records(folder)]
     assert max(rates[3:]) <= 5e-4 < max(rates[:3])
     state = load_checkpoint(folder / "last.pth")
-    assert state["epoch"] == 3 and {group["initial_lr"] for group in state["optimizer"]["param_groups"]} == {5e-4}
+    assert state["epoch"] == 3 and state["step"] == 6
     for option, complaint in ((("--width", 64), "width=32, not 64; set --width 32"),
                               (("--heads", 4), "heads=2, not 4; set --heads 2"),
                               (("--width", 36), "width 36 must be a multiple of 8")):

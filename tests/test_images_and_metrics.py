@@ -26,10 +26,11 @@ from fusion.metrics import (
     visible_error,
 )
 from fusion.model.compositing import fill_hole, paint_over, push_pull
+from fusion.training.checkpoints import load_checkpoint
 from fusion.training.perceptual import PerceptualLoss
 from tests.scripts import ROOT
 
-SHARED_WEIGHTS = ROOT.parent / "shared" / "weights" / "alexnet_features.pth"
+TRAINED = ROOT / "pretrained" / "squeezenet1_1_features.pth"
 
 
 def picture(height=40, width=30, seed=0):
@@ -237,9 +238,10 @@ def test_lpips_gradient_is_finite_where_features_vanish(backbone, half):
     assert flat.grad.isfinite().all()
 
 
-@pytest.mark.skipif(not SHARED_WEIGHTS.exists(), reason="needs the ImageNet backbone")
-def test_lpips_with_the_true_backbone_knows_blur_from_shift():
-    loss = PerceptualLoss("alex", SHARED_WEIGHTS)
+def test_lpips_with_a_true_backbone_is_zero_for_equals_and_grows_with_noise(tmp_path):
+    weights = load_checkpoint(TRAINED)["model"]
+    torch.save({f"features.{name}": value for name, value in weights.items()}, tmp_path / "squeezenet.pth")
+    loss = PerceptualLoss("squeeze", tmp_path / "squeezenet.pth")
     torch.manual_seed(0)
     image = torch.nn.functional.interpolate(torch.rand(1, 3, 16, 16), size=128, mode="bicubic").clamp(0, 1)
     noisy = (image + 0.1 * torch.randn_like(image)).clamp(0, 1)

@@ -37,9 +37,9 @@ def test_the_wheel_has_every_module_the_weights_where_they_are_looked_for_and_th
         names = {name for name in archive.namelist() if not name.startswith(info)}
         entries = archive.read(f"{info}/entry_points.txt").decode()
         metadata = archive.read(f"{info}/METADATA").decode()
-    modules = {path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.py"), *ROOT.glob("fusion/**/*.py"))}
-    weights = {path.relative_to(ROOT).as_posix() for path in (SHIPPED, WEIGHTS)}
-    assert modules | weights | {"pretrained/README.md"} == names
+    below = [path for path in ROOT.glob("fusion/**/*") if path.is_file() and path.parent.name != "__pycache__"]
+    expected = (*ROOT.glob("*.py"), *below, SHIPPED, WEIGHTS, ROOT / "pretrained" / "README.md")
+    assert names == {path.relative_to(ROOT).as_posix() for path in expected}
     for line in (ROOT / "requirements.txt").read_text().split():
         assert f"Requires-Dist: {line}\n" in metadata
     assert "License-Expression: MIT\n" in metadata

@@ -1,10 +1,7 @@
 """What is wrong with a prepared scene: its files, and what its pictures say about each other."""
 
 import re
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-from tqdm import tqdm
 
 from fusion.data.agreement import agreement, blank_share, is_blank_exactly_in, photo_fault
 from fusion.data.images import IMAGE_SUFFIXES
@@ -14,16 +11,17 @@ from fusion.errors import SceneError
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 
-def check_scene(folder, need_original=False):
+def check_scene(folder, need_original=False, max_completions=None):
     """All faults of a scene, one a line: what `read_scene` refuses, files that nobody would read or that are cut off,
     pictures that contradict each other; None when all is well."""
     folder = Path(folder)
     try:
-        scene = read_files(folder, need_original=need_original, with_visible=True)
+        scene = read_files(folder, max_completions, need_original, with_visible=True)
     except SceneError as error:
         return "\n".join([str(error), *_unread_files(folder)])
     files = [path for path in (folder / f"{name}.png" for name in ("partial", "mask", "original")) if path.exists()]
-    faults = [f"{path}: truncated; write it again" for path in files + completion_paths(folder) if _is_cut_off(path)]
+    files += completion_paths(folder)[:max_completions]
+    faults = [f"{path}: truncated; write it again" for path in files if _is_cut_off(path)]
     faults += [*_unread_files(folder), *_contradictions(folder, scene)]
     return "\n".join(faults) or None
 
@@ -77,16 +75,3 @@ def _is_cut_off(path):
         file.seek(-len(PNG_END), 2)
         # some programs append data of their own after the end
         return file.read() != PNG_END and PNG_END not in path.read_bytes()
-
-
-def check_scenes(data_dir, scene_ids, quiet=True):
-    """Read every file of many training scenes, in threads: decoding and waiting let others run.
-
-    A damaged file shall stop a long run before its first step, not in the middle.
-
-    Returns:
-        list of messages.
-    """
-    with ThreadPoolExecutor(16) as pool:
-        jobs = pool.map(lambda scene_id: check_scene(Path(data_dir) / scene_id, need_original=True), scene_ids)
-        return [fault for fault in tqdm(jobs, "check", len(scene_ids), disable=quiet, leave=False) if fault]

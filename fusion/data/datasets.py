@@ -1,5 +1,6 @@
 """Scenes as the training script reads them: data sets, samplers and loaders."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -58,18 +59,22 @@ class AmodalFusionDataset(SceneDataset):
     def read(self, epoch, index):
         scene = read_scene(self.data_dir / self.scene_ids[index], self.n_max_completions, need_original=True)
         scene = scene.resized((self.img_size, self.img_size))
-        rng = np.random.default_rng((self.seed, epoch, index))
         if self.augment:
-            kept = rng.permutation(len(scene.completions))
-            if rng.random() < 0.1:  # seldom: without the front object the one behind is wrong
-                kept = kept[: rng.integers(1, len(kept) + 1)]
-            scene.completions = [scene.completions[i] for i in kept]
-        tensors = to_tensors(scene, self.n_max_completions)
-        if self.augment and rng.random() < 0.5:
-            tensors = {name: t.flip(-1) if t.dim() > 1 else t for name, t in tensors.items()}
-        if self.augment and rng.random() < 0.7:
-            recolour(tensors, rng)
-        return tensors
+            return augmented(scene, self.n_max_completions, np.random.default_rng((self.seed, epoch, index)))
+        return to_tensors(scene, self.n_max_completions)
+
+
+def augmented(scene, slots, rng):
+    """`to_tensors` of a scene, its completions shuffled, seldom some dropped, and perhaps mirrored and recoloured."""
+    kept = rng.permutation(len(scene.completions))
+    if rng.random() < 0.1:  # seldom: without the front object the one behind is wrong
+        kept = kept[: rng.integers(1, len(kept) + 1)]
+    tensors = to_tensors(dataclasses.replace(scene, completions=[scene.completions[i] for i in kept]), slots)
+    if rng.random() < 0.5:
+        tensors = {name: t.flip(-1) if t.dim() > 1 else t for name, t in tensors.items()}
+    if rng.random() < 0.7:
+        recolour(tensors, rng)
+    return tensors
 
 
 def recolour(tensors, rng):
@@ -84,11 +89,31 @@ def recolour(tensors, rng):
 
 
 class SynthesizedDataset(SceneDataset):
-    """An epoch of `count` scenes made on the fly, new ones in every epoch; items as of AmodalFusionDataset."""
+    """Scenes made on the fly, new ones in every epoch; items as of AmodalFusionDataset, to be asked for in order.
 
-    def __init__(self, synthesizer, count):
+    Making a scene takes longer than training on it. So each is used `repeat` times, augmented from the second time on,
+    not at once but in turns of 16 batches: 1, 2, 4, 8 or 16 loader processes still have what they made the last time.
+
+    Args:
+        synthesizer: Synthesizer; count: items of an epoch, a `repeat`-th of which are scenes of their own.
+        repeat: uses of a scene, at least 1; batch: scenes of one step, over all processes.
+    """
+
+    TURN = 16  # batches
+
+    def __init__(self, synthesizer, count, repeat=1, batch=1):
         super().__init__(range(count))
-        self.synthesizer = synthesizer
+        self.synthesizer, self.repeat, self.turn = synthesizer, repeat, self.TURN * batch
+        self.made = {}
 
     def read(self, epoch, index):
-        return to_tensors(self.synthesizer(epoch * len(self) + index), self.synthesizer.n_max)
+        item = epoch * len(self) + index
+        turn, use, place = item // (self.turn * self.repeat), item // self.turn % self.repeat, item % self.turn
+        number = turn * self.turn + place
+        if number not in self.made:
+            self.made = {n: scene for n, scene in self.made.items() if n // self.turn == turn}
+            self.made[number] = self.synthesizer(number)
+        scene = self.made[number] if self.repeat > use + 1 else self.made.pop(number)
+        if use:
+            return augmented(scene, self.synthesizer.n_max, np.random.default_rng((self.synthesizer.seed, item)))
+        return to_tensors(scene, self.synthesizer.n_max)

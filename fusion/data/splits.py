@@ -74,7 +74,8 @@ def write_lists(data_dir, options):
         while order and len(order) > 1 and len(lists[name]) < size:
             lists[name] += groups[order.pop(0)]
     lists[LISTS[0]] = [scene_id for name in order for scene_id in groups[name]]
-    lists[LISTS[2]] += [scene_id for scene_id in scene_ids if scene_id not in set(trainable)]
+    with_original = set(trainable)
+    lists[LISTS[2]] += [scene_id for scene_id in scene_ids if scene_id not in with_original]
     for name, members in lists.items():
         if members or name != LISTS[2]:
             write_text(data_dir / name, "".join(f"{scene_id}\n" for scene_id in sorted(members)))

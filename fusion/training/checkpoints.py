@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import warnings
 import zipfile
 
 import torch
@@ -75,6 +76,19 @@ def averaged_weights(state):
     return {key.removeprefix("module."): value for key, value in state["ema"].items() if key != "n_averaged"}
 
 
+def check_shapes(build, config, weights):
+    """Whether `weights` are those of the network `build(config)`, without memory for what a config may claim.
+
+    Raises:
+        KeyError, AttributeError, ValueError: a tensor is missing, is none, or has another shape.
+    """
+    with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # it warns that tensors there stay empty
+        expected = build(config).state_dict()
+    for name, tensor in expected.items():
+        if weights[name].shape != tensor.shape:
+            raise ValueError(f"{name} has shape {tuple(weights[name].shape)}, its config says {tuple(tensor.shape)}")
+
+
 def export_weights(checkpoint, path):
     """Write a training checkpoint's averaged weights and config alone, a quarter of its size, for others to use."""
     state = load_checkpoint(checkpoint)
@@ -82,13 +96,13 @@ def export_weights(checkpoint, path):
     save_checkpoint(path, {"model": averaged_weights(state), **kept})
 
 
-def rng_state():
-    """This process's random state, in types that weights_only accepts."""
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+def rng_state(device):
+    """This process's random state, in types that weights_only accepts; a run on the CPU leaves GPUs alone."""
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     return {"torch": torch.get_rng_state(), "cuda": cuda}
 
 
-def set_rng_state(state):
+def set_rng_state(state, device):
     torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    if state["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,14 +1,21 @@
 """Several processes under PyTorch's own launcher."""
 
+import datetime
 import os
+import socket
 import sys
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch.utils.data import DistributedSampler
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Sampler
 
 from fusion.errors import UserError
+
+PATIENCE = datetime.timedelta(days=1)  # while one process downloads a backbone or reads 100,000 scenes, others wait
 
 
 @dataclass
@@ -18,6 +25,8 @@ class Process:
     rank: int
     world_size: int
     device: torch.device
+    # What processes tell each other apart from gradients goes over gloo: it costs the GPU nothing, and may take long.
+    messages: dist.ProcessGroup | None = None
 
     @property
     def is_main(self):
@@ -27,9 +36,36 @@ class Process:
     def distributed(self):
         return self.world_size > 1
 
+    def gather(self, item):
+        """The items of all processes, by rank."""
+        if not self.distributed:
+            return [item]
+        items = [None] * self.world_size
+        dist.all_gather_object(items, item, group=self.messages)
+        return items
+
+    def sum(self, values):
+        """Element-wise sum of a list of numbers over all processes, in float64."""
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def max(self, values):
+        """Element-wise maximum of a list of numbers over all processes."""
+        return self._reduce(values, dist.ReduceOp.MAX)
+
+    def any(self, flag):
+        """True on every process when `flag` is true on one."""
+        return self.max([float(flag)])[0] > 0
+
+    def _reduce(self, values, operation):
+        total = torch.tensor(values, dtype=torch.float64)
+        if self.distributed:
+            dist.all_reduce(total, operation, group=self.messages)
+        return total.tolist()
+
 
 def under_launcher():
-    return "TORCHELASTIC_RUN_ID" in os.environ
+    """True for a process that torchrun started, or a scheduler that sets the same variables."""
+    return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ)
 
 
 def restarted():
@@ -46,69 +82,93 @@ def check_gpus(wanted):
 
 
 def launch(gpus):
-    """Replace this process by torchrun with one process per GPU and the same command line; does not return."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(gpus)]
-    os.execv(sys.executable, command + sys.argv)
+    """Be torchrun for one process per GPU with the same command line; does not return.
+
+    The processes say what went wrong; torchrun's own traceback about them is left out.
+    """
+    from torch.distributed.run import main as torchrun
+
+    try:
+        torchrun(["--standalone", "--nproc_per_node", str(gpus), *sys.argv])
+    except SignalException as stop:
+        sys.exit(128 + stop.sigval)
+    except ChildFailedError:
+        sys.exit(1)
+    sys.exit(0)
 
 
 def join(gpus):
-    """Join the launcher's group, or stay alone when there is none.
+    """Join the launcher's group, become the launcher of one, or stay alone.
 
     Args:
         gpus: 0 computes on the CPU over gloo, anything else gives each local process its own GPU over NCCL.
 
     Returns:
         Process.
+
+    Raises:
+        UserError: there are fewer GPUs than processes.
     """
     if not under_launcher():
-        check_gpus(min(gpus, 1))
+        check_gpus(gpus)
+        if gpus > 1:
+            launch(gpus)
         return Process(0, 1, torch.device("cuda", 0) if gpus else torch.device("cpu"))
-    local_rank = int(os.environ["LOCAL_RANK"])
-    if gpus:
-        check_gpus(int(os.environ["LOCAL_WORLD_SIZE"]))
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-    else:
-        device = torch.device("cpu")
     # A key space per restart: after a crash the old keys would confuse the new group (pytorch#135712).
     store, rank, world = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    device = own_gpu(store, rank, world) if gpus else torch.device("cpu")
     dist.init_process_group(
         "nccl" if gpus else "gloo", store=store, rank=rank, world_size=world, device_id=device if gpus else None
     )
-    return Process(rank, world, device)
+    return Process(rank, world, device, dist.new_group(backend="gloo", timeout=PATIENCE))
 
 
-def sum_over_ranks(values, device):
-    """Element-wise sum of a list of numbers over all ranks, in float64."""
-    total = torch.tensor(values, dtype=torch.float64, device=device)
-    if dist.is_initialized():
-        dist.all_reduce(total)
-    return total.tolist()
+def own_gpu(store, rank, world):
+    """The GPU of this process. A scheduler may show every process its own alone, which then is number 0 to each."""
+    local_rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+    if torch.cuda.device_count() == 1:
+        local_rank = 0
+    else:
+        check_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1)))
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    store.set(f"gpu_{rank}", f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid}")
+    gpus = [store.get(f"gpu_{other}") for other in range(world)]
+    if len(set(gpus)) < world:
+        raise UserError(f"{world} processes, but {len(set(gpus))} GPUs; start one process per GPU")
+    return device
 
 
-def gather(items):
-    """The lists of all ranks as one."""
-    if not dist.is_initialized():
-        return items
-    lists = [None] * dist.get_world_size()
-    dist.all_gather_object(lists, items)
-    return [item for items in lists for item in items]
+def parallel(model, process):
+    """The model for several processes, which average their gradients; itself for one."""
+    if not process.distributed:
+        return model
+    device_ids = [process.device] if process.device.type == "cuda" else None
+    network = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+    # All buffers are constants, read from the same file. As an argument it is deprecated from torch 2.13 on.
+    network.broadcast_buffers = False
+    return network
 
 
-def any_rank(flag, device):
-    """True on every rank when `flag` is true on one."""
-    return sum_over_ranks([float(flag)], device)[0] > 0
+class EpochSampler(Sampler):
+    """One process's share of an epoch: (epoch, index) of every world_size-th scene from `start` to `stop`.
 
-
-class EpochSampler(DistributedSampler):
-    """DistributedSampler whose items are (epoch, index), and which can start in the middle of an epoch.
-
-    The epoch travels with the index because persistent workers keep an old copy of the data set.
+    The order depends on seed and epoch alone, so an epoch can be finished by another number of processes. The epoch
+    travels with the index because persistent workers keep an old copy of the data set.
     """
 
-    start = 0  # scenes of this epoch, over all ranks, that were done before a resume
+    epoch = start = 0
+    stop = None  # start and stop count scenes of all processes
+
+    def __init__(self, count, process, seed, shuffle=True):
+        self.count, self.process, self.seed, self.shuffle = count, process, seed, shuffle
+
+    def __len__(self):
+        return len(range(self.count)[self.start : self.stop][self.process.rank :: self.process.world_size])
 
     def __iter__(self):
-        indices = list(super().__iter__())
-        return iter([(self.epoch, index) for index in indices[self.start // self.num_replicas :]])
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(self.count, generator=generator).tolist() if self.shuffle else range(self.count)
+        mine = order[self.start : self.stop][self.process.rank :: self.process.world_size]
+        return iter([(self.epoch, index) for index in mine])

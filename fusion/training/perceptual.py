@@ -97,10 +97,11 @@ class PerceptualLoss(nn.Module):
         return [x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10) for x in slices]
 
 
-def load_perceptual(net, weights, distributed):
-    """PerceptualLoss on every rank; local rank 0 goes first, so that a download happens once per machine."""
+def load_perceptual(config, process):
+    """PerceptualLoss on every rank, None without; local rank 0 goes first: a download happens once per machine."""
+    if config.lpips_weight == 0:
+        return None
     first = os.environ.get("LOCAL_RANK", "0") == "0"
-    loss = PerceptualLoss(net, weights) if first else None
-    if distributed:
-        torch.distributed.barrier()
-    return loss or PerceptualLoss(net, weights)
+    loss = PerceptualLoss(config.lpips_net, config.lpips_weights) if first else None
+    process.any(False)  # the others wait here
+    return (loss or PerceptualLoss(config.lpips_net, config.lpips_weights)).to(process.device)

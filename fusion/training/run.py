@@ -1,23 +1,27 @@
-"""The state of a training run: what is saved, what is resumed, and how fast it learns."""
+"""The state of a training run: where it stands, what is saved, what is resumed, and how fast it learns."""
 
 import dataclasses
 import json
 import math
+import subprocess
 from pathlib import Path
 
 import torch
 from torch.optim.swa_utils import AveragedModel
 
 from fusion.errors import UserError
+from fusion.figures import draw_curves, draw_scenes
+from fusion.files import lock_run_dir
+from fusion.training import distributed
 from fusion.training.checkpoints import load_checkpoint, rng_state, save_checkpoint, set_rng_state
-from fusion.training.distributed import gather
-from fusion.training.tensorboard import add_record
+from fusion.training.tensorboard import add_figure, add_record, open_board
 
 
 def learning_rate(step, total_steps, warmup_steps):
-    """Factor of the peak rate: linear warm-up, then a cosine down to 0.01; a pure function of the step."""
+    """Factor of the peak rate: linear warm-up, then a cosine down to 0.01; a pure function of the step, or part of one.
+    """
     if step < warmup_steps:
-        return (step + 1) / warmup_steps
+        return min(1, (step + 1) / warmup_steps)
     progress = min(1, (step - warmup_steps) / max(1, total_steps - warmup_steps))
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -41,13 +45,80 @@ def check_same_model(path, stored, config, model_options):
             )
 
 
+def claim(config, process):
+    """Make the run's folder and keep other runs out of it.
+
+    Returns:
+        what holds the lock, to be kept until the process ends.
+
+    Raises:
+        UserError: another run is writing there.
+    """
+    folder = Path(config.checkpoint_dir)
+    lock = lock_run_dir(folder) if process.is_main else None
+    if process.any(process.is_main and lock is None):
+        raise UserError(f"{folder}: another run is writing there; wait for it, or choose another --checkpoint_dir")
+    log = folder / "metrics.jsonl"
+    if process.is_main and log.exists():  # a killed run may have left half a line
+        whole = log.read_bytes().rpartition(b"\n")
+        if whole[2]:
+            log.write_bytes(whole[0] + whole[1])
+    return lock
+
+
+def checkpoint_to_resume(config):
+    """The checkpoint to go on from, None for a new run.
+
+    Raises:
+        UserError: the folder holds a run that would be overwritten.
+    """
+    folder = Path(config.checkpoint_dir)
+    last = folder / "last.pth"
+    if config.resume == "auto" or distributed.restarted():  # what was done since --resume PATH is not done again
+        if last.exists():
+            return last
+        return None if config.resume == "auto" else config.resume
+    if last.exists() and (config.resume is None or Path(config.resume).resolve().parent != folder.resolve()):
+        raise UserError(f"{folder} holds a run already; go on with it by --resume auto, or choose another "
+                        "--checkpoint_dir for a new one")
+    return config.resume
+
+
+def git_state():
+    """Commit of this program, '+' when there are changes."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=10"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # slim containers have no git
+        return "no git"
+    return result.stdout.strip() or "no git"
+
+
+def describe(metrics):
+    """One console line of validation metrics."""
+    return (f"validation loss {metrics['loss']:.4f}, PSNR {metrics['psnr']:.2f} dB (visible fit "
+            f"{metrics['visible_fit_psnr']:.2f}, oracle {metrics['oracle_psnr']:.2f}, gap closed "
+            f"{metrics['gap_closed']:.2f}), in the overlap {metrics['psnr_overlap']:.2f} dB "
+            f"({metrics['visible_fit_psnr_overlap']:.2f}, {metrics['oracle_psnr_overlap']:.2f})")
+
+
 class Run:
-    """What a checkpoint holds: the weights, their optimizer, and where training stands."""
+    """What a checkpoint holds: the weights, their optimizer, and where training stands.
 
-    PARTS = ("model", "ema", "optimizer", "scheduler", "scaler")
-    COUNTS = ("epoch", "step", "scenes_done", "bad_steps", "best", "metrics")
+    A run counts the scenes that it has seen, so that batch size and number of processes may change on the way.
+    What options mean by a step is `nominal_batch` scenes, those of a step when the run was begun.
 
-    def __init__(self, model, config, process):
+    Args:
+        training_scenes: in the data set.
+
+    Raises:
+        UserError: they are fewer than one step takes.
+    """
+
+    PARTS = ("model", "ema", "optimizer", "scaler")
+    COUNTS = ("epoch", "step", "scenes_done", "nominal_batch", "bad_steps", "best", "metrics")
+
+    def __init__(self, model, config, process, training_scenes):
         self.model, self.config, self.process = model, config, process
         self.folder = Path(config.checkpoint_dir)
         self.ema = AveragedModel(self.model, multi_avg_fn=average(config.ema_decay))
@@ -55,34 +126,129 @@ class Run:
         others = [p for p in self.model.parameters() if p.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr)
-        self.scheduler, self.total_steps = None, 0  # need the length of an epoch
         self.scaler = torch.amp.GradScaler(enabled=config.amp == "fp16" and process.device.type == "cuda")
+        self.training_scenes = training_scenes
+        self.batch = self.nominal_batch = process.world_size * config.batch_size * config.accumulate
         self.epoch = self.step = self.scenes_done = self.bad_steps = 0  # scenes_done: of this epoch, over all ranks
+        self.previous_scenes = 0
         self.best = math.inf
         self.metrics = {}
         self.board = None  # TensorBoard's writer, on rank 0, if there is one
+        self.check_batch()
 
-    def schedule(self, total_steps):
-        """Set the learning rate for a run of so many steps."""
-        self.total_steps = total_steps
-        warmup = min(self.config.warmup_steps, total_steps // 10 + 1)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: learning_rate(step, total_steps, warmup)
-        )
+    def check_batch(self):
+        """Raise UserError when an epoch has no step."""
+        if self.epoch_scenes < self.batch:
+            scenes = f"{self.training_scenes} training scenes"
+            if 0 < self.epoch_scenes < self.training_scenes:
+                scenes += f" ({self.epoch_scenes} an epoch, by the {self.nominal_batch} a step of the run's beginning)"
+            raise UserError(
+                f"{scenes} are fewer than one step takes ({self.process.world_size} processes × batch_size "
+                f"{self.config.batch_size} × accumulate {self.config.accumulate} = {self.batch}); lower --batch_size "
+                "or --accumulate"
+            )
+
+    @property
+    def epoch_scenes(self):
+        """Scenes of an epoch: so many as fill whole nominal batches."""
+        return self.training_scenes // self.nominal_batch * self.nominal_batch
+
+    @property
+    def scenes(self):
+        """Scenes seen so far, over all ranks and epochs."""
+        return self.epoch * self.epoch_scenes + self.scenes_done
+
+    @property
+    def steps_left(self):
+        """Steps until the end of the epoch or max_steps."""
+        steps = (self.epoch_scenes - self.scenes_done) // self.batch
+        if self.config.max_steps is not None:
+            steps = min(steps, math.ceil((self.config.max_steps * self.nominal_batch - self.scenes) / self.batch))
+        return steps
+
+    @property
+    def finished(self):
+        most = self.config.max_steps
+        return self.epoch >= self.config.epochs or (most is not None and self.scenes >= most * self.nominal_batch)
+
+    @property
+    def progress(self):
+        """Share of the whole run that is done, in [0,1]."""
+        return self.scenes / (self.config.epochs * self.epoch_scenes)
+
+    @property
+    def rate(self):
+        """Learning rate of the next step."""
+        total = self.config.epochs * self.epoch_scenes // self.nominal_batch
+        warmup = min(self.config.warmup_steps, total // 10 + 1)
+        return self.config.lr * learning_rate(self.scenes / self.nominal_batch, total, warmup)
+
+    @property
+    def oracle_weight(self):
+        """Factor of the oracle term in the next step."""
+        return self.config.oracle_weight * max(0.0, 1 - self.progress / max(1e-9, self.config.oracle_fade))
+
+    def advance(self):
+        """Count a step."""
+        self.previous_scenes = self.scenes
+        self.step += 1
+        self.scenes_done += self.batch
+
+    def is_due(self, steps):
+        """Whether the last step completed a multiple of so many nominal steps."""
+        scenes = steps * self.nominal_batch
+        return self.scenes // scenes > self.previous_scenes // scenes
+
+    def announce(self):
+        """Print what runs here, and open its TensorBoard."""
+        if self.process.is_main:
+            self.board = open_board(self.config, self.step) if self.config.log_dir else None
+            count = sum(p.numel() for p in self.model.parameters())
+            print(json.dumps(dataclasses.asdict(self.config)))
+            print(f"{git_state()}, torch {torch.__version__}, {self.process.world_size} × {self.process.device.type}, "
+                  f"{count / 1e6:.2f} M parameters, {self.training_scenes} training scenes, {self.batch} a step, "
+                  f"{self.epoch_scenes // self.batch} steps an epoch, starting at step {self.step}", flush=True)
+
+    def finish_epoch(self, metrics, drawn, scene_ids):
+        """Log, draw and save after validation, which may also come in the middle of an epoch, at max_steps.
+
+        Args:
+            drawn: the first validation scenes as `fusion.figures.draw_scenes` takes them, with their `scene_ids`.
+        """
+        self.metrics = metrics
+        self.log("val", metrics)
+        if self.process.is_main:
+            epoch = self.epoch + 1
+            print(f"epoch {epoch}, step {self.step}: " + describe(metrics), flush=True)
+            draw_curves(self.folder / "curves.png", self.folder / "metrics.jsonl")
+            if drawn and (epoch % self.config.figure_every == 0 or epoch == self.config.epochs):
+                figures = Path(self.config.figure_dir or self.folder)
+                figures.mkdir(parents=True, exist_ok=True)
+                path = figures / f"val_epoch_{epoch:03d}.png"
+                draw_scenes(path, drawn, scene_ids[: len(drawn)])
+                if self.board:
+                    add_figure(self.board, path, self.step)
+        if self.epoch_scenes - self.scenes_done < self.batch:  # a larger batch than before may leave some
+            self.epoch, self.scenes_done = self.epoch + 1, 0
+        if metrics["loss"] < self.best:
+            self.best = metrics["loss"]
+            self.save("best_model.pth")
+        self.save("last.pth")
 
     def save(self, name):
         """Write CHECKPOINT_DIR/name from rank 0; all ranks must call it, for their random states."""
-        states = gather([rng_state()])
+        states = self.process.gather(rng_state(self.process.device))
         if self.process.is_main:
             parts = {part: getattr(self, part).state_dict() for part in self.PARTS}
             counts = {count: getattr(self, count) for count in self.COUNTS}
             config = dataclasses.asdict(self.config)
-            save_checkpoint(self.folder / name, {**parts, **counts, "rng": states, "config": config})
+            save_checkpoint(self.folder / name, {**parts, **counts, "rng": states, "config": config,
+                                                 "training_scenes": self.training_scenes})
 
     def log(self, kind, record):
         """Append one line to metrics.jsonl, and to TensorBoard, from rank 0."""
         if self.process.is_main:
-            line = {"kind": kind, "epoch": self.epoch + 1, "step": self.step, **record}
+            line = {"kind": kind, "epoch": self.epoch + 1, "step": self.step, "scenes": self.scenes, **record}
             with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             if self.board:
@@ -90,40 +256,56 @@ class Run:
 
     def report_bad_step(self, scene_ids):
         """Write down which scenes gave a gradient that is not finite. Raises UserError when that does not end."""
+        self.bad_steps += 1
         with open(self.folder / f"bad_steps_rank{self.process.rank}.txt", "a", encoding="utf-8") as file:
             file.write(f"step {self.step}: {' '.join(scene_ids)}\n")
         if self.bad_steps >= self.config.max_bad_steps:
             raise UserError(f"no finite gradient for {self.bad_steps} steps in a row; the scenes are listed in "
-                                f"{self.folder}/bad_steps_rank*.txt; look at them, or lower --lr")
+                            f"{self.folder}/bad_steps_rank*.txt; look at them, or lower --lr")
 
     def resume(self, path, model_options):
         """Go on from a checkpoint, with the options given now; those that differ are printed.
 
         Another number of processes, another batch size or length of training are fine: the epoch is finished from the
-        scene where it stood.
+        scene where it stood, at the learning rate that an unbroken run has there.
 
         Raises:
             UserError: the file is not a whole checkpoint of a training run.
-            UserError: one of `model_options` differs.
+            UserError: one of `model_options` differs, or the nodes do not see the same checkpoint.
         """
+        if path is not None:
+            self._restore(path, model_options)
+        places = set(self.process.gather((self.epoch, self.scenes_done)))
+        if len(places) > 1:
+            raise UserError(f"the processes stand at different places of training, {sorted(places)} (epochs, scenes): "
+                            f"every node must see the same --checkpoint_dir; put {self.folder} on a disk they share")
+        if path is not None and Path(path).resolve() != (self.folder / "last.pth").resolve():
+            self.save("last.pth")  # what a restart goes on from
+
+    def _restore(self, path, model_options):
         state = load_checkpoint(path)
         if "optimizer" not in state:
             raise UserError(f"{path}: weights alone, no training run to go on with; start from them by "
-                                  f"--init_from {path}")
-        check_same_model(path, state["config"], self.config, model_options)
-        config = dataclasses.asdict(self.config)
-        changed = [f"{name} {stored} → {config[name]}" for name, stored in state["config"].items()
-                   if name in config and config[name] != stored and name not in ("resume", "max_steps")]
+                            f"--init_from {path}")
+        try:
+            check_same_model(path, state["config"], self.config, model_options)
+            for part in self.PARTS:
+                getattr(self, part).load_state_dict(state[part])
+            for count in self.COUNTS:
+                setattr(self, count, state[count])
+            then = {**state["config"], "processes": len(state["rng"]), "training_scenes": state["training_scenes"]}
+            then["scenes per step"] = then["processes"] * then["batch_size"] * then["accumulate"]
+            if len(state["rng"]) == self.process.world_size:
+                set_rng_state(state["rng"][self.process.rank], self.process.device)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(f"{path}: not a state that training can go on from ({error!r}); use another file") from None
+        now = {**dataclasses.asdict(self.config), "processes": self.process.world_size,
+               "training_scenes": self.training_scenes, "scenes per step": self.batch}
+        changed = [f"{name} {then[name]} → {value}" for name, value in now.items()
+                   if name in then and then[name] != value and name not in ("resume", "max_steps")]
         if changed and self.process.is_main:
             print(f"resumed from {path} with other options: {', '.join(changed)}", flush=True)
-        for part in self.PARTS:
-            getattr(self, part).load_state_dict(state[part])
-        for count in self.COUNTS:
-            setattr(self, count, state[count])
-        # optimizer and scheduler came with the learning rate and weight decay of then
-        rate = self.config.lr * self.scheduler.lr_lambdas[0](self.step)
         for group, decay in zip(self.optimizer.param_groups, (self.config.weight_decay, 0.0)):
-            group.update(lr=rate, initial_lr=self.config.lr, weight_decay=decay)
-        self.scheduler.base_lrs = [self.config.lr] * len(self.optimizer.param_groups)
-        if len(state["rng"]) == self.process.world_size:
-            set_rng_state(state["rng"][self.process.rank])
+            group["weight_decay"] = decay  # came with that of then
+        self.previous_scenes = self.scenes
+        self.check_batch()

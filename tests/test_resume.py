@@ -1,0 +1,245 @@
+"""Going on with a run: with other processes and batches, from another folder, after a signal at a bad moment."""
+
+import os
+import signal
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+import amodal_fusion_transformer as aft
+import fusion.data.checked
+import fusion.engine
+from fusion.data.toy import write_dataset
+from fusion.training.checkpoints import load_checkpoint, save_checkpoint
+from fusion.training.distributed import Process
+from fusion.training.endings import StopSignal
+from fusion.training.run import Run
+from tests.conftest import SMALL, records
+from tests.scripts import ROOT, Running, run, succeed, torchrun
+
+SCRIPT = "amodal_fusion_transformer.py"
+TINY = (*SMALL, "--lpips_weight", 0, "--img_size", 32, "--lr", 1e-3)
+
+
+def arguments(data, folder, *more):
+    return ("--data_dir", data, "--checkpoint_dir", folder, *TINY, *more)
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_the_schedule_goes_by_scenes(tmp_path):
+    """One process, then two, then one with half the batch: at equal scenes all is as in an unbroken run."""
+    data, schedule = write_dataset(tmp_path / "data", train=24), ("lr", "oracle_weight")
+    common = ("--epochs", 4, "--warmup_steps", 3, "--oracle_fade", 0.8, "--figure_scenes", 0)
+    succeed(SCRIPT, *arguments(data, tmp_path / "straight", *common))
+    folder = tmp_path / "run"
+    succeed(SCRIPT, *arguments(data, folder, *common, "--max_steps", 2))
+    go_on = arguments(data, folder, *common, "--resume", "auto")
+    process = succeed(SCRIPT, *go_on, "--max_steps", 10, start=torchrun)
+    assert "processes 1 → 2" in process.stdout and "scenes per step 4 → 8" in process.stdout
+    process = succeed(SCRIPT, *go_on, "--batch_size", 2, "--log_every", 2, "--save_every", 1)
+    assert "processes 2 → 1" in process.stdout and "scenes per step 8 → 2" in process.stdout
+
+    unbroken = {r["scenes"] - 4: [r[name] for name in schedule] for r in records(tmp_path / "straight")}
+    assert list(unbroken) == list(range(0, 96, 4))  # the scenes seen when each step began
+    broken = records(folder)
+    assert [r["scenes"] for r in broken] == [4, 8, *range(16, 41, 8), *range(48, 97, 8)]
+    assert [r["step"] for r in broken] == [1, 2, 3, 4, 5, 6, *range(10, 35, 4)]
+    for record, batch in zip(broken, [4] * 2 + [8] * 4):
+        assert [record[name] for name in schedule] == unbroken[record["scenes"] - batch]
+    for record in broken[6:-1]:  # these began two scenes before
+        for name, before, after in zip(schedule, unbroken[record["scenes"] - 4], unbroken[record["scenes"]]):
+            assert after <= record[name] <= before
+    state = load_checkpoint(folder / "last.pth")
+    assert (state["epoch"], state["nominal_batch"]) == (4, 4)
+
+
+def place(batch, nominal, scenes, **options):
+    """A Run of 50 scenes an epoch that was begun with `nominal` scenes a step and has seen so many `scenes`."""
+    config = aft.TrainConfig(batch_size=batch, epochs=6, **options)
+    state = Run(torch.nn.Linear(2, 2), config, Process(0, 1, torch.device("cpu")), 50)
+    state.nominal_batch = nominal
+    state.epoch, state.scenes_done = divmod(scenes, state.epoch_scenes)
+    return state
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 8, 12])
+def test_rates_saves_and_logs_do_not_depend_on_the_batch(batch):
+    for scenes in range(0, 288, 7):
+        one, other = place(4, 4, scenes), place(batch, 4, scenes)
+        assert (one.rate, one.oracle_weight, one.progress) == (other.rate, other.oracle_weight, other.progress)
+    due, state = 0, place(batch, 4, 0, max_steps=60)
+    while not state.finished:
+        assert state.steps_left > 0
+        for _ in range(state.steps_left):
+            state.advance()
+            due += state.is_due(5)
+        assert state.scenes >= 240 or state.epoch_scenes - state.scenes_done < batch
+        if state.epoch_scenes - state.scenes_done < batch:
+            state.epoch, state.scenes_done = state.epoch + 1, 0
+    # the last multiple may be passed between two epochs, where a run saves anyway
+    assert due in (11, 12) and 240 <= state.scenes < 240 + batch + 12
+
+
+def without_git():
+    os.environ["PATH"] = ""
+
+
+def test_an_epoch_ends_when_fewer_scenes_are_left_than_a_step_takes(tmp_path):
+    data, folder = write_dataset(tmp_path / "data", train=20, val=1), tmp_path / "run"
+    process = succeed(SCRIPT, *arguments(data, folder, "--batch_size", 2, "--max_steps", 8), setup=without_git)
+    assert "no git, torch" in process.stdout
+    succeed(SCRIPT, *arguments(data, folder, "--batch_size", 6, "--epochs", 2, "--resume", "auto"))
+    assert [(r["epoch"], r["scenes"]) for r in records(folder, "val")] == [(1, 16), (1, 16), (2, 38)]
+    process = run(SCRIPT, *arguments(data, folder, "--batch_size", 21, "--epochs", 3, "--resume", "auto"))
+    assert process.returncode == 1 and "20 training scenes are fewer than one step takes" in process.stderr
+
+
+def as_after_a_restart():
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"
+    reading_is_forbidden()
+
+
+def reading_is_forbidden():
+    fusion.data.checked.check_scene = None
+
+
+def test_resume_from_a_path_loses_nothing(dataset, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    succeed(SCRIPT, *arguments(dataset, first, "--max_steps", 2, "--no-check"), setup=reading_is_forbidden)
+    fork = arguments(dataset, second, "--resume", first / "last.pth")
+    succeed(SCRIPT, *fork, "--max_steps", 3)
+    # again: what the second folder holds would be overwritten
+    process = run(SCRIPT, *fork, "--max_steps", 4, setup=reading_is_forbidden)
+    assert process.returncode == 1 and "second holds a run already; go on with it by --resume auto" in process.stderr
+    # the launcher starts the same command again: the second folder has what was done since
+    process = succeed(SCRIPT, *fork, "--max_steps", 4, setup=as_after_a_restart)
+    assert "starting at step 3" in process.stdout
+    # back to an earlier state of the folder's own run, which a restart would then go on from
+    os.rename(first / "last.pth", second / "earlier.pth")
+    process = succeed(SCRIPT, *arguments(dataset, second, "--resume", second / "earlier.pth", "--max_steps", 2))
+    assert "starting at step 2" in process.stdout and load_checkpoint(second / "last.pth")["step"] == 2
+    save_checkpoint(second / "last.pth", {**load_checkpoint(second / "last.pth"), "optimizer": {}})
+    process = run(SCRIPT, *arguments(dataset, second, "--resume", "auto"))
+    assert process.returncode == 1 and "last.pth: not a state that training can go on from" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+NODES = """
+import datetime, os, runpy, sys, time
+import torch.distributed as dist
+import fusion.data.checked
+
+rank, (folder, script, *rest) = os.environ["RANK"], sys.argv[1:]
+sys.argv = [script, *rest, "--checkpoint_dir", folder + rank]
+begin, check_scene = dist.init_process_group, fusion.data.checked.check_scene
+dist.init_process_group = lambda *a, **k: begin(*a, **k, timeout=datetime.timedelta(seconds=2))
+
+def slowly(*arguments, **options):
+    time.sleep(4)
+    return check_scene(*arguments, **options)
+
+if rank == "0":
+    fusion.data.checked.check_scene = slowly
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+def test_nodes_without_a_common_folder_are_noticed(tmp_path):
+    """Also: processes wait for one that reads for longer than a group may be silent in training."""
+    data = write_dataset(tmp_path / "data")
+    (tmp_path / "node.py").write_text(NODES)
+    succeed(SCRIPT, *arguments(data, tmp_path / "run0", "--max_steps", 1, "--no-check"))
+    process = torchrun(tmp_path / "node.py", tmp_path / "run", ROOT / SCRIPT, "--data_dir", data, *TINY,
+                       "--batch_size", 2, "--resume", "auto")
+    assert process.returncode == 1
+    assert "different places of training, [(0, 0), (0, 4)] (epochs, scenes)" in process.stderr, process.stderr
+    assert "every node must see the same --checkpoint_dir" in process.stderr
+
+
+def read_one_at_a_time():
+    check_scene = fusion.data.checked.check_scene
+
+    def slowly(folder, *more, **options):
+        print(folder, file=sys.stderr, flush=True)
+        time.sleep(1)
+        return check_scene(folder, *more, **options)
+
+    fusion.data.checked.check_scene = slowly
+    fusion.data.checked.ThreadPoolExecutor = lambda _: ThreadPoolExecutor(1)
+
+
+def validate_slowly():
+    apply_rules = fusion.engine.apply_rules
+
+    def slowly(*arguments, **options):
+        print("validating", file=sys.stderr, flush=True)
+        time.sleep(0.5)
+        return apply_rules(*arguments, **options)
+
+    fusion.engine.apply_rules = slowly
+
+
+def stop_when(text, number, *options, setup):
+    """Start training, send it a signal once it has written `text`; the finished process."""
+    training = Running(SCRIPT, *options, setup=setup)
+    errors = Path(training.files[1])
+    wait_for(lambda: errors.exists() and text in errors.read_text(encoding="utf-8"))
+    os.kill(training.pid, number)
+    return training.finish()
+
+
+def test_a_signal_during_the_first_reading_ends_it(tmp_path):
+    data = write_dataset(tmp_path / "data")
+    options = arguments(data, tmp_path / "run")
+    process = stop_when("train_0", signal.SIGTERM, *options, setup=read_one_at_a_time)
+    assert process.returncode == 128 + signal.SIGTERM, process.stderr
+    assert "stopped by a signal before the first step" in process.stderr and "Traceback" not in process.stderr
+    assert "train_6" not in process.stderr
+
+
+def test_a_signal_during_validation_keeps_the_epoch(tmp_path):
+    data, folder = write_dataset(tmp_path / "data", train=4, val=20), tmp_path / "run"
+    options = arguments(data, folder, "--batch_size", 1, "--epochs", 1)
+    process = stop_when("validating", signal.SIGHUP, *options, setup=validate_slowly)
+    assert process.returncode == 128 + signal.SIGHUP and "--resume auto" in process.stdout, process.stderr
+    assert process.stderr.count("validating") < 15 and not records(folder, "val")
+    succeed(SCRIPT, *options, "--resume", "auto")
+    assert [r["step"] for r in records(folder)] == [1, 2, 3, 4]  # nothing is trained twice
+    assert [r["step"] for r in records(folder, "val")] == [4]
+
+
+def test_processes_ask_each_other_seldom_and_agree(monkeypatch):
+    asked, clock = [], [0.0]
+
+    class Group:
+        distributed = True
+
+        def max(self, values):
+            asked.append(values)
+            return list(map(float, values))
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    for step_seconds, most in ((0.01, 60), (0.5, 300), (16, 1000)):
+        stop = StopSignal()
+        stop.hold()
+        asked.clear()
+        for _ in range(1000):
+            clock[0] += step_seconds
+            assert not stop.agreed(Group())
+        assert len(asked) <= most
+        stop.number, waited = signal.SIGTERM, 0
+        while not stop.agreed(Group()):
+            waited += step_seconds
+            clock[0] += step_seconds
+        assert waited <= 2
