@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 import amodal_fusion_transformer
 from amodal_fusion_transformer import load_model
@@ -18,6 +19,7 @@ from fusion.data.images import read_image, write_image
 from fusion.data.scenes import write_scene
 from fusion.data.toy import draw_scene
 from fusion.errors import ConfigError, SceneError
+from fusion.model.blending import blend_hole
 from fusion.output.handover import CONSUMERS, check_command, check_handover, grow, run_command, write_handover
 from fusion.output.onnx_export import compare
 from fusion.output.order import (
@@ -26,6 +28,8 @@ from fusion.output.order import (
     find_order,
     front_to_back,
     list_locks,
+    lock_blend,
+    order_of,
     parse_locks,
     read_locks,
     write_order,
@@ -183,6 +187,30 @@ def test_a_lock_takes_the_losers_weight_where_both_cover():
     assert locked[:, 10, 25].tolist() == [0, 0, 0] and rest[10, 25] == pytest.approx(1)  # 0>3: 3 is out
     with pytest.raises(SceneError, match="4>1: the scene has completions 1 to 3"):
         check_numbers([(4, 1)], 3)
+
+
+def test_order_and_locks_of_a_scene_do_not_depend_on_how_its_weights_are_kept(monkeypatch):
+    torch.manual_seed(0)
+    scene, logits, votes = draw_scene(1, (60, 100), 4), torch.randn(5, 16, 16), torch.zeros(5, 5).numpy()
+    exact, small = (blend_hole(scene, logits, kept) for kept in (True, False))
+    one, two = order_of(scene, exact, votes), order_of(scene, small, votes)
+    assert len(one["pairs"]) > 3
+    for a, b in zip(one["pairs"], two["pairs"], strict=True):
+        assert (a["front"], a["area"]) == (b["front"], b["area"])
+        assert a["confidence"] == pytest.approx(b["confidence"], abs=1e-3)
+    monkeypatch.setattr("fusion.output.order.MOST_COUNTED", 4 * 60 * 100 // 4)  # every second row and column
+    sparse = order_of(scene, exact, votes)["pairs"]
+    assert all(0.8 < a["area"] / b["area"] < 1.2 for a, b in zip(sparse, one["pairs"]) if b["area"] > 200)
+    before = exact.colours.copy()
+    for blend in (exact, small):
+        lock_blend([(3, 1), (0, 2)], scene, blend)
+    assert np.allclose(exact.weights, small.weights / 65535, atol=1e-4)
+    assert np.allclose(exact.colours, small.colours, atol=1e-4)
+    rgb = np.stack([completion[scene.mask][:, :3] for completion in scene.completions]) / 255
+    expected = (exact.weights[..., None] * rgb).sum(0) + exact.residual[:, None] * exact.fill
+    assert np.allclose(exact.colours, expected, atol=1e-5) and np.abs(exact.colours - before).max() > 0.1
+    with pytest.raises(SceneError, match="scene has completions 1 to 4"):
+        lock_blend([(5, 1)], scene, exact)
 
 
 def test_locks_are_read_and_their_faults_named(tmp_path):

@@ -73,11 +73,16 @@ def order_of(scene, blend, votes, locks=()):
     step = math.ceil(math.sqrt(max(1, len(scene.completions) * scene.mask.size / MOST_COUNTED)))
     sparse = np.s_[::step, ::step]
     alpha = np.stack([completion[..., 3][sparse] >= 128 for completion in scene.completions])
-    weights = np.stack([blend.on_picture(weight)[sparse] for weight in blend.weights])
+    weights = np.stack([blend.on_picture(weight)[sparse] for weight in blend.weights]) / _one(blend)
     order = find_order(weights, alpha, scene.mask[sparse], votes, locks)
     for pair in order["pairs"]:
         pair |= {name: pair[name] * step**2 for name in ("area", "area_in_hole")}
     return order
+
+
+def _one(blend):
+    """What stands for a weight of 1 in a Blend."""
+    return np.float32(np.iinfo(np.uint16).max if blend.weights.dtype == np.uint16 else 1)
 
 
 def count_pairs(values, covers):
@@ -223,7 +228,7 @@ def lock_blend(locks, scene, blend):
     check_numbers(locks, len(blend.weights))
     rgba = np.stack([scene.completions[number - 1][scene.mask] for number in numbers[1:]]) / np.float32(255)  # (K,P,4)
     slots = [number - 1 for number in numbers[1:]]
-    full = np.float32(np.iinfo(np.uint16).max if blend.weights.dtype == np.uint16 else 1)
+    full = _one(blend)
     weights, residual = blend.weights[slots] / full, blend.residual / full
     renumbered = [tuple(map(numbers.index, lock)) for lock in locks]
     new_weights, new_residual = apply_locks(renumbered, weights, residual, rgba[..., 3])
