@@ -50,7 +50,7 @@ def test_inference_writes_every_output_at_the_scenes_size(tmp_path, checkpoint, 
         partial = read_image(folder / "partial.png", "RGB")
         count = min(3, len(list(folder.glob("comp*.png"))))
         names = {f"weight_{k}.png" for k in range(1, count + 1)} | {
-            "fused.png", "residual_mask.png", "figure.png", "scene.json"}
+            "fused.png", "residual_mask.png", "figure.png", "order.json", "scene.json"}
         assert {path.name for path in (output / folder.name).iterdir()} == names
         fused = read_image(output / folder.name / "fused.png", "RGB")
         assert np.array_equal(fused[~mask], partial[~mask]) and fused[mask].any()

@@ -14,18 +14,18 @@ LARGE = 2**25  # bytes of decoded pictures
 class StoredCompletions(Sequence):
     """Completions of a scene on disk, each read when it is asked for."""
 
-    def __init__(self, paths, size):
-        self.paths, self.size = paths, size
+    def __init__(self, paths, partial, mask):
+        self.paths, self.partial, self.mask = paths, partial, mask
 
     def __len__(self):
         return len(self.paths)
 
     def __getitem__(self, index):
         completion = read_image(self.paths[index], "RGBA")
-        if completion.shape[:2] != self.size:
+        if completion.shape[:2] != self.mask.shape:
             raise SceneError(f"{self.paths[index]}: {completion.shape[1]}×{completion.shape[0]}, but partial.png is "
-                             f"{self.size[1]}×{self.size[0]}; all pictures of a scene show the same frame")
-        if (completion[..., 3] == 255).all() and _is_raw(completion):
+                             f"{self.mask.shape[1]}×{self.mask.shape[0]}; all pictures of a scene show the same frame")
+        if _is_raw(completion, self.partial, self.mask):
             raise SceneError(f"{self.paths[index]}: no alpha on a white or black background; run prepare_dataset.py "
                              "create on it")
         return completion
@@ -44,5 +44,5 @@ def is_large(folder, max_completions=None):
 def read_large(folder, max_completions=None):
     """A scene whose completions stay on disk until they are asked for; see `read_scene`."""
     scene = read_scene(folder, 1)
-    scene.completions = StoredCompletions(completion_paths(folder)[:max_completions], scene.mask.shape)
+    scene.completions = StoredCompletions(completion_paths(folder)[:max_completions], scene.partial, scene.mask)
     return scene
