@@ -1,5 +1,7 @@
 """The network as an ONNX file, for programs without PyTorch."""
 
+import warnings
+
 import torch
 from torch import nn
 
@@ -45,7 +47,8 @@ def export_onnx(model, path):
         raise UserError(f"--export_onnx needs the package {error.name}: pip install onnx onnxscript") from None
     height, width = (16 * torch.export.Dim(name, min=2, max=MOST_TOKENS) for name in ("h", "w"))
     count = torch.export.Dim("n", min=1, max=MOST_COMPLETIONS)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the names of axes
         # the example's sides and their halves are unequal and not 1, so that nothing in the graph is taken for fixed
         program = torch.onnx.export(
             _Network(model).eval(), random_scene((560, 528), 3), dynamo=True, verbose=False,
