@@ -247,7 +247,8 @@ def fuse_folder(config, predictor, todo, sharing, writer):
     """Fuse and write this process's share of the scenes `todo`. Returns {scene id: what went wrong}."""
     reader = SceneReader(Path(config.data_dir), config.n_max_completions, predictor.img_size)
     readers, writers = Helpers(reader, config.workers), Helpers(writer, config.workers)
-    failed, pending = {}, deque()
+    failed, pending, crowded = {}, deque(), []
+    most = MOST_CANDIDATE_PIXELS // predictor.img_size**2 - 1
     bar = tqdm(total=len(todo), desc="fuse", disable=None if sharing.is_main else True)
 
     def finish(at_most):
@@ -267,8 +268,13 @@ def fuse_folder(config, predictor, todo, sharing, writer):
         for (chunk, scene_id), outcome in readers.map(items, 2 * max(1, config.workers)):
             if isinstance(outcome, Failure):
                 settle(scene_id, outcome)
-            else:
-                yield chunk, scene_id, *outcome
+                continue
+            if len(outcome[0].completions) > most and not crowded:
+                crowded.append(scene_id)
+                print(f"note: {scene_id} has {len(outcome[0].completions)} completions; the network sees scenes with "
+                      f"more than {most} smaller than --img_size {predictor.img_size}, to bound the memory "
+                      f"(--n_max_completions {most} keeps that size)", file=sys.stderr)
+            yield chunk, scene_id, *outcome
 
     try:
         for group in batches(read()):
@@ -380,8 +386,7 @@ def hand_out(config, scene_ids):
         consumer, folder = config.handover
         count, whole = write_handover(consumer, folder, config.data_dir, config.output_dir, scene_ids, config.seam,
                                       config.workers)
-        print(f"{count} scenes handed over in {folder}, {whole} of them with nothing left to draw; its README.txt says "
-              "how to go on")
+        print(f"{count} scenes handed over in {folder}, {whole} with nothing left to draw; see its README.txt")
     if config.report:
         print(f"report: {write_report(config.data_dir, config.output_dir, scene_ids, config.workers)}")
 
@@ -469,8 +474,8 @@ def run(config):
 
     scene_ids, has_originals = on_main(list_scenes, config)
     locks = on_main(list_locks, config.lock, config.locks, config.data_dir, scene_ids)
-    perceptual = load_perceptual(config, sharing) if config.metrics and has_originals else None
     on_main(lambda: output_dir.mkdir(parents=True, exist_ok=True))
+    perceptual = load_perceptual(config, sharing) if config.metrics and has_originals else None
     writer = SceneWriter(Path(config.data_dir), output_dir, made_by, config.n_max_completions, config.figures,
                          config.metrics, config.evaluate, command, config.seam, locks, perceptual)
     todo = on_main(find_work, config, scene_ids, writer)
@@ -493,9 +498,7 @@ def main():
     quiet = int(os.environ.get("RANK", "0")) > 0  # one process of a launcher speaks
     try:
         if config.export_onnx:
-            difference = export_onnx(FusionPredictor(config.checkpoint, "cpu").model, config.export_onnx)
-            print(f"{config.export_onnx}: " + ("not compared, there is no onnxruntime" if difference is None else
-                                               f"onnxruntime's result differs by {difference:.1g} at most"))
+            print(export_onnx(FusionPredictor(config.checkpoint, "cpu").model, config.export_onnx))
             sys.exit(0)
         check_options(config)
         if (config.gpus or 0) > 1 and not under_launcher():

@@ -70,7 +70,8 @@ def test_inference_writes_every_output_at_the_scenes_size(tmp_path, checkpoint, 
 
 def test_metrics_stand_beside_rules_and_oracle(tmp_path, checkpoint, backbone):
     data, output = write_test_folder(tmp_path / "test"), tmp_path / "out"
-    assert fuse(data, output, checkpoint, backbone, "--no-figures", "--evaluate").returncode == 0
+    process = fuse(data, output, checkpoint, backbone, "--no-figures", "--evaluate", "--group_by", "(?:)")
+    assert process.returncode == 0 and "3 scenes cut from 1 photos" in process.stdout
     with open(output / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert {row["scene"] for row in rows} == {"wide 1", "tall", "넓은 장면"}

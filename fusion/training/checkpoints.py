@@ -62,7 +62,8 @@ def load_checkpoint(path):
         remedy = "; convert it by: python -m experiments.convert_checkpoint OLD NEW" if state["version"] == 1 else ""
         raise UserError(f"{path}: checkpoint format {state['version']}, this program reads {VERSION}{remedy}")
     for part in ("model", "ema"):
-        broken = [name for name, tensor in state.get(part, {}).items() if not tensor.isfinite().all()]
+        weights = state[part].items() if isinstance(state.get(part), dict) else ()
+        broken = [name for name, tensor in weights if torch.is_tensor(tensor) and not tensor.isfinite().all()]
         if broken:
             raise UserError(f"{path}: {len(broken)} of its tensors hold numbers that are not finite ({broken[0]}, …): "
                             "the run that wrote it had gone wrong; use an older checkpoint")
