@@ -174,7 +174,8 @@ def draw_selection(path, scenes):
     for panels in scenes:
         row = []
         for title, picture, kept in panels:
-            image = picture / 255.0
+            scale = min(1, 256 / max(picture.shape[:2]))  # sixty completions of a large photo would fill the memory
+            image = resize(picture, tuple(max(1, round(side * scale)) for side in picture.shape[:2])) / np.float32(255)
             image = on_checkerboard(image) if image.shape[2] == 4 else image
             row.append((title, image, None, {True: "green", False: "red", None: "black"}[kept]))
         rows += [row[i : i + columns] for i in range(0, len(row), columns)]

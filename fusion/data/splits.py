@@ -54,6 +54,7 @@ def write_lists(data_dir, options):
         print(f"left out: {printable(data_dir / scene_id)}: {fault}")
     scene_ids = [scene_id for scene_id in find_scenes(data_dir) if scene_id not in faults]
     trainable = [scene_id for scene_id in scene_ids if (data_dir / scene_id / "original.png").is_file()]
+    targetless = set(scene_ids) - set(trainable)
 
     group_of = {}
     for scene_id in trainable:
@@ -74,8 +75,7 @@ def write_lists(data_dir, options):
         while order and len(order) > 1 and len(lists[name]) < size:
             lists[name] += groups[order.pop(0)]
     lists[LISTS[0]] = [scene_id for name in order for scene_id in groups[name]]
-    with_original = set(trainable)
-    lists[LISTS[2]] += [scene_id for scene_id in scene_ids if scene_id not in with_original]
+    lists[LISTS[2]] += targetless
     for name, members in lists.items():
         if members or name != LISTS[2]:
             write_text(data_dir / name, "".join(f"{scene_id}\n" for scene_id in sorted(members)))
