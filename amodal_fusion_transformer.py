@@ -195,7 +195,8 @@ class SceneTransformer(nn.Module):
     def forward(self, x16, present):
         """Features (B,M,C,h,w) of candidates, present (B,M) → tokens of the same shape."""
         _, _, channels, height, width = x16.shape
-        picture, grid = (height, width), (min(height, self.SCENE_GRID), min(width, self.SCENE_GRID))
+        picture = height, width
+        grid = torch.sym_min(height, self.SCENE_GRID), torch.sym_min(width, self.SCENE_GRID)
         tokens = x16.float().permute(0, 3, 4, 1, 2).flatten(1, 2)  # (B,L,M,C); the sums of all layers outgrow fp16
         scene = self.pool_scene(tokens, present, picture, grid)  # (B,S,C)
         position = position_encoding(grid, picture, channels, scene.device)
@@ -216,9 +217,10 @@ class SceneTransformer(nn.Module):
         mean = completions.masked_fill(~real, 0).sum(2) / real.sum(2).clamp(min=1)
         # an empty slot must not win the maximum, nor may −inf reach a scene without any completion
         most = completions.masked_fill(~real, -1e4).amax(2).clamp(min=-1e2)
-        scene = self.pool_candidates(torch.cat([fill, mean, most], 2)).float()  # (B,L,C)
-        scene = F.adaptive_avg_pool2d(scene.transpose(1, 2).unflatten(2, picture), grid)
-        return scene.flatten(2).transpose(1, 2)
+        scene = torch.cat([fill, mean, most], 2).transpose(1, 2).unflatten(2, picture)  # (B,3C,h,w)
+        rows, columns = (pooling_matrix(size, cells, scene) for size, cells in zip(picture, grid))
+        scene = (rows @ scene @ columns.mT).flatten(2).transpose(1, 2)  # (B,S,3C)
+        return self.pool_candidates(scene).float()
 
 
 class UpsamplingDecoder(nn.Module):
@@ -277,6 +279,14 @@ def pad_to_stride(*pictures):
     edge = (0, -pictures[0].shape[-1] % STRIDE, 0, -pictures[0].shape[-2] % STRIDE)
     return [F.pad(x.flatten(0, -4), edge, mode="replicate").view(*x.shape[:-2], x.shape[-2] + edge[3], -1)
             if any(edge) else x for x in pictures]
+
+
+def pooling_matrix(size, cells, like):
+    """Rows that average `size` places into `cells` windows, (cells,size): those of `adaptive_avg_pool2d`, which an
+    exported graph of dynamic size cannot hold."""
+    place, cell = torch.arange(size, device=like.device), torch.arange(cells, device=like.device)[:, None]
+    inside = (place >= cell * size // cells) & (place < ((cell + 1) * size + cells - 1) // cells)
+    return (inside / inside.sum(1, keepdim=True)).to(like)
 
 
 def scene_input(candidates, photo, mask):

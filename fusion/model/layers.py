@@ -94,8 +94,8 @@ def position_encoding(grid, picture, channels, device):
     """
     frequency = math.pi * 2 ** torch.linspace(0, 5, channels // 4, device=device)  # periods 2 to 1/16 of the side
     y, x = (
-        (torch.arange(n, device=device) + 0.5) / n * side / max(picture) for n, side in zip(grid, picture)
+        (torch.arange(n, device=device) + 0.5) / n * side / torch.sym_max(*picture) for n, side in zip(grid, picture)
     )
     y, x = y[:, None] * frequency, x[:, None] * frequency  # (rows, C/4), (columns, C/4)
     y, x = torch.cat([y.sin(), y.cos()], 1), torch.cat([x.sin(), x.cos()], 1)
-    return torch.cat([y.repeat_interleave(grid[1], 0), x.repeat(grid[0], 1)], 1)
+    return torch.cat([y[:, None].expand(-1, grid[1], -1), x.expand(grid[0], -1, -1)], 2).flatten(0, 1)
