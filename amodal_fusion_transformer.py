@@ -416,9 +416,9 @@ class TrainConfig:
     heads: int = option(4, "attention heads", "model", least=1, aliases={"nhead": ""})
 
     epochs: int = option(50, "passes over the training scenes", "optimisation", least=1, aliases={"num_epochs": ""})
-    max_steps: int | None = option(None, "stop after so many steps, with the schedule of the full run. In options, a "
-                                   "step is as many scenes as one took when the run was begun, whatever the batch is "
-                                   "now", "optimisation", least=1)
+    max_steps: int | None = option(None, "stop early, on the schedule of the full run. A step in an option is as many "
+                                   "scenes as one took when the run was begun, whatever the batch is now",
+                                   "optimisation", least=1)
     batch_size: int = option(16, "scenes per process and forward pass; times processes times accumulate = effective",
                              "optimisation", least=1)
     accumulate: int = option(1, "forward passes per step: a larger batch in the same memory", "optimisation", least=1)
@@ -427,8 +427,7 @@ class TrainConfig:
     warmup_steps: int = option(200, "steps of linear warm-up; then a cosine to a hundredth", "optimisation", least=0)
     weight_decay: float = option(0.05, "AdamW weight decay, on matrices only", "optimisation", least=0)
     grad_clip: float = option(1.0, "largest gradient norm", "optimisation", least=0)
-    ema_decay: float = option(0.998, "decay of the averaged weights, those that are validated and exported",
-                              "optimisation", least=0, most=1)
+    ema_decay: float = option(0.998, "decay of the averaged weights, those exported", "optimisation", least=0, most=1)
     max_bad_steps: int = option(20, "give up after so many bad gradients in a row", "optimisation", least=1)
 
     lpips_weight: float = option(0.5, "factor of LPIPS beside L1 in the hole; 0 turns it off", "loss", least=0)
