@@ -6,12 +6,13 @@
     torchrun --nproc_per_node 2 amodal_fusion_transformer_inference.py --data_dir TEST --output_dir OUT
 
 The first takes the weights that ship; the last shares the scenes among two processes, as --gpus 2 does. Read is a
-folder per scene: partial.png, mask.png (255 = hole), comp1.png …, and original.png where there is one. Written per scene,
-at the scene's own size:
+folder per scene: partial.png, mask.png (255 = hole), comp1.png …, and original.png where there is one. Written per
+scene, at its own size:
 
     OUT/<id>/fused.png            the completions, weighted and blended
     OUT/<id>/residual_mask.png    255 where none of them won: what an inpainter should still draw
     OUT/<id>/weight_1.png …       16 bit, 65535 = the pixel is this completion's alone
+    OUT/<id>/order.json           who is in front of whom
     OUT/<id>/figure.png           all of it in one picture
     OUT/<id>/scene.json           what made it, and its metrics
     OUT/metrics.csv, summary.*    with originals: per scene, and means beside every simple rule and the oracle
@@ -20,7 +21,6 @@ An interrupted run goes on where it was. Exit status: 0 all is well, 1 some scen
 and in OUT/failed.csv), 2 wrong usage, 130 after Ctrl-C.
 """
 
-import csv
 import hashlib
 import json
 import math
@@ -42,12 +42,15 @@ from fusion.data.pictures import as_scene
 from fusion.data.scenes import find_scenes, read_list, read_scene
 from fusion.data.tensors import HALF_PRECISION, to_tensors
 from fusion.errors import ConfigError, LpipsUnavailable, SceneError, UserError
-from fusion.evaluation import write_metrics
-from fusion.files import atomic_file, plain_cell
 from fusion.helpers import Failure, Helpers
 from fusion.model.blending import blend_hole
+from fusion.output.handover import check_command, check_handover, write_handover
+from fusion.output.onnx_export import export_onnx
+from fusion.output.order import list_locks
 from fusion.output.records import read_record, state_of
+from fusion.output.report import write_report
 from fusion.output.scene_writer import SceneWriter, as_result
+from fusion.output.tables import write_failures, write_table
 from fusion.sharing import Sharing
 from fusion.training.distributed import check_gpus, launch, under_launcher
 from fusion.training.perceptual import PerceptualLoss
@@ -87,6 +90,7 @@ class InferenceConfig:
     amp: str = option("off", "half precision", "network", tuple(HALF_PRECISION))
     batch_size: int = option(4, "scenes per forward pass; scenes of different sizes never share one",
                              "network", least=1)
+    export_onnx: str | None = option(None, "write the network to this ONNX file, and stop", "network")
     output_dir: str = option("", "folder to write", "output")
     overwrite: bool = option(False, "fuse scenes again whose outputs are there", "output")
     figures: bool = option(True, "draw figure.png per scene", "output")
@@ -94,6 +98,15 @@ class InferenceConfig:
     group_by: str | None = option(None, "regular expression; scenes whose ids share what it matches at their start are "
                                         "of one photo, for the intervals; None: those with the same original", "output")
     evaluate: bool = option(False, "in the metrics, also what two inpainters make of the fused images", "output")
+    inpaint_command: str | None = option(None, "with --evaluate, also what this program makes of them: "
+                                               "'CMD {image} {mask} {output}'", "output")
+    handover: tuple | None = option(None, "also write the fused images for an inpainter: lama, iopaint, mat or "
+                                          "diffusers, and a folder", "output", metavar=("CONSUMER", "DIR"))
+    seam: int = option(0, "what an inpainter shall draw is grown by so many pixels, inside the hole", "output", least=0)
+    locks: str | None = option(None, "YAML file of lines like  scene_7: [1>3, 2>4]  for completion 1 in front of 3 and "
+                                     "2 of 4, whatever the network says; 0 is none of them", "output")
+    lock: str | None = option(None, "the same for a single scene, as in --lock '1>3, 2>4'", "output")
+    report: bool = option(False, "write report.html, a page to look through all scenes", "output")
     lpips_net: str = option("alex", "backbone of LPIPS in the metrics", "output", ("alex", "vgg", "squeeze"))
     lpips_weights: str | None = option(None, "torchvision checkpoint of that backbone; None: cache, then download",
                                        "output")
@@ -145,7 +158,7 @@ class FusionPredictor:
         """
         scene = as_scene(partial, mask, completions)
         size = network_size(scene.mask.shape, self.img_size, len(scene.completions))
-        blend = blend_hole(scene, self.look([scene.resized(size)])[0])
+        blend = blend_hole(scene, self.look([scene.resized(size)])[0][0])
         if isinstance(partial, torch.Tensor):
             result = as_result(scene, blend)
             return {name: result[name][0] for name in ("weights", "residual", "fused")}
@@ -155,8 +168,8 @@ class FusionPredictor:
     def fuse_scenes(self, scenes):
         """Fuse Scenes of any sizes, whose network size must be the same; list of dicts as of `as_result`."""
         size = network_size(scenes[0].mask.shape, self.img_size, max(len(scene.completions) for scene in scenes))
-        logits = self.look([scene.resized(size) for scene in scenes])
-        return [as_result(scene, blend_hole(scene, of_scene)) for scene, of_scene in zip(scenes, logits)]
+        looks = self.look([scene.resized(size) for scene in scenes])
+        return [as_result(scene, blend_hole(scene, logits)) for scene, (logits, _) in zip(scenes, looks)]
 
     @torch.no_grad()
     def look(self, scenes):
@@ -166,7 +179,8 @@ class FusionPredictor:
             scenes: list of Scene, all of one size (h,w).
 
         Returns:
-            per scene its logits, (M,h,w) float32 on the CPU, M = N + 1, the fill first.
+            per scene its logits, (M,h,w), and how far the row's candidate is in front of the column's, (M,M), float32
+            on the CPU, M = N + 1, the fill first.
 
         Raises:
             SceneError: there is not memory enough.
@@ -178,12 +192,14 @@ class FusionPredictor:
         half = HALF_PRECISION[self.amp]
         try:
             with torch.autocast(self.device.type, half, enabled=half is not None):
-                logits = self.model(**batch)["logits"].float().cpu()  # (B,M,h,w)
+                out = self.model(**batch)
+            logits, order = out["logits"].float().cpu(), out["order"].float().cpu()  # (B,M,h,w), (B,M,M)
         except (RuntimeError, MemoryError) as error:  # CUDA and the CPU's allocator have an error each
             if "memory" not in str(error).lower():
                 raise
             raise SceneError(f"out of memory on {self.device}; lower --batch_size or --img_size") from None
-        return [of_scene[: len(scene.completions) + 1] for scene, of_scene in zip(scenes, logits)]
+        counts = [len(scene.completions) + 1 for scene in scenes]
+        return [(logits[i, :count], order[i, :count, :count]) for i, count in enumerate(counts)]
 
 
 def digest_of(model):
@@ -229,7 +245,8 @@ def fuse_folder(config, predictor, todo, sharing, writer):
     """Fuse and write this process's share of the scenes `todo`. Returns {scene id: what went wrong}."""
     reader = SceneReader(Path(config.data_dir), config.n_max_completions, predictor.img_size)
     readers, writers = Helpers(reader, config.workers), Helpers(writer, config.workers)
-    failed, pending = {}, deque()
+    failed, pending, crowded = {}, deque(), []
+    most = MOST_CANDIDATE_PIXELS // predictor.img_size**2 - 1
     bar = tqdm(total=len(todo), desc="fuse", disable=None if sharing.is_main else True)
 
     def finish(at_most):
@@ -249,19 +266,24 @@ def fuse_folder(config, predictor, todo, sharing, writer):
         for (chunk, scene_id), outcome in readers.map(items, 2 * max(1, config.workers)):
             if isinstance(outcome, Failure):
                 settle(scene_id, outcome)
-            else:
-                yield chunk, scene_id, *outcome
+                continue
+            if len(outcome[0].completions) > most and not crowded:
+                crowded.append(scene_id)
+                print(f"note: {scene_id} has {len(outcome[0].completions)} completions; the network sees scenes with "
+                      f"more than {most} smaller than --img_size {predictor.img_size}, to bound the memory "
+                      f"(--n_max_completions {most} keeps that size)", file=sys.stderr)
+            yield chunk, scene_id, *outcome
 
     try:
         for group in batches(read()):
             try:
-                logits = predictor.look([small for _, small, _ in group])
+                looks = predictor.look([small for _, small, _ in group])
             except SceneError as error:
                 for scene_id, *_ in group:
                     settle(scene_id, Failure(str(error)))
                 continue
-            for (scene_id, _, scene), of_scene in zip(group, logits):
-                pending.append((scene_id, writers.submit(scene_id, scene, of_scene.numpy())))
+            for (scene_id, _, scene), (logits, order) in zip(group, looks):
+                pending.append((scene_id, writers.submit(scene_id, scene, logits.numpy(), order.numpy())))
                 finish(2 * max(1, config.workers))
         finish(0)
     finally:
@@ -289,20 +311,24 @@ def batches(readings):
         yield group
 
 
-def find_work(config, scene_ids, made_by, has_lpips):
+def find_work(config, scene_ids, writer):
     """The scenes that are still to be fused, in order.
 
     Raises:
         ConfigError: other weights or options made outputs that are there.
     """
+    made_by = writer.made_by
+
     def has_all(scene_id, record):
-        metrics = record["metrics"]
+        metrics, asked, now = record["metrics"], record["asked"], writer.asked(scene_id)
+        if asked["locks"] != now["locks"] or (config.evaluate and asked != now):
+            return False
         if config.figures and "figure.png" not in record["files"]:
             return False
         if not config.metrics or not (data_dir / scene_id / "original.png").exists():
             return True
         return metrics is not None and (not config.evaluate or "telea_ours_psnr" in metrics) and (
-            not has_lpips or "ours_lpips" in metrics or min(record["size"]) < 32)
+            writer.perceptual is None or "ours_lpips" in metrics or min(record["size"]) < 32)
 
     data_dir, output_dir = Path(config.data_dir), Path(config.output_dir)
     states = {scene_id: state_of(output_dir / scene_id, data_dir / scene_id, made_by,
@@ -313,8 +339,8 @@ def find_work(config, scene_ids, made_by, has_lpips):
         record = read_record(output_dir / other[0])
         before = json.dumps(record["made_by"]) if record else "an earlier version of this program"
         raise ConfigError(f"{len(other)} of the scenes in {output_dir} were made by other weights or with other "
-                          f"options ({other[0]}: {before}; now {json.dumps(made_by)}); choose another --output_dir, or make "
-                          "them anew with --overwrite")
+                          f"options ({other[0]}: {before}; now {json.dumps(made_by)}); choose another "
+                          "--output_dir, or make them anew with --overwrite")
     todo = scene_ids if config.overwrite else [scene_id for scene_id in scene_ids if states[scene_id] != "done"]
     if len(todo) < len(scene_ids):
         print(f"{len(scene_ids) - len(todo)} of {len(scene_ids)} scenes are done already (anew with --overwrite)")
@@ -324,32 +350,15 @@ def find_work(config, scene_ids, made_by, has_lpips):
     return todo
 
 
-def write_failures(output_dir, failed):
-    """Print why scenes failed, the first twenty, and write all to failed.csv; without any, no such file stays."""
-    path = output_dir / "failed.csv"
-    for scene_id, fault in list(failed.items())[:20]:
-        print(f"error: {scene_id}: {fault}", file=sys.stderr)
-    if len(failed) > 20:
-        print(f"error: … and {len(failed) - 20} more, see {path}", file=sys.stderr)
-    path.unlink(missing_ok=True)
-    if failed:
-        with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("scene", "fault"), *([plain_cell(cell) for cell in pair]
-                                                               for pair in failed.items())])
-
-
-def write_table(config, scene_ids):
-    """Collect the metrics of all scenes of this run into one table; returns its summary, None without originals."""
-    pattern = re.compile(config.group_by) if config.group_by else None
-
-    def rows():
-        for scene_id in scene_ids:
-            record = read_record(Path(config.output_dir) / scene_id)
-            if record and record["metrics"]:
-                match = pattern.match(scene_id) if pattern else None
-                yield record["metrics"] | ({"photo": match[pattern.groups and 1]} if match else {})
-
-    return write_metrics(Path(config.output_dir), rows())
+def hand_out(config, scene_ids):
+    """What is made of all fused scenes together: a folder for an inpainter, and the report."""
+    if config.handover:
+        consumer, folder = config.handover
+        count, whole = write_handover(consumer, folder, config.data_dir, config.output_dir, scene_ids, config.seam,
+                                      config.workers)
+        print(f"{count} scenes handed over in {folder}, {whole} with nothing left to draw; see its README.txt")
+    if config.report:
+        print(f"report: {write_report(config.data_dir, config.output_dir, scene_ids, config.workers)}")
 
 
 # ----------------------------------------------------------------------------
@@ -363,6 +372,10 @@ def check_options(config):
             raise ConfigError(f"--{name} is missing")
     if Path(config.data_dir).resolve() == Path(config.output_dir).resolve():
         raise ConfigError(f"--output_dir {config.output_dir} is --data_dir itself; choose another folder")
+    if config.handover:
+        check_handover(*config.handover, config.data_dir, config.output_dir)
+    if config.inpaint_command and not config.evaluate:
+        raise ConfigError("--inpaint_command is measured by --evaluate; add that")
     try:
         re.compile(config.group_by or "")
     except re.error as error:
@@ -415,6 +428,7 @@ def run(config):
     made_by = {"checkpoint": predictor.digest, "img_size": predictor.img_size,
                "n_max_completions": config.n_max_completions, "amp": config.amp}
     output_dir = Path(config.output_dir)
+    command = check_command(config.inpaint_command) if config.inpaint_command else None
 
     def on_main(function, *arguments):  # what one process finds out for all, errors included
         result = None
@@ -429,17 +443,19 @@ def run(config):
         return result
 
     scene_ids, has_originals = on_main(list_scenes, config)
-    perceptual = load_perceptual(config, sharing) if config.metrics and has_originals else None
+    locks = on_main(list_locks, config.lock, config.locks, config.data_dir, scene_ids)
     on_main(lambda: output_dir.mkdir(parents=True, exist_ok=True))
-    todo = on_main(find_work, config, scene_ids, made_by, perceptual is not None)
+    perceptual = load_perceptual(config, sharing) if config.metrics and has_originals else None
     writer = SceneWriter(Path(config.data_dir), output_dir, made_by, config.n_max_completions, config.figures,
-                         config.metrics, config.evaluate, perceptual)
+                         config.metrics, config.evaluate, command, config.seam, locks, perceptual)
+    todo = on_main(find_work, config, scene_ids, writer)
     failed = sharing.gather(fuse_folder(config, predictor, todo, sharing, writer))
     if not sharing.is_main:
         return 0
     try:
-        text = write_table(config, scene_ids) if config.metrics and has_originals else None
+        text = write_table(output_dir, scene_ids, config.group_by) if config.metrics and has_originals else None
         print((text or "") + f"{len(todo) - len(failed)} scenes fused into {output_dir}")
+        hand_out(config, [scene_id for scene_id in scene_ids if scene_id not in failed])
     finally:
         write_failures(output_dir, failed)
     if any("prepare_dataset.py create" in fault for fault in failed.values()):
@@ -451,6 +467,9 @@ def main():
     config = parse(InferenceConfig, __doc__)
     quiet = int(os.environ.get("RANK", "0")) > 0  # one process of a launcher speaks
     try:
+        if config.export_onnx:
+            print(export_onnx(FusionPredictor(config.checkpoint, "cpu").model, config.export_onnx))
+            sys.exit(0)
         check_options(config)
         if (config.gpus or 0) > 1 and not under_launcher():
             check_gpus(config.gpus)

@@ -15,21 +15,20 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import torch
-
-from amodal_fusion_transformer import load_model
-from amodal_fusion_transformer_inference import SHIPPED, fuse_scenes, write_outputs
+from amodal_fusion_transformer_inference import FusionPredictor
 from benchmarks.measure import report
 from fusion.data.scenes import find_scenes, read_scene, write_scene
-from fusion.data.tensors import to_arrays, to_tensors
 from fusion.data.toy import draw_scene
+from fusion.model.blending import blend_hole
+from fusion.output.records import clear_outputs
+from fusion.output.scene_writer import write_outputs
 
 SCRIPT = Path(__file__).parent.parent / "amodal_fusion_transformer_inference.py"
 
 
 def stages(data, output, size):
     """Seconds of each stage over all scenes, in one process."""
-    model, _ = load_model(SHIPPED)
+    predictor = FusionPredictor(device="cpu", img_size=size)
     seconds = Counter()
 
     def timed(name, function, *arguments):
@@ -40,15 +39,12 @@ def stages(data, output, size):
 
     for scene_id in find_scenes(data):
         scene = timed("read", read_scene, data / scene_id)
-        batch = {name: value[None] for name, value in to_tensors(scene.resized((size, size)), 5).items()}
-        inputs = [batch[name] for name in ("partial", "mask", "completions", "valid")]
-        with torch.no_grad():
-            timed("network", model, *inputs)
-        (result,) = timed("network and blending", fuse_scenes, model, [scene], (size, size), torch.device("cpu"))
-        arrays = timed("to arrays", lambda result=result: to_arrays(result)[0])
-        timed("encode", write_outputs, output / scene_id, arrays, scene_id, False)
-        timed("encode and figure", write_outputs, output / scene_id, arrays, scene_id, True)
-    seconds["blending"] = seconds.pop("network and blending") - seconds["network"]
+        small = timed("scale", scene.resized, (size, size))
+        (logits,) = timed("network", predictor.look, [small])
+        blend = timed("blending", blend_hole, scene, logits, False)
+        timed("clear", clear_outputs, output / scene_id)
+        timed("encode", write_outputs, output / scene_id, scene, blend, scene_id, False)
+        timed("encode and figure", write_outputs, output / scene_id, scene, blend, scene_id, True)
     seconds["figure"] = seconds.pop("encode and figure") - seconds["encode"]
     return seconds
 

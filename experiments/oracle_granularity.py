@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from amodal_fusion_transformer_inference import SHIPPED, fuse_scenes, load_model, network_size
+from amodal_fusion_transformer_inference import FusionPredictor
 from benchmarks.measure import report_gaps
 from fusion.data.scenes import find_scenes, read_scene
 from fusion.metrics import apply_rules, compare_methods, oracle
@@ -77,9 +77,9 @@ def choose_per_set(mask, completions, fill, original):
 
 
 @torch.no_grad()
-def compare_scene(scene, model, img_size):
+def compare_scene(scene, predictor):
     """{method: (PSNR in the hole, PSNR in the overlap)} of one scene."""
-    result = fuse_scenes(model, [scene], network_size(scene.mask.shape, img_size), torch.device("cpu"))[0]
+    (result,) = predictor.fuse_scenes([scene])
     mask, completions, fill, original = (result[name] for name in ("mask", "completions", "fill", "original"))
     images = apply_rules(result) | {"ours": result["fused"]}
     images["set"], images["set, mixed"] = choose_per_set(mask, completions, fill, original)
@@ -92,12 +92,12 @@ def compare_scene(scene, model, img_size):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, required=True)
-    parser.add_argument("--checkpoint", default=SHIPPED)
+    parser.add_argument("--checkpoint", help="None: the weights that ship")
     parser.add_argument("--img_size", type=int, default=256)
     parser.add_argument("--json", help="file to write the figures to")
     options = parser.parse_args()
-    model, _ = load_model(options.checkpoint)
-    scores = [compare_scene(read_scene(options.data_dir / scene_id, need_original=True), model, options.img_size)
+    predictor = FusionPredictor(options.checkpoint, "cpu", options.img_size)
+    scores = [compare_scene(read_scene(options.data_dir / scene_id, need_original=True), predictor)
               for scene_id in find_scenes(options.data_dir)]
     figures = {name: torch.tensor([row[name] for row in scores]) for name in scores[0]}
     report_gaps(figures, "one choice per", options.json)

@@ -1,6 +1,7 @@
 """How good fused scenes are beside the simple rules, the oracle, and after an inpainter has had its turn."""
 
 import csv
+import functools
 import hashlib
 import math
 import zlib
@@ -24,11 +25,13 @@ from fusion.metrics import (
     region_ssim,
     undecided_share,
 )
+from fusion.output.handover import grow, run_command
 
 METHODS = ("ours", *RULES, "oracle")
 METRICS = {"psnr": "PSNR", "psnr_overlap": "PSNR overlap", "ssim": "SSIM", "l1": "L1", "lpips": "LPIPS",
            "undecided": "undecided"}
-INPAINTERS = {"telea": cv2.INPAINT_TELEA, "navier_stokes": cv2.INPAINT_NS}
+OPENCV = {"telea": cv2.INPAINT_TELEA, "navier_stokes": cv2.INPAINT_NS}
+INPAINTERS = (*OPENCV, "command")
 GIVEN = ("hole", "visible_fit", "ours")  # what an inpainter is given
 GROUPS = {
     "hole, share of the picture": ("hole", (0, 0.1, 0.25, 1.01)),
@@ -38,7 +41,7 @@ GROUPS = {
 
 
 @torch.no_grad()
-def evaluate_scene(scene_id, result, perceptual, downstream=False):
+def evaluate_scene(scene_id, result, perceptual, downstream=False, command=None, seam=0):
     """All metrics of one fused scene, inside the hole.
 
     Args:
@@ -46,12 +49,17 @@ def evaluate_scene(scene_id, result, perceptual, downstream=False):
             fill, fused.
         perceptual: PerceptualLoss or None.
         downstream: also inpaint, given the bare hole, the visible-fit rule or our fusion.
+        command: words of an inpainter of the user's, "command" among the columns; see `check_command`.
+        seam: pixels by which what it shall draw is grown, inside the hole.
 
     Returns:
         dict of scene, photo (a digest of the original), completions, hole (share of the picture), overlap (share of
         the hole), winner_accuracy (share of the overlap where our winner is the oracle's), ours_undecided (see
         `undecided_share`), <method>_<metric>, and with `downstream` <inpainter>_<given>_<metric>. What has no
         meaning for a scene is nan: there may be no overlap, or the picture is too small for LPIPS.
+
+    Raises:
+        SceneError: the command fails.
     """
     mask, original = result["mask"], result["original"]
     best, choice = oracle(result)
@@ -68,8 +76,13 @@ def evaluate_scene(scene_id, result, perceptual, downstream=False):
         none_wins = (winner == len(result["weights"][0]))[:, None]
         todo = {"hole": mask > 0.5, "visible_fit": (mask > 0.5) & bare, "ours": (mask > 0.5) & none_wins}
         start = {"hole": result["partial"], "visible_fit": images["visible_fit"], "ours": result["fused"]}
-        row |= measure(result, {f"{name}_{given}": inpaint(start[given], todo[given], method)
-                                for name, method in INPAINTERS.items() for given in GIVEN}, perceptual)
+        inpainters = {name: functools.partial(inpaint_opencv, method) for name, method in OPENCV.items()}
+        if command:
+            inpainters["command"] = functools.partial(run_command, command)
+        hole = mask[0, 0].cpu().numpy() > 0.5
+        regions = {given: grow(region[0, 0].cpu().numpy(), seam) & hole for given, region in todo.items()}
+        row |= measure(result, {f"{name}_{given}": inpaint(start[given], regions[given], method)
+                                for name, method in inpainters.items() for given in GIVEN}, perceptual)
     return row
 
 
@@ -92,11 +105,20 @@ def photo_digest(original):
 
 
 def inpaint(image, region, method):
-    """OpenCV's inpainting of `region` (1,1,H,W) bool of an image (1,3,H,W) in [0,1], the same shape."""
+    """Let `method` draw `region` (H,W) bool of an image (1,3,H,W) in [0,1]; the same shape.
+
+    Args:
+        method: function of a picture (H,W,3) uint8 and the region → a picture.
+    """
+    if not region.any():
+        return image
     picture = np.rint(image[0].permute(1, 2, 0).clamp(0, 1).cpu().numpy() * 255).astype(np.uint8)
-    done = cv2.inpaint(picture, region[0, 0].cpu().numpy().astype(np.uint8), 3, method)
-    done = torch.from_numpy(done).permute(2, 0, 1)[None].to(image) / 255
-    return torch.where(region, done, image)  # 8 bits only where it painted
+    done = torch.tensor(method(picture, region)).permute(2, 0, 1)[None].to(image) / 255
+    return torch.where(torch.from_numpy(region).to(image.device), done, image)  # 8 bits only where it painted
+
+
+def inpaint_opencv(method, picture, region):
+    return cv2.inpaint(picture, region.astype(np.uint8), 3, method)
 
 
 def write_metrics(output_dir, rows):
@@ -194,7 +216,7 @@ def summarize(table, intervals, photos):
         metrics = [metric for metric in ("psnr", "lpips") if f"telea_ours_{metric}" in table]
         lines += ["", *_header("inpainter", "given", *(METRICS[metric] for metric in metrics))]
         for name in INPAINTERS:
-            for given in GIVEN:
+            for given in GIVEN if f"{name}_ours_psnr" in table else ():
                 lines.append(_row(name, given, *(_cell(m, intervals.get(f"{name}_{given}_{m}")) for m in metrics)))
     for title, (column, edges) in GROUPS.items():
         lines += ["", *_header(title, "scenes", "ours", "best rule", "oracle", "gap closed")]

@@ -60,7 +60,7 @@ def scene_panels(scene):
     if "original" in scene:
         panels.append(("original", scene["original"], None))
         error = np.abs(scene["fused"] - scene["original"]).mean(2)
-        panels.append((f"error in the hole, mean {error[inside > 0.5].mean():.3f}", error * inside, "inferno"))
+        panels.append(("error in the hole", error * inside, "inferno"))
     return panels
 
 
@@ -126,8 +126,8 @@ def draw_scenes(path, scenes, titles):
     draw_grid(path, rows)
 
 
-def draw_curves(path, metrics_file):
-    """Loss and PSNR over the steps of a metrics.jsonl."""
+def read_history(metrics_file):
+    """Lines of a metrics.jsonl, {"train": […], "val": […]}, without steps that a resumed run has done again since."""
     records = {"train": [], "val": []}
     for line in Path(metrics_file).read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
@@ -135,7 +135,12 @@ def draw_curves(path, metrics_file):
             while history and history[-1]["step"] >= record["step"] + (history is not records[record["kind"]]):
                 history.pop()  # steps that were done again after a resume
         records[record["kind"]].append(record)
-    train, val = records.values()
+    return records
+
+
+def draw_curves(path, metrics_file):
+    """Loss and PSNR over the steps of a metrics.jsonl."""
+    train, val = read_history(metrics_file).values()
     figure = Figure(figsize=(10, 3.5))
     left, right = figure.subplots(1, 2)
     left.plot([r["step"] for r in train], [r["loss"] for r in train], label="train", alpha=0.7)

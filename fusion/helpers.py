@@ -98,7 +98,7 @@ class Helpers:
 
     def close(self):
         if self.count:
-            self.pool.shutdown(wait=False, cancel_futures=True)
+            self.pool.shutdown(cancel_futures=True)
 
 
 class Failure(str):

@@ -1,20 +1,25 @@
 """The inference script on a folder of scenes."""
 
+import contextlib
 import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from amodal_fusion_transformer import load_model
-from amodal_fusion_transformer_inference import fuse_scenes, network_size
 from fusion.data.images import read_image, write_image
 from fusion.data.scenes import write_scene
 from fusion.data.toy import draw_scene
 from fusion.evaluation import METHODS, mean_and_interval, write_metrics
-from fusion.training.checkpoints import export_weights
-from tests.scripts import run
+from fusion.training.checkpoints import export_weights, load_checkpoint, save_checkpoint
+from tests.scripts import ROOT, Running, run, torchrun
 
 SCRIPT = "amodal_fusion_transformer_inference.py"
 
@@ -44,7 +49,8 @@ def test_inference_writes_every_output_at_the_scenes_size(tmp_path, checkpoint, 
         mask = read_image(folder / "mask.png", "L") > 0
         partial = read_image(folder / "partial.png", "RGB")
         count = min(3, len(list(folder.glob("comp*.png"))))
-        names = {f"weight_{k}.png" for k in range(1, count + 1)} | {"fused.png", "residual_mask.png", "figure.png"}
+        names = {f"weight_{k}.png" for k in range(1, count + 1)} | {
+            "fused.png", "residual_mask.png", "figure.png", "order.json", "scene.json"}
         assert {path.name for path in (output / folder.name).iterdir()} == names
         fused = read_image(output / folder.name / "fused.png", "RGB")
         assert np.array_equal(fused[~mask], partial[~mask]) and fused[mask].any()
@@ -64,7 +70,8 @@ def test_inference_writes_every_output_at_the_scenes_size(tmp_path, checkpoint, 
 
 def test_metrics_stand_beside_rules_and_oracle(tmp_path, checkpoint, backbone):
     data, output = write_test_folder(tmp_path / "test"), tmp_path / "out"
-    assert fuse(data, output, checkpoint, backbone, "--no-figures", "--evaluate").returncode == 0
+    process = fuse(data, output, checkpoint, backbone, "--no-figures", "--evaluate", "--group_by", "(?:)")
+    assert process.returncode == 0 and "3 scenes cut from 1 photos" in process.stdout
     with open(output / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert {row["scene"] for row in rows} == {"wide 1", "tall", "넓은 장면"}
@@ -113,17 +120,86 @@ def test_what_no_scene_has_is_left_out_of_the_table(tmp_path):
     assert write_metrics(tmp_path, []) is None
 
 
-def test_existing_outputs_are_kept_unless_overwritten(tmp_path, checkpoint, backbone):
+def rows_of(output):
+    with open(output / "metrics.csv", newline="", encoding="utf-8") as file:
+        return {row["scene"]: row for row in csv.DictReader(file)}
+
+
+def test_a_run_goes_on_and_never_takes_other_outputs_for_its_own(tmp_path, checkpoint, backbone):
     data, output = write_test_folder(tmp_path / "test"), tmp_path / "out"
-    assert fuse(data, output, checkpoint, backbone, "--no-figures", "--no-metrics").returncode == 0
+    assert fuse(data, output, checkpoint, backbone, "--img_size", 64).returncode == 0
+    rows, text = rows_of(output), (output / "summary.md").read_text()
+
+    # interrupted: what was done stays, metrics included
     (output / "tall" / "fused.png").unlink()
-    marker = output / "wide 1" / "fused.png"
+    (output / "metrics.csv").write_text("foreign,table\n1,2\n")
+    write_image(data / "wide 1" / "comp2.png", read_image(data / "wide 1" / "comp1.png", "RGBA"))
+    marker = output / "넓은 장면" / "fused.png"
     marker.write_bytes(b"mine")
-    process = fuse(data, output, checkpoint, backbone, "--no-figures")
-    assert process.returncode == 0 and "3 of 4 scenes are done already" in process.stdout
+    process = fuse(data, output, checkpoint, backbone, "--img_size", 64)
+    assert process.returncode == 0, process.stderr
+    assert "2 of 4 scenes are done already" in process.stdout and "2 scenes are fused anew" in process.stdout
     assert marker.read_bytes() == b"mine" and (output / "tall" / "fused.png").exists()
-    assert fuse(data, output, checkpoint, backbone, "--no-figures", "--overwrite").returncode == 0
-    assert marker.read_bytes() != b"mine"
+    again = rows_of(output)
+    assert {name for name in rows if again[name] == rows[name]} == {"tall", "넓은 장면"}
+
+    # other weights or options are refused before anything is written
+    export_weights(checkpoint, tmp_path / "weights.pth")
+    state = load_checkpoint(tmp_path / "weights.pth")
+    next(iter(state["model"].values())).add_(0.01)
+    save_checkpoint(tmp_path / "weights.pth", state)
+    for weights, size in ((checkpoint, 80), (tmp_path / "weights.pth", 64)):
+        process = fuse(data, output, weights, backbone, "--img_size", size)
+        assert process.returncode == 2 and "were made by other weights or with other options" in process.stderr
+    assert marker.read_bytes() == b"mine" and rows_of(output) == again
+
+    # with --overwrite nothing stays of the earlier runs
+    process = fuse(data, output, checkpoint, backbone, "--overwrite", "--no-figures", "--n_max_completions", 2)
+    assert process.returncode == 0 and marker.read_bytes() != b"mine"
+    assert not list(output.glob("*/weight_3.png")) and not list(output.glob("*/figure.png"))
+    for folder in data.iterdir():
+        total = sum(read_weight(output / folder.name / f"weight_{k}.png") for k in (1, 2))
+        assert total.max() <= 1.0001
+    assert (output / "summary.md").read_text() != text
+
+
+def read_weight(path):
+    with Image.open(path) as image:
+        return np.asarray(image) / 65535
+
+
+def test_another_data_set_has_its_own_table(tmp_path, checkpoint, backbone):
+    data, output = write_test_folder(tmp_path / "test"), tmp_path / "out"
+    assert fuse(data, output, checkpoint, backbone, "--no-figures").returncode == 0
+    (tmp_path / "more" / "=1+2").mkdir(parents=True)
+    write_scene(tmp_path / "more" / "=1+2", draw_scene(9))
+    (tmp_path / "more" / "-broken").mkdir()
+    (tmp_path / "more" / "-broken" / "mask.png").write_bytes(b"")
+    process = fuse(tmp_path / "more", output, checkpoint, backbone, "--no-figures")
+    assert process.returncode == 1 and "Means over 1 scenes" in process.stdout
+    assert set(rows_of(output)) == {"'=1+2"}
+    assert "\n'-broken," in (output / "failed.csv").read_text()
+
+
+def test_several_processes_write_the_bytes_of_one(tmp_path, checkpoint, backbone):
+    data = write_test_folder(tmp_path / "test")
+    for seed in range(6):
+        (data / f"more_{seed}").mkdir()
+        write_scene(data / f"more_{seed}", draw_scene(seed, (60, 100), 1 + seed % 3))
+    (data / "bad").mkdir()
+    (data / "bad" / "mask.png").write_bytes(b"")
+    options = ("--data_dir", data, "--checkpoint", checkpoint, "--lpips_weights", backbone, "--workers", 1,
+               "--batch_size", 2, "--gpus", 0)
+    one = run(SCRIPT, "--output_dir", tmp_path / "one", *options)
+    two = torchrun(SCRIPT, "--output_dir", tmp_path / "two", *options)
+    assert one.returncode == two.returncode == 1
+    for process in (one, two):
+        assert process.stdout.count("10 scenes fused into") == 1 and process.stdout.count("Means over 9 scenes") == 1
+        assert process.stderr.count("bad/mask.png") == 1, process.stderr
+    files = [{path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+             for folder in (tmp_path / "one", tmp_path / "two")]
+    assert files[0].keys() == files[1].keys() and len(files[0]) > 50
+    assert [name for name in files[0] if files[0][name] != files[1][name]] == []
 
 
 def test_a_broken_scene_is_named_and_the_others_are_done(tmp_path, checkpoint, backbone):
@@ -174,32 +250,87 @@ def test_checkpoints_of_another_kind(tmp_path, checkpoint, content, complaint):
 
 
 def test_wrong_usage_exits_with_2(tmp_path, checkpoint):
-    folders = ("--data_dir", tmp_path, "--output_dir", tmp_path, "--checkpoint", checkpoint)
-    for arguments in (("--data_dir", ""), (*folders, "--img_size", "big"), (*folders, "--device", "cuda")):
-        assert run(SCRIPT, *arguments).returncode == 2
+    folders = ("--data_dir", tmp_path, "--output_dir", tmp_path / "out", "--checkpoint", checkpoint)
+    for arguments, complaint in (
+        (("--data_dir", ""), "data_dir"), ((*folders, "--img_size", "big"), "img_size"),
+        ((*folders, "--device", "cuda"), "no GPU"), ((*folders, "--group_by", "("), "not a regular expression"),
+        ((*folders[:2], "--output_dir", tmp_path), "is --data_dir itself"),
+    ):
+        process = run(SCRIPT, *arguments)
+        assert process.returncode == 2 and complaint in process.stderr.splitlines()[-1]
 
 
-def test_batching_changes_nothing(checkpoint):
-    model, _ = load_model(checkpoint)
-    scenes = [draw_scene(seed, (50, 70), n) for seed, n in ((0, 1), (1, 4))]
-    together = fuse_scenes(model, scenes, (64, 64), torch.device("cpu"))
-    for scene, result in zip(scenes, together):
-        (alone,) = fuse_scenes(model, [scene], (64, 64), torch.device("cpu"))
-        assert torch.allclose(alone["fused"], result["fused"], atol=1e-5)
-        total = result["weights"].sum(1, keepdim=True) + result["residual"]
-        assert torch.allclose(total, torch.ones_like(total), atol=1e-5)
+def test_names_that_people_bring_and_links(tmp_path, checkpoint):
+    data, output = write_test_folder(tmp_path / "test"), tmp_path / "out"
+    (data / "list.txt").write_text("tall\nno_original\nwide 1\n")
+    output.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (output / "tall").symlink_to(tmp_path / "elsewhere")
+    (output / "wide 1").symlink_to(data / "wide 1")
+    process = run(SCRIPT, "--input_dir", data, "--image_list", data / "list.txt", "--output_dir", output, "--config",
+                  "train.yaml", "--checkpoint", checkpoint, "--d_model", 256, "--nhead", 8, "--num_workers", 1,
+                  "--no-metrics", "--no-figures")
+    assert process.returncode == 1
+    for name in ("config train.yaml", "d_model 256", "nhead 8"):
+        assert process.stderr.count(f"{name} is not used: the checkpoint decides") == 1
+    assert (output / "no_original" / "fused.png").exists()
+    assert "tall: a link, which is not followed" in process.stderr and not any((tmp_path / "elsewhere").iterdir())
+    assert "is the scene's own folder" in process.stderr and not (data / "wide 1" / "fused.png").exists()
 
 
-def test_exported_weights_fuse_alike_and_are_small(tmp_path, checkpoint):
-    export_weights(checkpoint, tmp_path / "weights.pth")
-    assert (tmp_path / "weights.pth").stat().st_size < 0.4 * checkpoint.stat().st_size
-    device, scene = torch.device("cpu"), draw_scene(0)
-    (one,), (two,) = (fuse_scenes(load_model(path)[0], [scene], (64, 64), device)
-                      for path in (checkpoint, tmp_path / "weights.pth"))
-    assert torch.equal(one["fused"], two["fused"])
+def test_raw_results_get_the_command_that_prepares_them(tmp_path, checkpoint):
+    raw = tmp_path / "results" / "Places365_val_00000007"
+    raw.mkdir(parents=True)
+    for name in ("", "_partial", "_comp1"):
+        Image.new("RGB", (8, 8)).save(raw / f"{raw.name}{name}.jpg")
+    process = run(SCRIPT, "--data_dir", raw.parent, "--output_dir", tmp_path / "out", "--checkpoint", checkpoint)
+    assert process.returncode == 1
+    assert f"prepare_dataset.py create --input_dir {raw.parent} --output_dir {raw.parent}_scenes" in process.stderr
 
 
-def test_network_size_keeps_aspect_and_area():
-    assert network_size((256, 256), 256) == (256, 256)
-    assert network_size((1080, 1920), 256) == (192, 336)
-    assert network_size((10, 1000), 64) == (16, 640)
+def test_ctrl_c_is_one_line_and_no_helper_outlives_its_parent(tmp_path, checkpoint):
+    data = tmp_path / "data"
+    for seed in range(300):
+        (data / f"s{seed}").mkdir(parents=True)
+        write_scene(data / f"s{seed}", draw_scene(seed % 3))
+    arguments = (SCRIPT, "--data_dir", data, "--output_dir", tmp_path / "out", "--checkpoint", checkpoint,
+                 "--no-metrics", "--workers", 2)
+    for number, status in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        done = len(list(tmp_path.glob("out/*/fused.png")))
+        process = Running(*arguments)
+        while len(list(tmp_path.glob("out/*/fused.png"))) < done + 3:
+            time.sleep(0.05)
+        os.killpg(process.pid, number) if number == signal.SIGINT else os.kill(process.pid, number)
+        finished = process.finish(30)
+        assert finished.returncode == status, finished.stderr
+        if number == signal.SIGINT:
+            assert finished.stderr == "stopped; what is done stays, the same command goes on\n"
+            assert len(list(tmp_path.glob("out/*/fused.png"))) < 300
+        until = time.monotonic() + 10
+        while members(process.pid) and time.monotonic() < until:
+            time.sleep(0.1)
+        assert members(process.pid) == []
+    assert not [path for path in tmp_path.glob("out/*/weight_*.png") if read_weight(path).max() > 1.0001]
+
+
+def members(group):
+    """Processes of a process group that are still there, zombies left out."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = status.read_text().rsplit(")", 1)[1].split()
+            if int(fields[2]) == group and fields[0] != "Z":
+                found.append(status.parent.name)
+    return found
+
+
+def test_without_fcntl_and_on_an_ascii_terminal(tmp_path, checkpoint):
+    (tmp_path / "data" / "넓은").mkdir(parents=True)
+    (tmp_path / "data" / "넓은" / "mask.png").write_bytes(b"")
+    arguments = ["--data_dir", tmp_path / "data", "--output_dir", tmp_path / "out", "--checkpoint", checkpoint]
+    code = (f"import sys, runpy; sys.modules['fcntl'] = None; import prepare_dataset; "
+            f"sys.argv = {[SCRIPT, *map(str, arguments), '--workers', '0']}; runpy.run_path({SCRIPT!r}, "
+            "run_name='__main__')")
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60,
+                             check=False, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert process.returncode == 1 and "??/mask.png" in process.stderr and "Traceback" not in process.stderr

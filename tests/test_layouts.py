@@ -9,9 +9,10 @@ import pytest
 
 from fusion.data.images import write_image
 from fusion.data.layout_table import BY_ROLES, LAYOUTS
-from fusion.data.layouts import find_raw_scenes
-from fusion.data.new_holes import NewHole
+from fusion.data.layouts import RawScene, find_raw_scenes
+from fusion.data.new_holes import NewHole, photo_or_partial
 from fusion.data.raw_scenes import read_raw_scene
+from fusion.data.report import print_report
 from fusion.data.roles import sort_into_roles
 from fusion.data.scenes import read_list, read_scene
 from fusion.data.toy import draw_scene, write_dataset
@@ -102,9 +103,10 @@ def test_without_a_hole_each_layout_says_why_and_what_to_do(tree, tmp_path):
     # no photo of it was given: nothing to train on
     assert not (tmp_path / "data" / "enhanced__Places365_test_00000138" / "original.png").exists()
     # the advice can be followed in the same data set, and then holds for it
-    process = create(folder, tmp_path / "data", "--cut_hole", "box", "--max_bad", 1)
-    assert process.returncode == 0 and "6 already there" in process.stdout
-    assert (tmp_path / "data" / "art__0" / "original.png").exists()
+    process = create(folder, tmp_path / "data", "--cut_hole", "box", "--photos", folder / "photos")
+    assert process.returncode == 0 and "4 already there" in process.stdout  # two have a photo now
+    for scene_id in ("art__0", "enhanced__Places365_test_00000138", "segment_all__img1"):
+        assert (tmp_path / "data" / scene_id / "original.png").exists()
     for changed in (("--cut_hole", "grid"), ("--cut_hole", "box", "--seed", 1)):
         process = create(folder, tmp_path / "data", *changed)
         assert process.returncode == 2 and f"not {changed[-1]}" in process.stderr
@@ -144,6 +146,21 @@ def test_cut_holes_are_the_same_in_any_order_and_of_the_policy_asked_for(tree):
     rows, columns = np.nonzero(masks[0])
     assert masks[0].sum() == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)  # a box
     assert not np.array_equal(masks[0], masks[3]) and masks[4][31:33, 31:33].all()
+
+
+def test_a_photo_that_was_blanked_before_is_no_target_but_a_window_is_no_hole(tmp_path):
+    scene = draw_scene(5)
+    soft = np.hypot(*(np.mgrid[:64, :64] - 32)) / 18
+    window = scene.original + np.clip(1.6 - soft, 0, 1)[..., None] * 255  # burnt out, with a halo around it
+    strokes = np.where((np.hypot(*(np.mgrid[:64, :64] - 24)) < 12)[..., None], 255, scene.original)
+    for name, photo, is_hole in (("box", np.where(scene.mask[..., None], 255, scene.original), True),
+                                 ("black", np.where(scene.mask[..., None], 0, scene.original), True),
+                                 ("strokes", strokes, True), ("window", np.clip(window, 0, 255), False),
+                                 ("whole", scene.original, False)):
+        _write(tmp_path / name / "original.png", photo.astype(np.uint8))
+        _write(tmp_path / name / "comp1.png", scene.completions[0])
+        raw = {found.id: found for found in find_raw_scenes(tmp_path)[0]}[name]
+        assert (photo_or_partial(raw).partial is not None) == is_hole, name
 
 
 def test_a_photo_of_something_else_is_refused(tree, tmp_path):
@@ -273,6 +290,18 @@ def test_scenes_of_one_photo_are_never_in_two_lists(tmp_path):
         lists = [read_list(data / name, data) for name in names]
         assert sum(bool(set(twins) & set(members)) for members in lists) == 1
         assert len({scene_id for members in lists for scene_id in members}) == 12
+
+
+def test_what_many_scenes_have_in_common_is_said_once(capsys):
+    raw_scenes = [RawScene(f"s{i}", Path("in", "many" if i < 40 else str(i), f"s{i}"), layout="test")
+                  for i in range(45)]
+    skipped = {raw.id: f"{raw.folder}: no hole in {raw.id} (why)" for raw in raw_scenes} | {"s3": "in/many/s3: damaged"}
+    print_report(raw_scenes, {}, skipped, Path("in"), "test_list.txt")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "layout test: 45 scenes in 40, 41, 42 and 3 more; 45 bad"
+    assert sum(line.startswith("bad: ") for line in lines) == 10 + 1 + 1
+    assert "bad: s3: in/many/s3: damaged" in lines
+    assert lines[-1] == "bad: 34 more scenes, all in skipped.csv: no hole in (why)"
 
 
 def test_wrong_usage_of_holes_and_photos(tree, tmp_path):

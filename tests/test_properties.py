@@ -10,14 +10,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from amodal_fusion_transformer import AmodalFusionTransformer
-from amodal_fusion_transformer_inference import fuse_scenes, network_size, write_outputs
+from amodal_fusion_transformer_inference import network_size
 from fusion.data.datasets import AmodalFusionDataset
 from fusion.data.images import IMAGE_SUFFIXES, read_image, resize, write_image
 from fusion.data.layouts import find_raw_scenes
 from fusion.data.raw_scenes import read_raw_scene
 from fusion.data.scenes import read_scene, write_scene
-from fusion.data.tensors import to_arrays
+from fusion.data.tensors import to_tensors
 from fusion.data.toy import draw_scene
+from fusion.model.blending import blend_hole
+from fusion.output.scene_writer import SceneWriter
 
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40,
                           suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -29,7 +31,7 @@ def network():
     torch.manual_seed(0)
     model = AmodalFusionTransformer(width=32, encoder_layers=1, decoder_layers=1, heads=2).eval()
     with torch.no_grad():
-        model.weight_head.weight.normal_()  # an untrained head would hide what comes before it
+        model.head.weight_head.weight.normal_()  # an untrained head would hide what comes before it
     return model
 
 
@@ -144,7 +146,11 @@ def test_create_dataset_fuse_round_trip(seed, size, n, white_hole, background, n
         assert item["partial"].shape == (3, 32, 32) and item["completions"].shape == (5, 4, 32, 32)
         assert not item["partial"][:, item["mask"][0] > 0].any() and item["valid"].any()
 
-        (result,) = fuse_scenes(MODEL, [back], network_size(size, 32), CPU)
-        write_outputs(root / "out", to_arrays(result)[0], scene.id, figure=True)
-        fused = read_image(root / "out" / "fused.png", "RGB")
+        small = back.resized(network_size(size, 32))
+        with torch.no_grad():
+            logits = MODEL(**{name: value[None] for name, value in to_tensors(small, len(small.completions)).items()
+                              if name != "original"})["logits"][0]
+        assert blend_hole(back, logits).weights.max() <= 1
+        SceneWriter(root / "data", root / "out", {})(scene.id, back, logits.numpy())
+        fused = read_image(root / "out" / scene.id / "fused.png", "RGB")
         assert np.array_equal(fused[~back.mask], back.partial[~back.mask])

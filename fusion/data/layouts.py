@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from PIL import Image
-
-from fusion.data.images import IMAGE_SUFFIXES
+from fusion.data.images import IMAGE_SUFFIXES, open_picture
 from fusion.data.layout_table import BY_ROLES, LAYOUTS
 from fusion.data.names import fault_of_id, is_rubbish, join_id
 from fusion.data.roles import ROLES, natural, sort_into_roles
@@ -41,12 +39,12 @@ class RawScene:
     original: Path | None = None
     partial: Path | None = None
     mask: Path | None = None
-    mask_hole: str = "auto"  # the mask's value in the hole, "white" or "black", where the layout knows it
     completions: list = field(default_factory=list)  # of RawCompletion
     notes: list = field(default_factory=list)
     layout: str = ""  # the name of its entry in the table of layouts
     no_hole: str = ""  # why there is no hole among these files, when the layout says so; "" = look at the pixels
     photo: Path | None = None  # of that name in --photos, the original unless that lies with the scene
+    masked_photo: bool = False  # what lies here as the photo may have its hole blanked already
 
 
 def find_raw_scenes(input_dir, photos_dir=None):
@@ -139,7 +137,8 @@ def _scene_of_layout(layout, folder, name, files, input_dir, photos):
     elif len(parts) > 1 and parts[-2] == layout.inner:
         del parts[-2]
     scene = RawScene(join_id(parts or [folder.name]), folder, original or photo, layout=layout.name, photo=photo,
-                     partial=_first(folder, layout.partial, of_scene), mask=_first(folder, layout.mask, of_scene))
+                     partial=_first(folder, layout.partial, of_scene), mask=_first(folder, layout.mask, of_scene),
+                     masked_photo=layout.masked_photo)
     scene.no_hole = "" if scene.mask or scene.partial else layout.no_hole
     background = _first(folder, (layout.background,), of_scene)
     if background:
@@ -212,11 +211,11 @@ def _are_layers(paths):
     sizes = set()
     for path in paths:
         try:
-            with Image.open(path) as image:
+            with open_picture(path) as image:
                 if "A" not in image.mode and "transparency" not in image.info:
                     return False
                 sizes.add(image.size)
-        except (OSError, ValueError, Image.DecompressionBombError):
+        except SceneError:
             continue  # damaged: reading it will tell
     return len(sizes) == 1
 
@@ -241,7 +240,7 @@ def _scenes_by_roles(folder, pictures, input_dir, photos, faults):
         parts = list(folder.relative_to(input_dir).parts)
         if prefix and prefix != folder.name:
             parts.append(prefix)
-        scene = RawScene(join_id(parts or [folder.name]), folder, layout=BY_ROLES)
+        scene = RawScene(join_id(parts or [folder.name]), folder, layout=BY_ROLES, masked_photo=True)
         for role in ROLES[:3]:
             # PNG before lossy copies, else the first name
             files = sorted(group[role], key=lambda path: (path.suffix.lower() != ".png", path.name))

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from fusion.data.images import FORMATS, IMAGE_SUFFIXES, ORIENTATION, read_image, resize
+from fusion.data.images import IMAGE_SUFFIXES, ORIENTATION, open_picture, read_image, resize
 from fusion.data.names import is_rubbish
 from fusion.errors import SceneError
 
@@ -110,12 +109,9 @@ def read_photo(path, side):
 @lru_cache(maxsize=65536)
 def stored_size(path):
     """(height, width) of a picture as annotations count it, from its header."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            turned = image.getexif().get(ORIENTATION, 1) >= 5
-            return image.size if turned else image.size[::-1]
-    except OSError as error:
-        raise SceneError(f"{path}: {error.strerror or 'not a picture'}") from None
+    with open_picture(path) as image:
+        turned = image.getexif().get(ORIENTATION, 1) >= 5
+        return image.size if turned else image.size[::-1]
 
 
 @dataclass

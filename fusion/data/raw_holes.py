@@ -33,10 +33,6 @@ def find_hole(raw, pictures, mask_hole="auto"):
     Raises:
         SceneError: no hole, no telling which side of the mask it is, or a mask that is none of a hole.
     """
-    if mask_hole == "auto":
-        mask_hole, told = raw.mask_hole, "by its layout"
-    else:
-        told = "as told"
     if pictures.mask is None:
         return _hole_without_mask(raw, pictures)
     mask = pictures.mask
@@ -48,7 +44,9 @@ def find_hole(raw, pictures, mask_hole="auto"):
     sides = {"black": ~white, "white": white}
     if mask_hole != "auto":
         _drop_blank_original(raw, pictures, sides[mask_hole])
-        return _with_soft_edge(pictures, mask_hole), f"{mask_hole} in the mask ({told})"
+        _note_contradiction(raw, pictures, sides, mask_hole)
+        return _with_soft_edge(pictures, mask_hole), f"{mask_hole} in the mask (as told)"
+    _check_outline(raw, pictures, sides)
     if pictures.partial is None:
         for hole in sides.values():
             _drop_blank_original(raw, pictures, hole)
@@ -61,8 +59,17 @@ def find_hole(raw, pictures, mask_hole="auto"):
     else:
         name = _redrawn_side(raw, pictures, sides)
         how = f"{name} in the mask (completions fit the photo outside)"
-    _check_outline(raw, pictures, sides)
     return _with_soft_edge(pictures, name), how
+
+
+def _note_contradiction(raw, pictures, sides, told):
+    if pictures.partial is None:
+        return
+    other = "white" if told == "black" else "black"
+    blank = {name: blank_share(pictures.partial, hole) for name, hole in sides.items()}
+    if blank[told] < 0.9 <= blank[other]:
+        pictures.notes.append(f"{raw.partial.name} is blank where {raw.mask.name} is {other}, the hole was told to be "
+                              f"{told}")
 
 
 def _with_soft_edge(pictures, name):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
+from fusion.data.agreement import largest
 from fusion.data.alpha import cut_out, masks_beside, with_silhouette
 from fusion.data.images import FEW, read_image, resize
 from fusion.errors import SceneError
@@ -59,9 +60,11 @@ def read_pictures(raw, background="auto"):
     frame = partial if partial is not None else original
     if frame is None:
         return pictures
-    size = frame.shape[:2]
-    if original is not None and partial is not None and not _same_aspect(original.shape, size):
-        original, mask = _cropped_alike(original, mask, partial, raw, pictures)
+    shown = [partial] if partial is not None else [canvas.picture for canvas in canvases if canvas is not None]
+    if original is not None and not any(_same_aspect(picture.shape, original.shape) for picture in shown) and all(
+            files.offset is None for files in raw.completions):
+        original, mask = _cropped_alike(original, mask, shown, raw, pictures)
+    size = partial.shape[:2] if partial is not None else original.shape[:2]
     original = same_frame(original, size, raw.original, pictures)
     mask = same_frame(mask, size, raw.mask, pictures, nearest=True)
     for canvas, files in zip(canvases, raw.completions):
@@ -157,6 +160,11 @@ def _use_masks_beside(canvases, files, notes):
         return
     drawn = [None if canvas.kind in ("opaque", "checkerboard") else canvas.picture[..., 3] > 127 for canvas, _ in found]
     name = found[0][1].companion.name
+    shown = [(drawing, canvas.companion > 127) for drawing, (canvas, _) in zip(drawn, found) if drawing is not None]
+    if shown and all((drawing & mask).sum() < 0.1 * drawing.sum() and mask.mean() > 0.5 for drawing, mask in shown):
+        notes.append(f"{name} …: inverted, black is the object")
+        for canvas, _ in found:
+            canvas.companion = 255 - canvas.companion
     use, share = masks_beside(drawn, [canvas.companion > 127 for canvas, _ in found])
     if use == "modal":
         notes.append(f"{name} …: modal masks, {share:.0%} of what the completions show lies outside of them")
@@ -200,27 +208,37 @@ def same_frame(picture, size, path, pictures, nearest=False):
     return resize(picture, size, nearest)
 
 
-def _cropped_alike(original, mask, partial, raw, pictures):
-    """The photo, and its mask, cropped or squeezed as the partial image was made from it.
+def _cropped_alike(original, mask, shown, raw, pictures):
+    """The photo, and its mask, cropped or squeezed as the pictures `shown` were: partial image, or completions.
 
     Completers that want squares cut the middle out of a photo or squeeze it. Which it was, the pixels tell; they stay
     as they are when neither fits.
     """
-    size, (height, width) = partial.shape[:2], original.shape[:2]
+    if not shown:
+        return original, mask
+    size, (height, width) = shown[0].shape[:2], original.shape[:2]
     side = min(height / size[0], width / size[1])
     crop_size = round(side * size[0]), round(side * size[1])
     top, left = ((whole - part) // 2 for whole, part in zip((height, width), crop_size))
     middle = np.s_[top : top + crop_size[0], left : left + crop_size[1]]
     ways = {"cropped to its middle": original[middle], "squeezed": original}
 
-    def distance(picture):  # most of the photo is not hole
-        return np.percentile(np.abs(resize(picture, size)[..., :3].astype(np.int16) - partial[..., :3]).max(2), 40)
+    small = tuple(max(1, round(length * min(1, 128 / max(size)))) for length in size)
+    shown = [resize(picture, small) for picture in shown]
+
+    def distance(picture):  # of the nearest at each pixel; most of the photo is not hole
+        picture, nearest = resize(picture, small)[..., :3], np.full(small, 255, np.uint8)
+        for other in shown:
+            difference = largest(cv2.absdiff(other[..., :3], picture))
+            nearest = np.where(other[..., 3] > 200, np.minimum(nearest, difference), nearest)
+        return np.percentile(nearest[nearest < 255], 40) if (nearest < 255).any() else 255
 
     distances = {way: distance(picture) for way, picture in ways.items()}
     best, other = sorted(distances, key=distances.get)
     if distances[best] > ALIKE or distances[best] > 0.7 * distances[other]:
         return original, mask
-    pictures.notes.append(f"{raw.original.name}: {best}, as {raw.partial.name} shows it")
+    witness = "completions show" if raw.partial is None else f"{raw.partial.name} shows"
+    pictures.notes.append(f"{raw.original.name}: {best}, as {witness} it")
     if mask is not None and mask.shape[:2] == (height, width):
         mask = resize(mask[middle] if best != "squeezed" else mask, size, nearest=True)
     return resize(ways[best], size), mask

@@ -88,7 +88,7 @@ def _print_alike(kind, messages, folders, where):
             print(f"{kind}: {scene_id}: " + message.replace("\n", "\n     "))
     for text, count in alike.items():
         if count > SHOWN_ALIKE:
-            print(f"{kind}: {count - SHOWN_ALIKE} more scenes{where}: " + " ".join(text.split()))
+            print(f"{kind}: {count - SHOWN_ALIKE} more scenes{where}: " + " ".join(text.split()).lstrip(": "))
 
 
 def one_of_each(raw_scenes, number):

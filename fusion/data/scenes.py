@@ -193,10 +193,7 @@ def read_files(folder, max_completions=None, need_original=False, with_visible=F
             "255 is the hole: run prepare_dataset.py create on raw results"
         )
     for path, completion in zip(paths, completions):
-        if completion[..., 3].max() == 1:
-            raise SceneError(f"{path}: alpha is 0 or 1, but 255 is opaque; multiply it by 255")
-        if _is_raw(completion, partial, mask):
-            raise SceneError(f"{path}: no alpha, on a flat background; run prepare_dataset.py create on it")
+        check_completion(path, completion, partial, mask)
     if not any(completion[..., 3].any() for completion in completions):
         raise SceneError(f"{folder}: every completion is fully transparent; drop the scene")
     visible = None
@@ -204,6 +201,18 @@ def read_files(folder, max_completions=None, need_original=False, with_visible=F
         visible = [pictures.get(modal_path(path).name) for path in paths]
         visible = [None if shown is None else shown >= 128 for shown in visible]
     return Scene(folder.name, partial, mask, completions, original, visible)
+
+
+def check_completion(path, completion, partial, mask):
+    """Raise SceneError when a completion's alpha cannot be meant as it is.
+
+    Args:
+        path: its file; completion (H,W,4), partial (H,W,3), mask (H,W) bool, of one size.
+    """
+    if completion[..., 3].max() == 1:
+        raise SceneError(f"{path}: alpha is 0 or 1, but 255 is opaque; multiply it by 255")
+    if _is_raw(completion, partial, mask):
+        raise SceneError(f"{path}: no alpha, on a flat background; run prepare_dataset.py create on it")
 
 
 def _is_raw(completion, partial, mask):

@@ -7,14 +7,15 @@ import json
 import math
 import re
 from graphlib import CycleError, TopologicalSorter
-from itertools import combinations
+from pathlib import Path
 
 import numpy as np
-import torch
 import yaml
 
 from fusion.errors import ConfigError, SceneError
 from fusion.files import write_text
+
+MOST_COUNTED = 2**26  # candidates times pixels; of larger scenes every second, third … row and column is counted
 
 
 def find_order(weights, alpha, mask, votes=None, locks=()):
@@ -31,39 +32,66 @@ def find_order(weights, alpha, mask, votes=None, locks=()):
     Returns:
         dict of
         pairs: list of {front, behind, confidence, area, area_in_hole[, votes, weights][, locked]}: areas in pixels
-            where both have alpha > 0.5; votes and weights are the shares, 0 to 1, that speak for `front`, and
-            confidence is their mean, from 0.5, undecided, to 1.
+            where both have alpha > 0.5; votes and weights are the shares, 0 to 1, that speak for `front`. Weights
+            count as far as the two have any where they meet in the hole, votes for the rest; that makes the confidence,
+            from 0.5, undecided, to 1.
         front_to_back: list of groups; each lies in front of the next where they meet. Objects in one group lie in
             front of each other in a circle, which woven or leaning things do.
         cycles: those groups of more than one.
     """
-    covers, inside = alpha > 0.5, mask > 0.5
+    covers, inside = (alpha > 0.5).reshape(len(alpha), -1), mask.reshape(-1) > 0.5  # (N,P), (P,)
+    meet = count_pairs(covers, covers)
+    meet_hidden = count_pairs(covers[:, inside], covers[:, inside])
+    won = count_pairs(covers[:, inside] * weights.reshape(len(alpha), -1)[:, inside], covers[:, inside])
     pairs = []
-    for i, j in combinations(range(len(weights)), 2):
-        both = covers[i] & covers[j]
-        if not both.any():
-            continue
-        hidden = both & inside
-        shares = {}
+    for i, j in zip(*np.nonzero(np.triu(meet, 1))):
+        shares, weight = {}, won[i, j] + won[j, i]
         if votes is not None:
             shares["votes"] = 1 / (1 + math.exp(-np.clip(votes[i + 1][j + 1], -50, 50)))
-        if hidden.any():
-            ours, theirs = weights[i][hidden].sum(), weights[j][hidden].sum()
-            if ours + theirs > 0:
-                shares["weights"] = float(ours / (ours + theirs))
+        if weight > 0:
+            shares["weights"] = won[i, j] / weight
         if not shares:
-            continue  # they meet in plain view alone, and nobody was asked
-        front, behind, confidence = i + 1, j + 1, sum(shares.values()) / len(shares)
+            continue  # they meet in plain view alone, and nobody voted
+        told = weight / meet_hidden[i, j] if weight > 0 else 0  # what lies behind a third one has hardly any weight
+        told = told if votes is not None else 1
+        confidence = told * shares.get("weights", 0) + (1 - told) * shares.get("votes", 0)
+        front, behind = int(i) + 1, int(j) + 1
         locked = (front, behind) in locks or (behind, front) in locks
         if (behind, front) in locks or (confidence < 0.5 and not locked):
             front, behind, confidence = behind, front, 1 - confidence
             shares = {name: 1 - share for name, share in shares.items()}
         pair = {"front": front, "behind": behind, "confidence": 1.0 if locked else round(confidence, 4),
-                "area": int(both.sum()), "area_in_hole": int(hidden.sum())}
+                "area": int(meet[i, j]), "area_in_hole": int(meet_hidden[i, j])}
         pair |= {name: round(share, 4) for name, share in shares.items()}
         pairs.append(pair | ({"locked": True} if locked else {}))
     groups = front_to_back(len(weights), [(pair["front"], pair["behind"]) for pair in pairs])
     return {"pairs": pairs, "front_to_back": groups, "cycles": [group for group in groups if len(group) > 1]}
+
+
+def order_of(scene, blend, votes, locks=()):
+    """`find_order` of a Scene and its Blend."""
+    step = math.ceil(math.sqrt(max(1, len(scene.completions) * scene.mask.size / MOST_COUNTED)))
+    sparse = np.s_[::step, ::step]
+    alpha = np.stack([completion[..., 3][sparse] >= 128 for completion in scene.completions])
+    weights = np.stack([blend.on_picture(weight)[sparse] for weight in blend.weights]) / _one(blend)
+    order = find_order(weights, alpha, scene.mask[sparse], votes, locks)
+    for pair in order["pairs"]:
+        pair |= {name: pair[name] * step**2 for name in ("area", "area_in_hole")}
+    return order
+
+
+def _one(blend):
+    """What stands for a weight of 1 in a Blend."""
+    return np.float32(np.iinfo(np.uint16).max if blend.weights.dtype == np.uint16 else 1)
+
+
+def count_pairs(values, covers):
+    """(N,P) and (N,P) → (N,N) float64: the sum of each one's values over the pixels that the other covers."""
+    total, block = np.zeros((len(covers), len(covers))), 2**20
+    for start in range(0, covers.shape[1], block):  # float32 counts a block exactly
+        part = np.s_[:, start : start + block]
+        total += values[part].astype(np.float32) @ covers[part].astype(np.float32).T
+    return total
 
 
 def front_to_back(count, pairs):
@@ -114,7 +142,7 @@ def parse_locks(texts, source):
     return locks
 
 
-def read_locks(path, scene_ids):
+def read_locks(path, data_dir):
     """Pairs decided by hand: a YAML file with a line such as `abbey__0001: ["1>3", "2>4"]` per scene.
 
     Returns:
@@ -125,15 +153,32 @@ def read_locks(path, scene_ids):
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
-            table = yaml.load(file, yaml.BaseLoader)  # text only: a scene may be called 0012 or no
+            text = file.read()
+        node, table = (read(text, yaml.BaseLoader) for read in (yaml.compose, yaml.load))  # all text, as 0012 is a name
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML ({error})") from None
     if not isinstance(table, dict):
         raise ConfigError(f'{path}: expected lines of the form  scene: ["1>3"]')
-    unknown = sorted(set(table) - set(scene_ids))
+    names = [key.value for key, _ in node.value]
+    unknown = [name for name in names if not (Path(data_dir) / name).is_dir()]
     if unknown:
-        raise ConfigError(f"{path}: there is no scene {', '.join(map(repr, unknown[:5]))}")
+        raise ConfigError(f"{path}: there is no scene {', '.join(map(repr, unknown[:5]))} in {data_dir}")
+    if len(names) > len(table):
+        raise ConfigError(f"{path}: {max(names, key=names.count)} stands there twice")
     return {scene_id: parse_locks(texts, f"{path}: {scene_id}") for scene_id, texts in table.items()}
+
+
+def list_locks(lock, path, data_dir, scene_ids):
+    """{scene id: pairs decided by hand}, by the text of --lock or the file of --locks.
+
+    Raises:
+        ConfigError: --lock for more than one scene; and as in `parse_locks` and `read_locks`.
+    """
+    if lock and (path or len(scene_ids) != 1):
+        raise ConfigError("--lock is for a single scene; give --locks a file with a line for each")
+    if lock:
+        return {scene_ids[0]: parse_locks(lock.split(","), "--lock")}
+    return read_locks(path, data_dir) if path else {}
 
 
 def sort_locks(locks):
@@ -145,31 +190,50 @@ def sort_locks(locks):
             if number in graph}
 
 
-def apply_locks(locks, weights, residual, completions):
+def check_numbers(locks, count):
+    """Raise SceneError for a lock on a completion that a scene of so many does not have."""
+    wrong = [f"{front}>{behind}" for front, behind in locks if max(front, behind) > count]
+    if wrong:
+        raise SceneError(f"lock {', '.join(wrong)}: the scene has completions 1 to {count}")
+
+
+def apply_locks(locks, weights, residual, alpha):
     """Weights in which the front one of each locked pair has taken what the other had.
 
     It takes as much as it covers: where it is opaque all, at a soft edge its alpha. Several in front of one share in
     the ratio of their own weights.
 
     Args:
-        locks: of `parse_locks`; weights (1,N,H,W), residual (1,1,H,W), completions (1,N,4,H,W).
+        locks: of `parse_locks`; weights, alpha: (N,…) float32; residual (…).
 
     Returns:
         weights and residual of the same shapes, their sum as before.
-
-    Raises:
-        SceneError: a number is larger than N.
     """
-    count = weights.shape[1]
-    wrong = [f"{front}>{behind}" for front, behind in locks if max(front, behind) > count]
-    if wrong:
-        raise SceneError(f"lock {', '.join(wrong)}: the scene has completions 1 to {count}")
-    all_weights = torch.cat([residual, weights], 1)[0].clone()  # (M,H,W), the fill first, as in the locks
-    alpha = torch.cat([torch.ones_like(residual), completions[:, :, 3]], 1)[0]
+    all_weights = np.concatenate([residual[None], weights])  # (M,…), the fill first, as in the locks
+    alpha = np.concatenate([np.ones_like(residual)[None], alpha])
     for behind, fronts in sort_locks(locks).items():
-        cover = alpha[fronts]  # (F,H,W)
+        cover = alpha[fronts]  # (F,…)
         taken = all_weights[behind] * (1 - (1 - cover).prod(0))
-        share = (all_weights[fronts] + 1e-6) * cover
-        all_weights[fronts] += taken * share / share.sum(0).clamp(min=1e-9)
+        share = (all_weights[fronts] + np.float32(1e-6)) * cover
+        all_weights[fronts] += taken * share / np.maximum(share.sum(0), np.float32(1e-9))
         all_weights[behind] -= taken
-    return all_weights[None, 1:], all_weights[None, :1]
+    return all_weights[1:], all_weights[0]
+
+
+def lock_blend(locks, scene, blend):
+    """Apply locks to the weights and colours of a Blend of `scene`, in place; SceneError as in `check_numbers`."""
+    if not locks:
+        return
+    numbers = sorted({0, *(number for lock in locks for number in lock)})
+    check_numbers(locks, len(blend.weights))
+    rgba = np.stack([scene.completions[number - 1][scene.mask] for number in numbers[1:]]) / np.float32(255)  # (K,P,4)
+    slots = [number - 1 for number in numbers[1:]]
+    full = _one(blend)
+    weights, residual = blend.weights[slots] / full, blend.residual / full
+    renumbered = [tuple(map(numbers.index, lock)) for lock in locks]
+    new_weights, new_residual = apply_locks(renumbered, weights, residual, rgba[..., 3])
+    blend.colours += ((new_weights - weights)[..., None] * rgba[..., :3]).sum(0)
+    blend.colours += (new_residual - residual)[:, None] * blend.fill
+    if full > 1:
+        new_weights, new_residual = np.rint(new_weights * full), np.rint(new_residual * full)
+    blend.weights[slots], blend.residual[:] = new_weights, new_residual

@@ -1,8 +1,6 @@
 """One page to look through all fused scenes: report.html, opened from disk, with nothing from the network."""
 
-import csv
 import json
-import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,9 +14,10 @@ from fusion.data.scenes import completion_paths
 from fusion.errors import SceneError
 from fusion.figures import WINNER_COLOURS
 from fusion.files import write_text
+from fusion.output.records import read_record
 
 PAGE = Path(__file__).with_name("report.html")
-# what the page calls a column of metrics.csv
+# what the page calls a metric of scene.json
 METRICS = {"psnr": "ours_psnr", "overlap": "ours_psnr_overlap", "oracle": "oracle_psnr", "lpips": "ours_lpips"}
 
 
@@ -31,27 +30,21 @@ def write_report(data_dir, output_dir, scene_ids, workers=1):
         workers: threads that read the masks.
 
     Returns:
-        path of the page, and {scene id: why it is not in there}.
+        path of the page.
+
+    Raises:
+        SceneError: as in `describe_scene`.
     """
     data_dir, output_dir = Path(data_dir), Path(output_dir)
-    metrics = {}
-    if (output_dir / "metrics.csv").exists():
-        with open(output_dir / "metrics.csv", newline="", encoding="utf-8") as file:
-            metrics = {row["scene"]: row for row in csv.DictReader(file)}
     scene_ids = [i for i in scene_ids if (output_dir / i / "fused.png").exists()]
-    scenes, failed = [], {}
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        jobs = [pool.submit(describe_scene, data_dir / i, output_dir / i, metrics.get(i, {})) for i in scene_ids]
-        for scene_id, job in zip(scene_ids, tqdm(jobs, "report", disable=None)):
-            try:
-                scenes.append(job.result())
-            except SceneError as error:
-                failed[scene_id] = str(error)
+        jobs = pool.map(lambda scene_id: describe_scene(data_dir / scene_id, output_dir / scene_id), scene_ids)
+        scenes = list(tqdm(jobs, "report", len(scene_ids), disable=None))
     report = {"scenes": scenes, "data": _link(data_dir, output_dir), "colours": [to_hex(c) for c in WINNER_COLOURS]}
     # a scene may be called </script>
     text = json.dumps(report, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     write_text(output_dir / "report.html", PAGE.read_text(encoding="utf-8").replace("@REPORT@", text))
-    return output_dir / "report.html", failed
+    return output_dir / "report.html"
 
 
 def _link(data_dir, output_dir):
@@ -62,8 +55,8 @@ def _link(data_dir, output_dir):
         return data_dir.resolve().as_uri()
 
 
-def describe_scene(data, output, metrics):
-    """What the page knows about one scene: folders of its pictures, its row of metrics.csv → dict.
+def describe_scene(data, output):
+    """What the page knows about one scene, by the folders of its pictures → dict.
 
     Raises:
         SceneError: a mask cannot be read, or is of another size than the fused image.
@@ -73,23 +66,18 @@ def describe_scene(data, output, metrics):
     if hole.shape != residual.shape:
         raise SceneError(f"{data / 'mask.png'}: not of the size of {output / 'residual_mask.png'}; fuse the scene "
                          "again with --overwrite")
+    metrics = (read_record(output) or {}).get("metrics") or {}
     count = sum(1 for _ in output.glob("weight_*.png"))
-    numbers = {name: _number(metrics.get(column)) for name, column in METRICS.items()}
-    rule = _number(metrics.get("visible_fit_psnr"))
-    if None not in (numbers["psnr"], rule):
-        numbers["gain"] = round(numbers["psnr"] - rule, 4)
+    numbers = {name: metrics[column] for name, column in METRICS.items() if metrics.get(column) is not None}
+    if metrics:
+        numbers["gain"] = metrics["ours_psnr"] - metrics["visible_fit_psnr"]
     return {
         "id": output.name, "width": hole.shape[1], "height": hole.shape[0], "count": count,
         "completions": [path.name for path in completion_paths(data)[:count]],
         "hole": round(float(hole.mean()), 4), "residual": round(float(residual.sum() / max(1, hole.sum())), 4),
         "original": (data / "original.png").exists(), "figure": (output / "figure.png").exists(),
-        "order": _order(output / "order.json"), **numbers,
+        "order": _order(output / "order.json"), **{name: round(value, 4) for name, value in numbers.items()},
     }
-
-
-def _number(text):
-    value = float(text or "nan")
-    return round(value, 4) if math.isfinite(value) else None  # JSON knows no nan
 
 
 def _order(path):

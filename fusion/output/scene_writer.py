@@ -13,6 +13,7 @@ from fusion.errors import SceneError
 from fusion.evaluation import evaluate_scene
 from fusion.figures import draw_scene
 from fusion.model.blending import blend_hole, to_levels
+from fusion.output.order import lock_blend, order_of, write_order
 from fusion.output.records import clear_outputs, input_digest, write_record
 
 LARGEST_FIGURE = 200  # side of a scene in its figure, px
@@ -34,14 +35,23 @@ class SceneWriter:
     figures: bool = True
     metrics: bool = True
     evaluate: bool = False
+    inpaint_command: list | None = None  # of `check_command`
+    seam: int = 0
+    locks: dict = field(default_factory=dict)  # scene id → of `parse_locks`
     perceptual: torch.nn.Module | None = field(default=None, repr=False)
 
-    def __call__(self, scene_id, scene, logits):
+    def asked(self, scene_id):
+        """What the user decided for a scene, and what its record keeps: outputs made otherwise are made anew."""
+        return {"locks": [list(lock) for lock in self.locks.get(scene_id, [])],
+                "inpaint_command": self.inpaint_command, "seam": self.seam}
+
+    def __call__(self, scene_id, scene, logits, votes=None):
         """Fuse and write a scene.
 
         Args:
             scene: Scene; None reads it, completion by completion.
             logits: (M,h,w) float32, what the network said.
+            votes: (M,M) float32, how far it has the row's candidate in front of the column's; None: none.
 
         Raises:
             SceneError, OSError: something is wrong with the scene, or it cannot be written.
@@ -54,23 +64,32 @@ class SceneWriter:
         scene = scene or read_large(source, self.max_completions)
         wanted = self.metrics and scene.original is not None
         exact = wanted and measured_scale(scene) == 1
-        blend = blend_hole(scene, torch.from_numpy(logits), exact)
+        blend = self.blend(scene, logits, exact)
         row = None
         if exact:
-            row = evaluate_scene(scene_id, as_result(scene, blend), self.perceptual, self.evaluate)
+            row = self.measure(scene, blend)
         elif wanted:
             row = self.measure_smaller(scene, logits)
         clear_outputs(folder)
         write_outputs(folder, scene, blend, describe(scene_id, row), self.figures)
-        write_record(folder, self.made_by, digest, scene.mask.shape, row)
+        write_order(folder / "order.json", scene_id, order_of(scene, blend, votes, self.locks.get(scene_id, ())))
+        write_record(folder, self.made_by, digest, scene.mask.shape, row, self.asked(scene_id))
         write_image(folder / "fused.png", blend.fused(scene.partial))
+
+    def blend(self, scene, logits, exact=True):
+        blend = blend_hole(scene, torch.from_numpy(logits), exact)
+        lock_blend(self.locks.get(scene.id, ()), scene, blend)
+        return blend
+
+    def measure(self, scene, blend):
+        return evaluate_scene(scene.id, as_result(scene, blend), self.perceptual, self.evaluate, self.inpaint_command,
+                              self.seam)
 
     def measure_smaller(self, scene, logits):
         """`evaluate_scene` of a smaller copy; `scale` in the row is the factor on its sides."""
         scale = measured_scale(scene)
         small = scene.resized(tuple(max(16, round(side * scale)) for side in scene.mask.shape))
-        result = as_result(small, blend_hole(small, torch.from_numpy(logits)))
-        return evaluate_scene(scene.id, result, self.perceptual, self.evaluate) | {"scale": scale}
+        return self.measure(small, self.blend(small, logits)) | {"scale": scale}
 
 
 def measured_scale(scene):

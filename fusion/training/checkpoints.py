@@ -36,7 +36,8 @@ def load_checkpoint(path):
     """Read a checkpoint onto the CPU.
 
     Raises:
-        UserError: missing, truncated, a flipped bit, pickled code, or not a checkpoint of this program.
+        UserError: missing, truncated, a flipped bit, pickled code, not a checkpoint of this program, or its weights are
+            not finite.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -52,11 +53,20 @@ def load_checkpoint(path):
         raise UserError(f"{path}: holds pickled code, which is never run; only plain weights are read") from None
     except Exception as error:  # damaged archives fail in many ways
         raise UserError(f"{path}: not a whole checkpoint ({error}); use another one") from None
+    if isinstance(state, dict) and "model_state_dict" in state:
+        raise UserError(f"{path}: weights of another program's network (model_state_dict), which has other layers; "
+                        "train this one on your data, best from the weights that ship (--init_from)")
     if not isinstance(state, dict) or state.get("kind") != KIND:
         raise UserError(f"{path}: not a checkpoint of amodal_fusion_transformer.py")
     if state["version"] != VERSION:
         remedy = "; convert it by: python -m experiments.convert_checkpoint OLD NEW" if state["version"] == 1 else ""
         raise UserError(f"{path}: checkpoint format {state['version']}, this program reads {VERSION}{remedy}")
+    for part in ("model", "ema"):
+        weights = state[part].items() if isinstance(state.get(part), dict) else ()
+        broken = [name for name, tensor in weights if torch.is_tensor(tensor) and not tensor.isfinite().all()]
+        if broken:
+            raise UserError(f"{path}: {len(broken)} of its tensors hold numbers that are not finite ({broken[0]}, …): "
+                            "the run that wrote it had gone wrong; use an older checkpoint")
     return state
 
 

@@ -1,0 +1,48 @@
+"""What a run writes about all of its scenes: metrics, and which failed."""
+
+import csv
+import re
+import sys
+
+from fusion.evaluation import write_metrics
+from fusion.files import atomic_file, plain_cell
+from fusion.output.records import read_record
+
+MOST_PRINTED = 20
+
+
+def write_table(output_dir, scene_ids, group_by=None):
+    """Collect the metrics of all scenes of a run into one table; returns its summary, None without originals.
+
+    Args:
+        group_by: regular expression; scenes whose ids share what it matches at their start, or its first group, count
+            as cut from one photo.
+    """
+    pattern = re.compile(group_by) if group_by else None
+
+    def rows():
+        for scene_id in scene_ids:
+            record = read_record(output_dir / scene_id)
+            if record and record["metrics"]:
+                match = pattern.match(scene_id) if pattern else None
+                yield record["metrics"] | ({"photo": match[pattern.groups and 1]} if match else {})
+
+    return write_metrics(output_dir, rows())
+
+
+def write_failures(output_dir, failed):
+    """Print why scenes failed, the first twenty, and write all to failed.csv; without any, no such file stays.
+
+    Args:
+        failed: scene id → what went wrong.
+    """
+    path = output_dir / "failed.csv"
+    for scene_id, fault in list(failed.items())[:MOST_PRINTED]:
+        print(f"error: {scene_id}: {fault}", file=sys.stderr)
+    if len(failed) > MOST_PRINTED:
+        print(f"error: … and {len(failed) - MOST_PRINTED} more, see {path}", file=sys.stderr)
+    path.unlink(missing_ok=True)
+    if failed:
+        with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            cells = ([plain_cell(cell) for cell in pair] for pair in failed.items())
+            csv.writer(file).writerows([("scene", "fault"), *cells])

@@ -1,0 +1,209 @@
+"""The network from Python, and the helper processes of the inference script."""
+
+import os
+import re
+import signal
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import amodal_fusion_transformer_inference as inference
+from amodal_fusion_transformer_inference import FusionPredictor, SceneReader, network_size
+from fusion.data import large_scenes
+from fusion.data.scenes import write_scene
+from fusion.data.tensors import to_tensors
+from fusion.data.toy import draw_scene
+from fusion.errors import SceneError, UserError
+from fusion.figures import draw_scene as draw_figure
+from fusion.helpers import Failure, Helpers
+from fusion.model.blending import blend_hole
+from fusion.model.compositing import add_fill, composite
+from fusion.output.scene_writer import SceneWriter, for_figure
+from fusion.training.checkpoints import export_weights, load_checkpoint, save_checkpoint
+from tests.scripts import ROOT
+
+
+@pytest.fixture(scope="module")
+def predictor(checkpoint):
+    return FusionPredictor(checkpoint, "cpu", 64)
+
+
+def test_the_lines_of_the_documents_run(checkpoint, monkeypatch):
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(encoding="utf-8"), re.S)
+    monkeypatch.setattr(inference, "SHIPPED", checkpoint)
+    scene = draw_scene(0, (50, 70), 3)
+    variables = {"partial": scene.partial, "mask": scene.mask, "completions": scene.completions}
+    exec(snippet, variables)  # what README and docs/python.md show
+    assert variables["fused"].shape == (50, 70, 3) and variables["weights"].shape == (3, 50, 70)
+    assert np.array_equal(variables["fused"][~scene.mask], scene.partial[~scene.mask])
+    total = variables["weights"].sum(0) + variables["residual"]
+    assert np.allclose(total, scene.mask, atol=1e-5)
+
+
+def test_pictures_arrays_and_tensors_are_fused_alike(predictor):
+    scene = draw_scene(1, (50, 70), 3)
+    mask = scene.mask.astype(np.uint8) * 255
+    expected = predictor.fuse(scene.partial, scene.mask, np.stack(scene.completions))
+    for partial, hole, completions in (
+        (Image.fromarray(scene.partial), Image.fromarray(mask), [Image.fromarray(c) for c in scene.completions]),
+        (scene.partial / 255, scene.mask * 1.0, [c / np.float32(255) for c in scene.completions]),
+    ):
+        result = predictor.fuse(partial, hole, completions)
+        assert all(np.array_equal(result[name], expected[name]) for name in expected)
+    tensors = to_tensors(scene, 3)
+    result = predictor.fuse(tensors["partial"], tensors["mask"], tensors["completions"])
+    assert result["residual"].shape == (1, 50, 70) and np.array_equal(result["weights"].numpy(), expected["weights"])
+    assert torch.equal(result["fused"] * (1 - tensors["mask"]), tensors["partial"])
+    assert np.array_equal((result["fused"] * 255).round().byte().permute(1, 2, 0).numpy(), expected["fused"])
+
+
+@pytest.mark.parametrize(("change", "complaint"), [
+    (lambda p, m, c: (p, m, [c[0][..., :3]]), "completion 1: shape .* needs alpha"),
+    (lambda p, m, c: (p, m, [Image.fromarray(c[0][..., :3])]), "completion 1: .* needs alpha"),
+    (lambda p, m, c: (p, m, [c[0][:-1]]), "completion 1: 70×49, but partial is 70×50"),
+    (lambda p, m, c: (p, m & False, c), "mask: no hole"),
+    (lambda p, m, c: (p, ~m, c), "mask: inverted"),
+    (lambda p, m, c: (p, m * np.uint8(100), c), "mask: has values other than"),
+    (lambda p, m, c: (p * 2.0, m, c), "partial: values from 0 to 510; floats lie in"),
+    (lambda p, m, c: (p, m, c[:0]), "there is none"),
+    (lambda p, m, c: (p, m, [np.zeros_like(c[0])]), "fully transparent"),
+])
+def test_what_does_not_fit_together_is_named(predictor, change, complaint):
+    scene = draw_scene(1, (50, 70), 3)
+    with pytest.raises(SceneError, match=complaint):
+        predictor.fuse(*change(scene.partial, scene.mask, scene.completions))
+
+
+def test_batching_changes_nothing(predictor):
+    scenes = [draw_scene(seed, (50, 70), n) for seed, n in ((0, 1), (1, 4))]
+    together = predictor.fuse_scenes(scenes)
+    for scene, result in zip(scenes, together):
+        (alone,) = predictor.fuse_scenes([scene])
+        assert torch.allclose(alone["fused"], result["fused"], atol=1e-5)
+        total = result["weights"].sum(1, keepdim=True) + result["residual"]
+        assert torch.allclose(total, result["mask"], atol=1e-5)
+
+
+def test_exported_weights_fuse_alike_and_are_small(tmp_path, checkpoint, predictor):
+    export_weights(checkpoint, tmp_path / "weights.pth")
+    assert (tmp_path / "weights.pth").stat().st_size < 0.4 * checkpoint.stat().st_size
+    exported = FusionPredictor(tmp_path / "weights.pth", "cpu", 64)
+    assert exported.digest == predictor.digest
+    scene = draw_scene(0)
+    assert torch.equal(exported.fuse_scenes([scene])[0]["fused"], predictor.fuse_scenes([scene])[0]["fused"])
+
+
+def test_a_checkpoint_recommends_its_size(tmp_path, checkpoint):
+    assert FusionPredictor(checkpoint, "cpu").img_size == 64  # that of its training
+    state = load_checkpoint(checkpoint)
+    save_checkpoint(tmp_path / "weights.pth", state | {"config": state["config"] | {"inference_size": 96}})
+    assert FusionPredictor(tmp_path / "weights.pth", "cpu").img_size == 96
+
+
+def test_numbers_that_are_not_finite_never_become_a_picture(tmp_path, checkpoint, predictor):
+    state = load_checkpoint(checkpoint)
+    name = next(iter(state["ema"]))
+    state["ema"][name] = torch.full_like(state["ema"][name], torch.nan, dtype=torch.float32)
+    save_checkpoint(tmp_path / "nan.pth", state)
+    with pytest.raises(UserError, match=r"nan\.pth: 1 of its tensors"):
+        FusionPredictor(tmp_path / "nan.pth", "cpu")
+    scene = draw_scene(0)
+    logits, _ = predictor.look([scene])[0]
+    logits[2, 30, 30] = torch.nan
+    with pytest.raises(SceneError, match="no finite number"):
+        blend_hole(scene, logits)
+    torch.save({"model_state_dict": {}}, tmp_path / "old.pth")
+    with pytest.raises(UserError, match=r"old\.pth: weights of another program"):
+        FusionPredictor(tmp_path / "old.pth", "cpu")
+
+
+def test_blending_at_the_pixels_of_the_hole_is_what_the_whole_picture_gives(monkeypatch):
+    torch.manual_seed(0)
+    for size, count in (((60, 101), 3), ((97, 50), 7)):
+        scene, logits = draw_scene(1, size, count), 4 * torch.randn(count + 1, 16, 12)
+        blend = blend_hole(scene, logits)
+        whole = {name: value[None] for name, value in to_tensors(scene, count).items()}
+        candidates, _ = add_fill(whole["partial"], whole["mask"], whole["completions"])
+        large = F.interpolate(logits[None], size=size, mode="bilinear")
+        expected = composite(large, candidates, whole["partial"], whole["mask"])
+        assert np.allclose(blend.weights, expected["weights"][0].numpy()[:, scene.mask], atol=1e-5)
+        assert np.allclose(blend.colours, expected["fused"][0].permute(1, 2, 0).numpy()[scene.mask], atol=1e-5)
+        monkeypatch.setattr("fusion.model.blending.BLOCK", 64)
+        blocks = blend_hole(scene, logits)
+        assert np.array_equal(blend.weights, blocks.weights) and np.array_equal(blend.colours, blocks.colours)
+        monkeypatch.undo()
+        assert np.array_equal(blend_hole(scene, logits, exact=False).weights, np.rint(blend.weights * 65535))
+
+
+def test_large_scenes_stay_on_disk_and_are_fused_alike(tmp_path, predictor, monkeypatch):
+    (tmp_path / "data" / "s").mkdir(parents=True)
+    write_scene(tmp_path / "data" / "s", draw_scene(3, (80, 120), 5))
+    read = SceneReader(tmp_path / "data", 4, 64)
+    pictures = []
+    for limit, output in ((large_scenes.LARGE, "small"), (1000, "large")):
+        monkeypatch.setattr(large_scenes, "LARGE", limit)
+        small, scene = read((0, "s"))
+        assert (scene is None) == (output == "large")
+        SceneWriter(tmp_path / "data", tmp_path / output, {}, 4)("s", scene, predictor.look([small])[0][0].numpy())
+        pictures.append({path.name: path.read_bytes() for path in (tmp_path / output / "s").iterdir()})
+    assert len(pictures[0]) == 9 and pictures[0] == pictures[1]
+    monkeypatch.setattr("fusion.output.scene_writer.LARGEST_MEASURED", 20_000)
+    writer = SceneWriter(tmp_path / "data", tmp_path / "out", {}, 4)
+    stored = large_scenes.read_large(tmp_path / "data" / "s", 4)
+    row = writer.measure_smaller(stored, predictor.look([small])[0][0].numpy())
+    assert 0 < row["scale"] < 1 and row["ours_psnr"] > 10
+
+
+def test_large_scenes_are_checked_like_all_others(tmp_path):
+    (tmp_path / "s").mkdir()
+    scene = draw_scene(3, 64, 3)
+    scene.completions[1] = scene.completions[1][:-2]
+    scene.completions[2] = np.full_like(scene.completions[2], 255)
+    write_scene(tmp_path / "s", scene)
+    completions = large_scenes.read_large(tmp_path / "s").completions
+    assert completions[0].shape == (64, 64, 4)
+    with pytest.raises(SceneError, match=r"comp2\.png: 64×62, but partial\.png is 64×64"):
+        completions[1]
+    with pytest.raises(SceneError, match=r"comp3\.png: no alpha"):
+        completions[2]
+
+
+def test_many_completions_are_shown_to_the_network_smaller():
+    assert network_size((256, 256), 256) == network_size((256, 256), 256, 30) == (256, 256)
+    assert network_size((1080, 1920), 256) == (192, 336)
+    assert network_size((10, 1000), 64) == (16, 640)
+    rows, columns = network_size((1024, 1024), 256, 200)
+    assert 200 * rows * columns < 2.6e6 and rows == columns > 96
+
+
+def test_figures_have_bounds(tmp_path):
+    for size, count in (((1500, 2), 2), ((64, 64), 60)):
+        scene = draw_scene(0, size, count)
+        blend = blend_hole(scene, torch.zeros(count + 1, 4, 4), exact=False)
+        draw_figure(tmp_path / "figure.png", for_figure(scene, blend), "title")
+        with Image.open(tmp_path / "figure.png") as figure:
+            assert figure.width < 1400 and figure.height < 3000, figure.size
+
+
+def work(number):
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if number == 3:
+        raise MemoryError
+    if number == 4:
+        raise PermissionError(13, "Permission denied", "there")
+    return number * number
+
+
+def test_a_helper_that_dies_costs_its_own_case_only():
+    helpers = Helpers(work, 2)
+    outcomes = dict(helpers.map(range(12), 4))
+    helpers.close()
+    failures = {number: outcome for number, outcome in outcomes.items() if isinstance(outcome, Failure)}
+    assert set(failures) == {2, 3, 4} and len(outcomes) == 12
+    assert "killed" in failures[2] and "out of memory" in failures[3] and failures[4] == "there: Permission denied"
+    assert all(outcomes[number] == number * number for number in set(range(12)) - {2, 3, 4})
+    assert [outcome for _, outcome in Helpers(work, 0).map([3, 6], 1)][1] == 36
