@@ -395,7 +395,8 @@ def main():
     except (SceneError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print("\ninterrupted; the scenes that were done stay, the same command goes on from there", file=sys.stderr)
+        goes_on = "; scenes that are done stay, the same command goes on from there" if command in SHAPING else ""
+        print(f"\ninterrupted{goes_on}", file=sys.stderr)
         sys.exit(130)
 
 

@@ -40,6 +40,8 @@ def load_data(config, process):
     size = {"img_size": config.img_size, "n_max_completions": config.n_max_completions, "seed": config.seed}
     if config.synthesize:
         synthesizer = Synthesizer(config.objects, config.backgrounds, config.coco, **size)
+        for fault in synthesizer.faults[:10] if process.rank == 0 else ():
+            print(f"left out: {fault}", flush=True)
         batch = process.world_size * config.batch_size
         train_set = SynthesizedDataset(synthesizer, config.scenes_per_epoch, config.repeat, batch)
     else:
