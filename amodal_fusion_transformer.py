@@ -56,13 +56,13 @@ class AmodalFusionTransformer(nn.Module):
         heads: attention heads.
 
     Raises:
-        ValueError: width is not such a multiple.
+        UserError: width is not such a multiple.
     """
 
     def __init__(self, width=128, encoder_layers=2, decoder_layers=2, heads=4):
         super().__init__()
         if width % 8 or width % heads:
-            raise ValueError(f"width {width} must be a multiple of 8 and of heads, {heads}")
+            raise UserError(f"width {width} must be a multiple of 8 and of heads, {heads}")
         self.prior = VisiblePrior()
         self.encoder = ConvEncoder(width)
         self.transformer = SceneTransformer(width, heads, encoder_layers, decoder_layers)
@@ -379,11 +379,9 @@ class TrainConfig:
     data_dir: str = option("", "data set made by prepare_dataset.py", "data")
     train_list: str | None = option(None, "training scenes, one id per line; None: DATA_DIR/train_list.txt", "data")
     val_list: str | None = option(None, "validation scenes; None: DATA_DIR/val_list.txt", "data")
-    train_dir: str | None = option(None, "folder of the training scenes, all of them unless train_list says which",
-                                   "data")
-    val_dir: str | None = option(None, "folder of the validation scenes, likewise", "data")
-    img_size: int = option(256, "side of the square that the network sees, px; cost grows with its square",
-                           "data", least=32)
+    train_dir: str | None = option(None, "folder of training scenes: those of train_list, or all", "data")
+    val_dir: str | None = option(None, "folder of validation scenes, likewise", "data")
+    img_size: int = option(256, "side of the square that the network sees, px; cost goes by its area", "data", least=32)
     n_max_completions: int = option(5, "completions per scene; the network itself takes any number", "data", least=1)
     augment: bool = option(True, "mirror and recolour scenes, shuffle and drop completions", "data")
     workers: int = option(4, "data loading processes per GPU; 0 loads in the training process", "data", least=0,
@@ -413,31 +411,25 @@ class TrainConfig:
                                    "now", "optimisation", least=1)
     batch_size: int = option(16, "scenes per process and forward pass; times processes times accumulate = effective",
                              "optimisation", least=1)
-    accumulate: int = option(1, "forward passes per step, to reach a larger batch in the same memory",
-                             "optimisation", least=1)
+    accumulate: int = option(1, "forward passes per step: a larger batch in the same memory", "optimisation", least=1)
     lr: float = option(7e-4, "peak learning rate of AdamW", "optimisation", least=0,
                        aliases={"learning_rate": "the peak, after a warm-up and before a cosine decay"})
-    warmup_steps: int = option(200, "steps of linear warm-up before the cosine decay to a hundredth",
-                               "optimisation", least=0)
+    warmup_steps: int = option(200, "steps of linear warm-up; then a cosine to a hundredth", "optimisation", least=0)
     weight_decay: float = option(0.05, "AdamW weight decay, on matrices only", "optimisation", least=0)
     grad_clip: float = option(1.0, "largest gradient norm", "optimisation", least=0)
-    ema_decay: float = option(0.998, "decay of the averaged weights that are validated and exported",
+    ema_decay: float = option(0.998, "decay of the averaged weights, those that are validated and exported",
                               "optimisation", least=0, most=1)
-    max_bad_steps: int = option(20, "give up after so many steps in a row without a finite gradient",
-                                "optimisation", least=1)
+    max_bad_steps: int = option(20, "give up after so many bad gradients in a row", "optimisation", least=1)
 
     lpips_weight: float = option(0.5, "factor of LPIPS beside L1 in the hole; 0 turns it off", "loss", least=0)
     lpips_net: str = option("alex", "backbone of LPIPS; vgg costs more than all the rest of a step", "loss",
                             ("alex", "vgg", "squeeze"))
-    lpips_weights: str | None = option(None, "torchvision checkpoint of the backbone; None: cache, then download",
-                                       "loss")
+    lpips_weights: str | None = option(None, "torchvision checkpoint of it; None: cache, then download", "loss")
     psnr_weight: float = option(4.0, "factor of minus the PSNR in hole and overlap, per 100 dB", "loss", least=0)
-    oracle_weight: float = option(0.1, "factor of the pull towards the nearest candidate at each pixel",
-                                  "loss", least=0)
+    oracle_weight: float = option(0.1, "factor of the pull towards each pixel's nearest candidate", "loss", least=0)
     oracle_fade: float = option(0.5, "share of the run over which that pull fades to zero", "loss", least=0, most=1)
 
-    gpus: int = option(1, "GPUs on this machine; more than 1 starts that many workers, 0 is the CPU",
-                       "compute", least=0)
+    gpus: int = option(1, "GPUs on this machine; above 1 starts as many processes, 0 is the CPU", "compute", least=0)
     amp: str = option("bf16", "half precision; a CPU takes bf16 if it has instructions for it, else fp32", "compute",
                       tuple(HALF_PRECISION))
     compile: bool = option(False, "torch.compile the network: minutes at the start, faster steps", "compute")
@@ -445,12 +437,10 @@ class TrainConfig:
 
     checkpoint_dir: str = option("checkpoints/transformer_run1", "folder of checkpoints, logs and figures", "output")
     init_from: str | None = option(None, "weights to start from, pretrained/… for one, to fine-tune them", "output")
-    resume: str | None = option(None, "'auto' goes on from CHECKPOINT_DIR/last.pth if there is one; or a path",
-                                "output")
+    resume: str | None = option(None, "'auto': from CHECKPOINT_DIR/last.pth if it is there; or a path", "output")
     save_every: int = option(500, "steps between checkpoints within an epoch", "output", least=1,
                              aliases={"save_interval": "in steps; there is one after each epoch besides"})
-    log_every: int = option(20, "steps between lines of metrics.jsonl", "output", least=1,
-                            aliases={"log_interval": ""})
+    log_every: int = option(20, "steps between lines of metrics.jsonl", "output", least=1, aliases={"log_interval": ""})
     log_dir: str | None = option(None, "folder of TensorBoard's event files; None: none", "output")
     figure_scenes: int = option(6, "validation scenes in a figure; 0 draws none", "output", least=0)
     figure_every: int = option(1, "epochs between figures of validation scenes; the last epoch has one, too", "output",
@@ -463,11 +453,8 @@ MODEL_OPTIONS = ("width", "encoder_layers", "decoder_layers", "heads")
 
 
 def build_model(config):
-    """The network that a config, or a checkpoint's stored config, describes. Raises UserError."""
-    try:
-        return AmodalFusionTransformer(**{name: config[name] for name in MODEL_OPTIONS})
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    """The network that a config, or a checkpoint's stored config, describes."""
+    return AmodalFusionTransformer(**{name: config[name] for name in MODEL_OPTIONS})
 
 
 def load_model(path):

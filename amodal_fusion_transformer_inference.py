@@ -356,8 +356,7 @@ def hand_out(config, scene_ids):
         consumer, folder = config.handover
         count, whole = write_handover(consumer, folder, config.data_dir, config.output_dir, scene_ids, config.seam,
                                       config.workers)
-        print(f"{count} scenes handed over in {folder}, {whole} of them with nothing left to draw; its README.txt says "
-              "how to go on")
+        print(f"{count} scenes handed over in {folder}, {whole} with nothing left to draw; see its README.txt")
     if config.report:
         print(f"report: {write_report(config.data_dir, config.output_dir, scene_ids, config.workers)}")
 
@@ -444,8 +443,8 @@ def run(config):
         return result
 
     scene_ids, has_originals = on_main(list_scenes, config)
-    on_main(lambda: output_dir.mkdir(parents=True, exist_ok=True))
     locks = on_main(list_locks, config.lock, config.locks, config.data_dir, scene_ids)
+    on_main(lambda: output_dir.mkdir(parents=True, exist_ok=True))
     perceptual = load_perceptual(config, sharing) if config.metrics and has_originals else None
     writer = SceneWriter(Path(config.data_dir), output_dir, made_by, config.n_max_completions, config.figures,
                          config.metrics, config.evaluate, command, config.seam, locks, perceptual)
@@ -469,9 +468,7 @@ def main():
     quiet = int(os.environ.get("RANK", "0")) > 0  # one process of a launcher speaks
     try:
         if config.export_onnx:
-            difference = export_onnx(FusionPredictor(config.checkpoint, "cpu").model, config.export_onnx)
-            print(f"{config.export_onnx}: " + ("not compared, there is no onnxruntime" if difference is None else
-                                               f"onnxruntime's result differs by {difference:.1g} at most"))
+            print(export_onnx(FusionPredictor(config.checkpoint, "cpu").model, config.export_onnx))
             sys.exit(0)
         check_options(config)
         if (config.gpus or 0) > 1 and not under_launcher():

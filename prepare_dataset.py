@@ -14,7 +14,7 @@ import dataclasses
 import os
 import shutil
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,15 +31,18 @@ from fusion.data.layouts import find_raw_scenes
 from fusion.data.names import printable
 from fusion.data.new_holes import NewHole
 from fusion.data.raw_scenes import read_raw_scene
-from fusion.data.report import append_report, one_of_each, print_report, selection_panels
+from fusion.data.records import RECORDS, TO_BE_MADE, add_record, digest, is_done, read_records, tidy_rows
+from fusion.data.report import REPORT_COLUMNS, append_report, one_of_each, print_report, selection_panels
 from fusion.data.scenes import find_scenes, read_list, read_scene, write_scene
 from fusion.data.splits import LISTS, SplitOptions, write_lists
 from fusion.data.synthesis import STYLES, Synthesizer
 from fusion.errors import ConfigError, SceneError
 from fusion.figures import draw_selection
-from fusion.files import atomic_file, write_text
+from fusion.files import atomic_file, lock_run_dir, plain_cell, write_text
+from fusion.pool import run_jobs
 
 PREVIEWED_SCENES = 8
+HOPELESS = 10  # scenes that could not be composed, and none that could: the material is to blame
 
 
 @dataclass
@@ -69,7 +72,7 @@ class CreateConfig(SplitOptions):
     background: str = option("auto", "what stands behind completions without alpha; auto keys out a border that "
                                      "is flat, of whatever colour", "data", BACKGROUNDS)
     max_bad: float = option(0.1, "exit with status 1 when a larger share of the scenes is bad", "data", least=0, most=1)
-    overwrite: bool = option(False, "make all scenes anew, also those that are there", "data")
+    overwrite: bool = option(False, "make all scenes anew, also those that are there, and remove the others", "data")
     workers: int = option(os.cpu_count() or 1, "processes", "data", least=1)
     split: bool = option(False, "write the lists as well", "split")
 
@@ -87,8 +90,9 @@ class SynthesizeConfig(SplitOptions):
     """Compose scenes with known truth out of cut-outs on backgrounds, or of annotated photos."""
 
     objects: str | None = option(None, "folder of RGBA cut-outs", "data")
-    backgrounds: str | None = option(None, "folder of photos to put them on", "data")
-    coco: str | None = option(None, "COCO-style instance annotations beside their photos, as well or instead", "data")
+    backgrounds: str | None = option(None, "folder of photos to put them on, or, without --objects, to take regions "
+                                           "of as objects", "data")
+    coco: str | None = option(None, "COCO or COCOA annotations beside their photos, as well or instead", "data")
     output_dir: str = option("", "data set to write; running again continues", "data")
     n_scenes: int = option(1000, "scenes to compose", "data", least=1)
     img_size: int = option(256, "side of the scenes in pixels", "data", least=16)
@@ -96,15 +100,15 @@ class SynthesizeConfig(SplitOptions):
     hole: str = option("mixed", "how holes are cut", "data", HOLES)
     style: str = option("mixed", "how completions are drawn: visible pixels copied, all redrawn, or redrawn on white "
                                  "with many near-duplicates", "data", STYLES)
-    overwrite: bool = option(False, "compose all scenes anew, also those that are there", "data")
+    overwrite: bool = option(False, "compose all scenes anew, also those that are there, and remove the others", "data")
     preview: bool = option(True, "write preview.png, a sheet of the first scenes", "data")
     workers: int = option(os.cpu_count() or 1, "processes", "data", least=1)
     split: bool = option(True, "write the lists as well", "split")
 
 
 # What a scene on disk depends on: a run that continues must agree with the one before.
-SHAPING = {"create": ("n_max_completions", "resize", "img_size", "mask_hole", "background", "photos", "cut_hole",
-                      "remove_object"),
+SHAPING = {"create": ("n_max_completions", "resize", "img_size", "mask_hole", "background", "cut_hole", "remove_object",
+                      "seed"),
            "synthesize": ("objects", "backgrounds", "coco", "img_size", "n_max_completions", "hole", "style", "seed")}
 
 
@@ -119,7 +123,7 @@ def create(config):
         raise ConfigError("--cut_hole and --remove_object: a scene gets one hole, give one of them")
     if config.photos and not Path(config.photos).is_dir():
         raise ConfigError(f"--photos {config.photos}: no such folder")
-    output.mkdir(parents=True, exist_ok=True)
+    lock = take_output(output)  # noqa: F841 held until the process ends
     agree_with_earlier_run("create", config, output)
     clear_leftovers(output)
     raw_scenes, faults = find_raw_scenes(config.input_dir, config.photos)
@@ -127,40 +131,94 @@ def create(config):
         raise ConfigError(f"--input_dir {config.input_dir}: no scene in it (original, partial, mask, comp1 … in one "
                           "folder each, or <id>.jpg, <id>_partial.jpg, <id>_comp1.png …); docs/formats.md has all "
                           "that is understood")
-    todo = [raw for raw in raw_scenes if config.overwrite or not (output / raw.id).is_dir()]
-    there = len(raw_scenes) - len(todo)
-    print(f"{len(raw_scenes)} scenes below {config.input_dir}" + (f", {there} already there" if there else ""))
+    for folder in {raw.folder for raw in raw_scenes}:
+        if output.resolve() in folder.resolve().parents:
+            raise ConfigError(f"{folder} is a link into --output_dir, scenes would be read as results; remove the link")
+    made_from = {raw.id: digest(raw) for raw in raw_scenes}
+    records = read_records(output)
+    todo = [raw for raw in raw_scenes
+            if config.overwrite or not is_done(output, raw.id, records, made_from[raw.id])]
+    changed = sum((output / raw.id).is_dir() for raw in todo)
+    print(printable(f"{len(raw_scenes)} scenes below {config.input_dir}, {len(raw_scenes) - len(todo)} already there")
+          + (f", {changed} of another state to be made anew" if changed and not config.overwrite else ""))
+    leave_only(made_from, output, config)
 
     write_manifest("create", config, output, complete=False)
-    reports, skipped = {}, {printable(name): printable(fault) for name, fault in faults.items()}
-    with ProcessPoolExecutor(config.workers) as pool:
-        jobs = {pool.submit(create_scene, raw, config): raw for raw in todo}
-        for job in tqdm(as_completed(jobs), total=len(jobs), desc="create", disable=None):
-            raw = jobs[job]
-            try:
-                reports[raw.id] = job.result()
-                append_report(output / "report.csv", raw, reports[raw.id])
-            except SceneError as error:
-                skipped[raw.id] = printable(error)
-            except OSError as error:  # a full disk or a folder that cannot be written stops nobody else's scene
-                skipped[raw.id] = printable(f"{error.filename or output}: {error.strerror}")
+    reports, skipped = {}, {printable(name, ""): printable(fault, "") for name, fault in faults.items()}
+    with closing(run_jobs(partial(create_scene, config=config), todo, config.workers)) as jobs:
+        for raw, report, fault in tqdm(jobs, total=len(todo), desc="create", disable=None):
+            if fault:  # of this scene: it stops nobody else's
+                skipped[raw.id] = printable(fault)
+                remove_scene(output / raw.id)
+                continue
+            reports[raw.id] = report
+            append_report(output / "report.csv", raw, report)
+            add_record(output, raw.id, made_from[raw.id])
+    tidy_rows(output / "report.csv", map(plain_cell, present(output)), key=REPORT_COLUMNS.index("file") + 3)
+    tidy_rows(output / RECORDS, present(output))
 
     print_report(raw_scenes, reports, skipped, config.input_dir, LISTS[2])
     with atomic_file(output / "skipped.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("scene", "fault"), *sorted(skipped.items())])
-    good = one_of_each([raw for raw in raw_scenes if raw.id in reports], PREVIEWED_SCENES)
-    if good:
-        panels = [selection_panels(raw, reports[raw.id], output / raw.id) for raw in good]
-        draw_selection(output / "report.png", panels)
-        print(f"completions kept and dropped in {len(good)} scenes: {output / 'report.png'}, in all: report.csv")
+        csv.writer(file).writerows([("scene", "fault"), *((plain_cell(name), plain_cell(fault))
+                                                          for name, fault in sorted(skipped.items()))])
     write_manifest("create", config, output, complete=True, skipped=skipped)
     if config.split and len(raw_scenes) + len(faults) > len(skipped):
         write_lists(output, config)
+    good = one_of_each([raw for raw in raw_scenes if raw.id in reports], PREVIEWED_SCENES)
+    if good and draw(output / "report.png", (selection_panels(raw, reports[raw.id], output / raw.id) for raw in good)):
+        print(f"completions kept and dropped in {len(good)} scenes: {output / 'report.png'}, in all: report.csv")
     share = len(skipped) / (len(raw_scenes) + len(faults))
     if share > config.max_bad:
         print(f"error: {share:.0%} of the scenes are bad, more than --max_bad {config.max_bad:.0%}", file=sys.stderr)
         return 1
     return 0
+
+
+def take_output(output):
+    """Make the output folder and keep other runs out of it; returns the lock, to be held."""
+    output.mkdir(parents=True, exist_ok=True)
+    lock = lock_run_dir(output)
+    if lock is None:
+        raise ConfigError(f"{output}: another run of this program is writing to it; wait for it, or use another "
+                          "--output_dir")
+    return lock
+
+
+def present(output):
+    """Ids of the scenes in a data set."""
+    return {path.name for path in output.iterdir() if not path.name.startswith(".") and (path / "mask.png").is_file()}
+
+
+def leave_only(scene_ids, output, config):
+    """With --overwrite, remove the scenes of earlier runs that are none of these; else say that there are some."""
+    others = sorted(present(output) - set(scene_ids))
+    if config.overwrite:
+        for scene_id in others:
+            remove_scene(output / scene_id)
+        for scene_id in present(output):
+            add_record(output, scene_id, TO_BE_MADE)  # should this run be stopped, the next one goes on from there
+    if others:
+        print(f"{len(others)} scenes of earlier runs are not among them"
+              + (" and were removed" if config.overwrite else "; --overwrite removes them") + f" (as {others[0]})")
+
+
+def remove_scene(folder):
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
+
+
+def draw(path, scenes):
+    """A sheet of scenes, an iterable of lists of panels; without it everything else is whole. Returns whether it is
+    there."""
+    try:
+        draw_selection(path, scenes)
+    except (SceneError, OSError, MemoryError) as error:
+        print(f"warning: no {path}: {str(error) or 'memory ran out'}", file=sys.stderr)
+        path.unlink(missing_ok=True)  # an earlier run's would show other scenes
+        return False
+    return True
 
 
 def agree_with_earlier_run(command, config, output):
@@ -171,14 +229,18 @@ def agree_with_earlier_run(command, config, output):
     try:
         manifest = yaml.safe_load(path.read_text(encoding="utf-8"))
         made_by = manifest["made_by"].split()[-1]
-        shaping = SHAPING.get(made_by, ()) + (("seed",) if getattr(config, "cut_hole", None) else ())
         # an option that the data set does not know was added since, and it had its default
-        earlier = {name: manifest["options"].get(name, getattr(type(config), name, None)) for name in shaping}
+        earlier = {name: manifest["options"].get(name, getattr(type(config), name, None))
+                   for name in SHAPING.get(made_by, ())}
     except (yaml.YAMLError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{path}: does not tell how the data set was made ({error!r}); use another --output_dir, or "
                           "--overwrite") from None
     if made_by != command:
         raise ConfigError(f"{output} was made by {made_by}; use another --output_dir, or --overwrite")
+    if command == "create":  # a run that refused scenes without a hole goes on with them once it is told what to do
+        earlier = {name: value for name, value in earlier.items()
+                   if not (name == "seed" and not earlier["cut_hole"])
+                   and not (name in ("cut_hole", "remove_object") and value is None)}
     for name, value in earlier.items():
         if value != getattr(config, name):
             raise ConfigError(f"{output} was made with {name}={value}, not {getattr(config, name)}; use another "
@@ -193,13 +255,12 @@ def clear_leftovers(output):
 
 def write_manifest(command, config, output, complete, skipped=None):
     """dataset.yaml: options, counts, image size, skipped scenes."""
-    scenes = [path for path in output.iterdir() if (path / "mask.png").is_file()]
     manifest = {
         "made_by": f"prepare_dataset.py {command}",
         "complete": complete,
         "options": {key: value for key, value in dataclasses.asdict(config).items() if key != "workers"},
         "image_size": [config.img_size] * 2 if getattr(config, "resize", True) else "as they came",
-        "scenes": len(scenes),
+        "scenes": len(present(output)),
         "skipped": skipped or {},
     }
     write_text(output / "dataset.yaml", yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True))
@@ -224,40 +285,63 @@ def put_scene(output, scene):
     folder, temporary = output / scene.id, output / f".tmp-{scene.id}"
     temporary.mkdir()
     write_scene(temporary, scene)
-    if folder.exists():
-        shutil.rmtree(folder)
+    remove_scene(folder)
     temporary.rename(folder)
 
 
 def synthesize(config):
     """`synthesize`: returns the exit status."""
     output = Path(config.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
+    lock = take_output(output)  # noqa: F841 held until the process ends
     agree_with_earlier_run("synthesize", config, output)
     clear_leftovers(output)
     synthesizer = Synthesizer(config.objects, config.backgrounds, config.coco, config.img_size,
                               config.n_max_completions, config.hole, config.style, config.seed)
+    made_from, records = digest(None), read_records(output)
+    indices = {synthesizer.scene_id(index): index for index in range(config.n_scenes)}
+    todo = [index for scene_id, index in indices.items()
+            if config.overwrite or not is_done(output, scene_id, records, made_from)]
+    leave_only(indices, output, config)
     write_manifest("synthesize", config, output, complete=False)
-    job = partial(write_synthetic_scene, synthesizer, output, config.overwrite)
-    with ProcessPoolExecutor(config.workers) as pool:
-        jobs = pool.map(job, range(config.n_scenes), chunksize=8)
-        scene_ids = list(tqdm(jobs, total=config.n_scenes, desc="synthesize", disable=None))
+    left_out, skipped, made = set(synthesizer.faults), {}, 0
+    with closing(run_jobs(partial(compose_scene, synthesizer, output), todo, config.workers)) as jobs:
+        for index, faults, fault in tqdm(jobs, total=len(todo), desc="synthesize", disable=None):
+            scene_id = synthesizer.scene_id(index)
+            if fault:
+                skipped[scene_id] = printable(fault)
+                remove_scene(output / scene_id)
+                if not made and len(skipped) == HOPELESS:
+                    raise SceneError(f"none of {HOPELESS} scenes could be composed: {skipped[scene_id]}")
+                continue
+            made += 1
+            left_out.update(faults)
+            add_record(output, scene_id, made_from)
+    tidy_rows(output / RECORDS, present(output))
+    write_manifest("synthesize", config, output, complete=True, skipped=skipped)
+    for fault in sorted(left_out):
+        print(f"left out: {printable(fault)}")
+    for scene_id, fault in sorted(skipped.items()):
+        print(f"bad: {fault}" if scene_id in fault else f"bad: {scene_id}: {fault}")
+    print(f"{config.n_scenes - len(skipped)} scenes in {output}" + (f", {len(skipped)} bad" if skipped else ""))
+    if config.split:
+        write_lists(output, config)
     if config.preview:
-        scenes = [read_scene(output / scene_id) for scene_id in scene_ids[:PREVIEWED_SCENES]]
-        draw_selection(output / "preview.png", [
-            [("original", s.original, None), ("partial", s.partial, None),
-             *((f"comp{number}", c, None) for number, c in enumerate(s.completions, 1))] for s in scenes])
-    write_manifest("synthesize", config, output, complete=True)
-    print(f"{config.n_scenes} scenes in {output}")
-    return write_lists(output, config) if config.split else 0
+        good = [scene_id for scene_id in indices if scene_id not in skipped][:PREVIEWED_SCENES]
+        draw(output / "preview.png", (scene_panels(read_scene(output / scene_id)) for scene_id in good))
+    return 1 if skipped else 0
 
 
-def write_synthetic_scene(synthesizer, output, overwrite, index):
-    """Compose scene `index` and write its folder unless it is there; returns its id."""
-    scene_id = synthesizer.scene_id(index)
-    if overwrite or not (output / scene_id).is_dir():
-        put_scene(output, synthesizer(index))
-    return scene_id
+def compose_scene(synthesizer, output, index):
+    """Compose scene `index` and write its folder; returns what material could not be used."""
+    composition = synthesizer.compose(index)
+    put_scene(output, composition.scene)
+    return composition.faults
+
+
+def scene_panels(scene):
+    """(title, picture, None) of a prepared scene."""
+    return [("original", scene.original, None), ("partial", scene.partial, None),
+            *((f"comp{number}", completion, None) for number, completion in enumerate(scene.completions, 1))]
 
 
 def check(config):
@@ -277,9 +361,12 @@ def check(config):
                                for scene_id in members if not (data_dir / scene_id / "original.png").exists()]
             except SceneError as error:
                 faults.append(str(error))
-    with ProcessPoolExecutor(config.workers) as pool:
-        jobs = pool.map(check_scene, [data_dir / scene_id for scene_id in scene_ids], chunksize=8)
-        faults += [fault for fault in tqdm(jobs, total=len(scene_ids), desc="check", disable=None) if fault]
+    folders = [data_dir / scene_id for scene_id in scene_ids]
+    with closing(run_jobs(check_scene, folders, config.workers)) as jobs:
+        found = {folder: fault or result
+                 for folder, result, fault in tqdm(jobs, total=len(folders), desc="check", disable=None)}
+    faults += [found[folder] if str(folder) in found[folder] else f"{folder}: {found[folder]}"
+               for folder in folders if found[folder]]
     for fault in faults:
         print(fault)
     print(f"{len(scene_ids)} scenes read, {len(faults)} faults")
@@ -307,6 +394,9 @@ def main():
         sys.exit(2)
     except (SceneError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\ninterrupted; the scenes that were done stay, the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

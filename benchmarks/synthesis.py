@@ -30,8 +30,8 @@ def serve(options):
     cv2.setNumThreads(0)
     synthesizer = Synthesizer(options.objects, options.backgrounds, options.coco, options.img_size, hole=options.hole,
                               style=options.style, seed=options.seed)
-    while True:
-        first, count = pickle.load(sys.stdin.buffer)
+    while request := sys.stdin.buffer.readline():
+        first, count = map(int, request.split())
         start = time.process_time()
         scenes = [synthesizer(i) for i in range(first, first + count)]
         seconds = time.process_time() - start
@@ -40,38 +40,29 @@ def serve(options):
 
 
 def ask(child, first, count):
-    pickle.dump((first, count), child.stdin)
+    child.stdin.write(f"{first} {count}\n".encode())
     child.stdin.flush()
     return pickle.load(child.stdout)
 
 
 def describe(scene):
     """What one scene (dict of arrays) is like: shares of the picture or of the hole, and PSNR in dB."""
-    import torch
-
     from fusion.data.scenes import Scene
     from fusion.data.tensors import to_tensors
-    from fusion.metrics import RULES, apply_rules, oracle, overlap_region, region_psnr, visible_error
+    from fusion.metrics import apply_rules, compare_methods, oracle, visible_error
     from fusion.model.compositing import fill_hole
 
     scene = Scene(**scene)
-    tensors = {name: value[None] for name, value in to_tensors(scene, len(scene.completions)).items()}
-    inputs = [tensors[name] for name in ("partial", "mask", "completions", "valid")]
-    fill, original, mask = fill_hole(*inputs[:2]), tensors["original"], inputs[1]
+    batch = {name: value[None] for name, value in to_tensors(scene, len(scene.completions)).items()}
+    batch["fill"] = fill_hole(batch["partial"], batch["mask"])
     alphas = np.stack([c[..., 3] for c in scene.completions])
     cover = (alphas > 127).sum(0)[scene.mask]
     row = {"hole of picture": scene.mask.mean(), "completions": len(alphas), "alpha of picture": (alphas > 127).mean(),
            "soft alpha": ((alphas > 0) & (alphas < 255)).mean(), "hole covered": (cover >= 1).mean(),
-           "hole in overlap": (cover >= 2).mean(), "visible error": visible_error(*inputs[:3]).mean().item(),
+           "hole in overlap": (cover >= 2).mean(), "visible error": visible_error(batch).mean().item(),
            "original, mean": scene.original.mean() / 255, "original, deviation": scene.original.std() / 255}
-    overlap = overlap_region(*inputs[1:])
-    images = {"fill": fill, **apply_rules(*inputs, fill, rules=[rule for rule in RULES if rule != "fill"]),
-              "oracle": oracle(*inputs, fill, original)[0]}
-    with torch.no_grad():
-        for name, image in images.items():
-            row[f"{name}, hole"] = region_psnr(image, original, mask).item()
-            row[f"{name}, overlap"] = region_psnr(image, original, overlap).item() if overlap.any() else np.nan
-    return row
+    psnr = compare_methods(batch, {**apply_rules(batch), "oracle": oracle(batch)[0]})
+    return row | {name: value.item() for name, value in psnr.items()}
 
 
 def main():
@@ -89,13 +80,13 @@ def main():
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve(options)
+        return serve(options)
     from benchmarks.measure import report
 
     versions = {"this": HERE} | ({"earlier": options.against.resolve()} if options.against else {})
     children, seconds, rows = {}, {name: [] for name in versions}, {name: [] for name in versions}
     for name, root in versions.items():
-        children[name] = subprocess.Popen([sys.executable, __file__, *sys.argv[1:], "--serve"], cwd=root,
+        children[name] = subprocess.Popen([sys.executable, __file__, *sys.argv[1:], "--serve"],
                                           stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                           env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"})
         ask(children[name], 10**6, options.n_scenes)
@@ -106,7 +97,7 @@ def main():
             seconds[name].append(taken / count)
             rows[name] += [describe(scene) for scene in scenes]
     for child in children.values():
-        child.kill()
+        child.stdin.close()
     rates = {name: sorted(1 / taken for taken in values) for name, values in seconds.items()}
     table = [{"what": "scenes / s and core", **{name: f"{statistics.median(rate):.1f} ({rate[0]:.1f} – {rate[-1]:.1f})"
                                                 for name, rate in rates.items()}}]

@@ -39,7 +39,7 @@ def train_one_epoch(run, network, criterion, loader, sampler, perceptual, stop_s
     autocast = torch.autocast(process.device.type, half, enabled=half is not None)
     batches = read_batches(loader)
     quiet = None if process.is_main else True  # None: a bar only where there is a terminal
-    sums, summed, logged_at, skipped = {}, 0, time.monotonic(), 0
+    sums, summed, logged_at, skipped = {}, 0, time.monotonic(), 0  # sums: of each term, and over how many batches
     bar = tqdm(range(steps), desc=f"epoch {run.epoch + 1}/{config.epochs}", disable=quiet, leave=False)
     for _ in bar:
         rate, oracle_weight = run.rate, run.oracle_weight
@@ -58,7 +58,8 @@ def train_one_epoch(run, network, criterion, loader, sampler, perceptual, stop_s
                 run.scaler.scale(loss / config.accumulate).backward()
             losses.append(loss.detach())
             for name, value in parts.items():
-                sums[name] = sums.get(name, 0) + value.detach().mean() / config.accumulate
+                total, count = sums.get(name, (0, 0))
+                sums[name] = total + value.detach().mean(), count + 1
 
         run.scaler.unscale_(run.optimizer)
         summed += 1
@@ -79,8 +80,8 @@ def train_one_epoch(run, network, criterion, loader, sampler, perceptual, stop_s
 
         if run.is_due(config.log_every):
             names = sorted(sums)
-            means = process.sum([float(sums[name]) for name in names])
-            record = {name: mean / process.world_size / summed for name, mean in zip(names, means)}
+            means = process.sum([float(sums[name][0]) / sums[name][1] for name in names])
+            record = {name: mean / process.world_size for name, mean in zip(names, means)}
             seconds, logged_at = time.monotonic() - logged_at, time.monotonic()
             record |= {"lr": rate, "oracle_weight": oracle_weight, "grad_norm": float(norm), "skipped": skipped,
                        "scenes_per_second": run.batch * summed / seconds}

@@ -126,8 +126,8 @@ def draw_scenes(path, scenes, titles):
     draw_grid(path, rows)
 
 
-def draw_curves(path, metrics_file):
-    """Loss and PSNR over the steps of a metrics.jsonl."""
+def read_history(metrics_file):
+    """Lines of a metrics.jsonl, {"train": […], "val": […]}, without steps that a resumed run has done again since."""
     records = {"train": [], "val": []}
     for line in Path(metrics_file).read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
@@ -135,7 +135,12 @@ def draw_curves(path, metrics_file):
             while history and history[-1]["step"] >= record["step"] + (history is not records[record["kind"]]):
                 history.pop()  # steps that were done again after a resume
         records[record["kind"]].append(record)
-    train, val = records.values()
+    return records
+
+
+def draw_curves(path, metrics_file):
+    """Loss and PSNR over the steps of a metrics.jsonl."""
+    train, val = read_history(metrics_file).values()
     figure = Figure(figsize=(10, 3.5))
     left, right = figure.subplots(1, 2)
     left.plot([r["step"] for r in train], [r["loss"] for r in train], label="train", alpha=0.7)
@@ -174,7 +179,8 @@ def draw_selection(path, scenes):
     for panels in scenes:
         row = []
         for title, picture, kept in panels:
-            image = picture / 255.0
+            scale = min(1, 256 / max(picture.shape[:2]))  # sixty completions of a large photo would fill the memory
+            image = resize(picture, tuple(max(1, round(side * scale)) for side in picture.shape[:2])) / np.float32(255)
             image = on_checkerboard(image) if image.shape[2] == 4 else image
             row.append((title, image, None, {True: "green", False: "red", None: "black"}[kept]))
         rows += [row[i : i + columns] for i in range(0, len(row), columns)]

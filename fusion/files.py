@@ -42,10 +42,12 @@ def lock_run_dir(folder):
     Returns:
         the open lock file, to be kept; None when another process has it.
     """
-    import fcntl  # not on Windows, where the other two scripts run as well
-
     folder.mkdir(parents=True, exist_ok=True)
     lock = open(folder / ".lock", "a", encoding="utf-8")  # noqa: SIM115
+    try:
+        import fcntl
+    except ImportError:  # on Windows, where nobody watches over this
+        return lock
     try:
         # lockf, not flock: loader processes would inherit the latter and outlive a killed run for seconds
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,7 +6,7 @@ from itertools import count
 
 import torch.distributed as dist
 
-from fusion.training.distributed import under_launcher
+from fusion.training.distributed import local_rank, under_launcher
 
 LONG = timedelta(days=30)  # the slowest process may take hours longer than the others
 
@@ -18,7 +18,7 @@ class Sharing:
         self.rank, self.world_size, self.local_rank = 0, 1, 0
         self.taken, self.finished = count(), 0
         if under_launcher():
-            self.local_rank = int(os.environ["LOCAL_RANK"])
+            self.local_rank = local_rank()
             store, self.rank, self.world_size = next(dist.rendezvous("env://", timeout=LONG))
             # a key space per restart: after a crash the old keys would confuse the new group (pytorch#135712)
             self.store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

@@ -97,7 +97,7 @@ def auto_process(tree):
     tree.put("00000004/00000004_mask", tree.visible[0])
     tree.put("00000004/00000004_overlay", tree.photo)
     other = tree.another()
-    other.put("0001_original", other.photo)  # as well without a folder each
+    other.put("0001_original", other.photo)  # as well without a folder each, beside others
     other.put("0001_mask", other.visible[0])
     other.put("0001_result_0", other.on(0, 250))
     for sample in range(4):
@@ -115,8 +115,9 @@ def segment_all(tree):
     tree.put("all_amodal/combined_masks/img1", tree.mask)
     tree.put("all_amodal/combined/img1", tree.photo)
     tree.put("../photos/img1", tree.photo)
-    other = tree.another()  # its photo lies elsewhere
+    other = tree.another()  # its photo lies elsewhere and is whole, the mask is that of all objects
     other.put("../photos/img2", other.photo)
+    other.put("all_amodal/combined_masks/img2", np.max(other.visible, 0))
     for name, of in (("img1", tree), ("img2", other)):
         for i in range(3):
             of.put(f"{name}/object_{i:03}/mask", of.visible[i])
@@ -158,7 +159,7 @@ def saraao_one_object(tree):
     tree.put("../photos/hall", tree.photo)
     tree.put("hall/amodal_completion", tree.objects[0])
     tree.put("hall/amodal_segmentation", tree.alphas[0])
-    tree.put("hall/visible_seg", tree.visible[0])
+    tree.put("hall/visible_seg", tree.photo)  # some versions save the photo by that name
 
 
 def _layers(tree, name, first):

@@ -22,7 +22,8 @@ def test_every_name_from_elsewhere_is_documented_and_the_size_it_makes():
         assert f" {count / 1e6:.1f} M" in read("docs/options.md")
 
 
-@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "CHANGELOG.md", "docs/licences.md", "docs/options.md"])
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "CHANGELOG.md", "docs/licences.md", "docs/options.md",
+                                  "docs/formats.md", "docs/inputs.md"])
 def test_links_and_named_files_are_there(name):
     text = read(name)
     targets = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if not link.startswith("http")]

@@ -203,16 +203,17 @@ def test_the_log_is_whole_and_leftovers_go(dataset, tmp_path):
     folder.mkdir()
     (folder / ".last.k1lled.tmp.pth").write_bytes(b"half a checkpoint")
     (folder / "metrics.jsonl").write_text('{"kind": "train", "step": 1, "loss": 1}\n{"kind": "train", "st')
-    common = ("--epochs", 3, "--figure_scenes", 0)
+    common = ("--epochs", 3, "--figure_scenes", 0, "--oracle_fade", 0.8)  # the oracle term is not in the last step
     succeed(SCRIPT, *arguments(dataset, folder, *common, "--log_every", 3))
     assert not [path.name for path in folder.iterdir() if ".tmp" in path.name]
     assert [record["step"] for record in records(folder)] == [1, 3, 6]  # two steps an epoch: the fourth is not logged
     assert (folder / "curves.png").exists()
     succeed(SCRIPT, *arguments(dataset, tmp_path / "all", *common))
-    every = {record["step"]: record["loss"] for record in records(tmp_path / "all")}
+    every = {record["step"]: record for record in records(tmp_path / "all")}
     last = records(folder)[-1]
-    assert last["loss"] == pytest.approx((every[5] + every[6]) / 2, rel=1e-5)
-    assert records(folder)[1]["loss"] == pytest.approx(every[3], rel=1e-5)
+    assert last["loss"] == pytest.approx((every[5]["loss"] + every[6]["loss"]) / 2, rel=1e-5)
+    assert last["oracle"] == pytest.approx(every[5]["oracle"], rel=1e-5) and "oracle" not in every[6]
+    assert records(folder)[1]["loss"] == pytest.approx(every[3]["loss"], rel=1e-5)
 
 
 def lack_shared_memory():

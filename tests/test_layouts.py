@@ -9,9 +9,10 @@ import pytest
 
 from fusion.data.images import write_image
 from fusion.data.layout_table import BY_ROLES, LAYOUTS
-from fusion.data.layouts import find_raw_scenes
-from fusion.data.new_holes import NewHole
+from fusion.data.layouts import RawScene, find_raw_scenes
+from fusion.data.new_holes import NewHole, photo_or_partial
 from fusion.data.raw_scenes import read_raw_scene
+from fusion.data.report import print_report
 from fusion.data.roles import sort_into_roles
 from fusion.data.scenes import read_list, read_scene
 from fusion.data.toy import draw_scene, write_dataset
@@ -76,6 +77,9 @@ def test_one_command_reads_all_layouts_and_the_document_says_what_it_says(tree, 
             alpha = completion[..., 3] > 127
             known = [truth.alphas[i] > 127 for i in range(3)] + [np.ones_like(alpha)]
             assert max(overlap(alpha, other) for other in known) > 0.8, scene_id
+    assert "visible_seg.png beside amodal_completion.png is a photo and no mask" in process.stdout
+    assert not (data / "saraao_one_object__hall" / "comp1_visible.png").exists()
+    assert (data / "enhanced__Places365_test_00000138" / "comp1_visible.png").exists()
     with open(data / "report.csv", newline="", encoding="utf-8") as file:
         assert {row["layout"] for row in csv.DictReader(file)} == {layout.name for layout in LAYOUTS} | {BY_ROLES}
 
@@ -98,6 +102,14 @@ def test_without_a_hole_each_layout_says_why_and_what_to_do(tree, tmp_path):
         "flat__00000008", "enhanced__Places365_test_00000138", "segment_all__img1"}
     # no photo of it was given: nothing to train on
     assert not (tmp_path / "data" / "enhanced__Places365_test_00000138" / "original.png").exists()
+    # the advice can be followed in the same data set, and then holds for it
+    process = create(folder, tmp_path / "data", "--cut_hole", "box", "--photos", folder / "photos")
+    assert process.returncode == 0 and "4 already there" in process.stdout  # two have a photo now
+    for scene_id in ("art__0", "enhanced__Places365_test_00000138", "segment_all__img1"):
+        assert (tmp_path / "data" / scene_id / "original.png").exists()
+    for changed in (("--cut_hole", "grid"), ("--cut_hole", "box", "--seed", 1)):
+        process = create(folder, tmp_path / "data", *changed)
+        assert process.returncode == 2 and f"not {changed[-1]}" in process.stderr
 
 
 def test_a_removed_object_leaves_its_hole_and_is_never_the_target(tree):
@@ -136,6 +148,21 @@ def test_cut_holes_are_the_same_in_any_order_and_of_the_policy_asked_for(tree):
     assert not np.array_equal(masks[0], masks[3]) and masks[4][31:33, 31:33].all()
 
 
+def test_a_photo_that_was_blanked_before_is_no_target_but_a_window_is_no_hole(tmp_path):
+    scene = draw_scene(5)
+    soft = np.hypot(*(np.mgrid[:64, :64] - 32)) / 18
+    window = scene.original + np.clip(1.6 - soft, 0, 1)[..., None] * 255  # burnt out, with a halo around it
+    strokes = np.where((np.hypot(*(np.mgrid[:64, :64] - 24)) < 12)[..., None], 255, scene.original)
+    for name, photo, is_hole in (("box", np.where(scene.mask[..., None], 255, scene.original), True),
+                                 ("black", np.where(scene.mask[..., None], 0, scene.original), True),
+                                 ("strokes", strokes, True), ("window", np.clip(window, 0, 255), False),
+                                 ("whole", scene.original, False)):
+        _write(tmp_path / name / "original.png", photo.astype(np.uint8))
+        _write(tmp_path / name / "comp1.png", scene.completions[0])
+        raw = {found.id: found for found in find_raw_scenes(tmp_path)[0]}[name]
+        assert (photo_or_partial(raw).partial is not None) == is_hole, name
+
+
 def test_a_photo_of_something_else_is_refused(tree, tmp_path):
     folder, _ = tree
     write_image(tmp_path / "banner.png", 255 - draw_scene(4321).original)
@@ -157,6 +184,21 @@ def test_photos_are_found_by_the_folders_they_lie_in(tmp_path):
     (tmp_path / "photos" / "b").rename(tmp_path / "photos" / "d")
     scenes, faults = find_raw_scenes(tmp_path / "in", tmp_path / "photos")
     assert not scenes and len(faults) == 4 and all("could both be its photo" in fault for fault in faults.values())
+
+
+def test_folders_of_several_kinds_lose_none(tmp_path):
+    for name in ("7_original", "7_mask", "7_result_0", "8", "8_partial", "8_comp1"):  # two kinds side by side
+        _write(tmp_path / f"{name}.png", draw_scene(0).original)
+    for name in ("orig", "mask", "comps/1", "masks/1"):
+        _write(tmp_path / "debug" / "Places365_1" / f"{name}.png", draw_scene(0).original)
+    for name in ("obj_000.png", "bkg.png", "more/original.png", "more/mask.png", "more/comp1.png"):
+        _write(tmp_path / "street" / name, draw_scene(0).completions[0])
+    for name in ("1.png", "2.png"):  # photos
+        _write(tmp_path / "numbered" / name, draw_scene(0).original)
+    scenes, faults = find_raw_scenes(tmp_path)
+    assert not faults and [(scene.id, scene.layout.split(",")[0]) for scene in scenes] == [
+        ("7", "auto_process"), ("8", "original"), ("Places365_1", "amodal_enhanced_dataset"),
+        ("street", "deocclusion demo"), ("street__more", "original")]
 
 
 def _write(path, picture):
@@ -189,7 +231,7 @@ def _write(path, picture):
 ])
 def test_a_role_is_what_remains_after_the_id(names, expected):
     found = {}
-    for scene_id, group in sort_into_roles([Path(name) for name in names.split()], "s").items():
+    for scene_id, group in sort_into_roles([(Path(name).stem, Path(name)) for name in names.split()], "s").items():
         parts = [letter for letter, role in zip("opm", ("original", "partial", "mask")) if len(group[role]) == 1]
         assert all(len(group[role]) <= 1 for role in ("original", "partial", "mask"))
         masks = sum(len(kinds) for kinds in group["masks"].values())
@@ -217,10 +259,11 @@ def test_hidden_and_system_folders_are_no_scenes_and_one_bad_name_is_one_bad_sce
     faults = skipped(data)
     assert len(faults) == len(bad)
     for name, fault in bad.items():
-        start = name[:7].split("\n")[0].split("\u2028")[0].split("\x85")[0]
-        start = start.encode(errors="surrogateescape").decode(errors="backslashreplace")
-        assert any(start in key and fault in text for key, text in faults.items()), (name, faults)
-        assert f"{fault}" in process.stdout
+        shown = name.encode(errors="surrogateescape").decode(errors="backslashreplace").replace("/", "__")
+        for character in "\n\u2028\x85":
+            shown = shown.replace(character, repr(character)[1:-1])
+        assert fault in faults[shown]
+        assert any(line.startswith(f"bad: {shown}: ") and fault in line for line in process.stdout.split("\n"))
     listed = [line for name in ("train_list.txt", "val_list.txt") for line in read_list(data / name, data)]
     assert sorted(listed) == sorted(good)
     # a data set that was put together by hand: what no list can hold is left out, and said
@@ -247,6 +290,18 @@ def test_scenes_of_one_photo_are_never_in_two_lists(tmp_path):
         lists = [read_list(data / name, data) for name in names]
         assert sum(bool(set(twins) & set(members)) for members in lists) == 1
         assert len({scene_id for members in lists for scene_id in members}) == 12
+
+
+def test_what_many_scenes_have_in_common_is_said_once(capsys):
+    raw_scenes = [RawScene(f"s{i}", Path("in", "many" if i < 40 else str(i), f"s{i}"), layout="test")
+                  for i in range(45)]
+    skipped = {raw.id: f"{raw.folder}: no hole in {raw.id} (why)" for raw in raw_scenes} | {"s3": "in/many/s3: damaged"}
+    print_report(raw_scenes, {}, skipped, Path("in"), "test_list.txt")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "layout test: 45 scenes in 40, 41, 42 and 3 more; 45 bad"
+    assert sum(line.startswith("bad: ") for line in lines) == 10 + 1 + 1
+    assert "bad: s3: in/many/s3: damaged" in lines
+    assert lines[-1] == "bad: 34 more scenes, all in skipped.csv: no hole in (why)"
 
 
 def test_wrong_usage_of_holes_and_photos(tree, tmp_path):

@@ -1,7 +1,9 @@
 """Helper processes end with the one that they help."""
 
+import importlib
 import os
 import signal
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -11,6 +13,8 @@ from torch.utils.data import DataLoader
 
 from fusion.processes import end_with_parent
 from tests.scripts import server
+
+SCRIPTS = ("amodal_fusion_transformer_inference", "prepare_dataset")
 
 
 def alive(pid):
@@ -55,3 +59,21 @@ def test_pools_and_loaders_end_with_their_parent(number, tmp_path):
     while any(map(alive, helpers)):
         assert time.monotonic() < deadline, "left behind"
         time.sleep(0.05)
+
+
+def import_as_on_windows():
+    for name in list(sys.modules):
+        if name.split(".")[0] in ("fusion", "amodal_fusion_transformer", *SCRIPTS):
+            del sys.modules[name]
+    sys.modules["fcntl"] = sys.modules["resource"] = None
+    del signal.SIGHUP
+    for name in SCRIPTS:
+        importlib.import_module(name)
+    sys.exit(7)
+
+
+def test_inference_and_preparation_import_without_what_windows_lacks():
+    process = server.Process(target=import_as_on_windows)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 7

@@ -9,7 +9,7 @@ from PIL import Image
 
 from fusion.data.alpha import cut_out
 from fusion.data.checks import check_scene
-from fusion.data.images import MOST_PIXELS, read_image, write_image
+from fusion.data.images import MOST_PIXELS, read_image, resize, write_image
 from fusion.data.keying import key_background
 from fusion.data.layouts import RawCompletion, RawScene, find_raw_scenes
 from fusion.data.raw_scenes import read_raw_scene
@@ -82,6 +82,15 @@ def test_a_mask_beside_a_completion_is_its_alpha_or_its_modal_mask_as_the_pixels
         assert "comp0_mask.png …: alpha, they contain what the completions show" in report["notes"]
         assert {row["background"] for row in report["completions"]} == {"mask beside it"}
 
+    scene, report = read_raw_scene(write(tmp_path / "inverted", **common, **comps, **{
+        f"comp{i}_mask__png": 255 - made.alphas[i] for i in range(3)}), 5)
+    assert matches(scene, made.alphas) and "comp0_mask.png …: inverted, black is the object" in report["notes"]
+    # full pictures say nothing about what their masks are
+    scene, report = read_raw_scene(write(tmp_path / "photos", **common, **{
+        f"comp{i}__png": np.where(made.alphas[i][..., None] > 0, made.objects[i][..., :3], made.photo) for i in range(3)
+    }, **{f"comp{i}_silhouette__png": made.alphas[i] for i in range(3)}), 5)
+    assert matches(scene, made.alphas) and any("taken as alpha" in note for note in report["notes"])
+
     scene, report = read_raw_scene(write(tmp_path / "modal", **common, **comps, **{
         f"comp{i}_mask__png": made.visible[i] for i in range(3)}), 5)
     assert matches(scene, made.alphas, 0.9) and {row["background"] for row in report["completions"]} == {"white"}
@@ -116,10 +125,10 @@ def test_modal_masks_tell_samples_from_twins_and_where_to_compare():
     # hidden by a front object: off the photo there, and none the worse
     better = picture.copy()
     better[~shown, :3] = 255 - better[~shown, :3]
-    _, rows = select_completions([worse, better], hole, photo, 5)
-    assert rows[1]["visible_error"] > rows[0]["visible_error"]
     _, rows = select_completions([worse, better], hole, photo, 5, [shown, shown])
     assert rows[1]["visible_error"] < 0.03 < rows[0]["visible_error"]
+    _, rows = select_completions([worse, better], hole, photo, 5)
+    assert min(row["visible_error"] for row in rows) > 0.1  # the front object counts against both
     _, rows = select_completions([picture, picture.copy()], hole, photo, 5, [shown, ~shown & (picture[..., 3] > 0)])
     assert [row["kept_as"] for row in rows].count(None) == 0  # alike, and two objects
     _, rows = select_completions([picture, picture.copy()], hole, photo, 5)
@@ -156,6 +165,11 @@ def test_a_mask_that_is_no_hole_is_refused_unless_told(tmp_path):
     with pytest.raises(SceneError, match=r"partial.png: shows in the hole what original.png shows, nothing is blanked"):
         read_raw_scene(write(tmp_path / "b", original__png=made.photo, partial__png=made.photo, mask__png=made.mask,
                              **comps), 5)
+    told, _ = read_raw_scene(find_raw_scenes(tmp_path / "b")[0][0], 5, mask_hole="white")
+    assert np.array_equal(told.partial, made.partial)
+    files = write(tmp_path / "told", partial__png=made.partial, mask__png=made.mask, **comps)
+    _, report = read_raw_scene(files, 5, mask_hole="black")
+    assert "partial.png is blank where mask.png is white, the hole was told to be black" in report["notes"]
     # a flat object is as blank as a hole, and still the photo
     flat = made.photo.copy()
     flat[8:56, 10:54] = (200, 40, 40)
@@ -181,7 +195,7 @@ def test_without_a_partial_image_completions_tell_the_side_of_the_hole(tmp_path,
     assert report["hole"] == f"{'black' if inverted else 'white'} in the mask (completions fit the photo outside)"
     # completers that saw the whole photo are right on both sides; one that is hidden is wrong on any
     for name, comps in (("all", range(3)), ("one", [0])):
-        with pytest.raises(SceneError, match=r"no partial image.*cannot tell the hole, use --mask_hole"):
+        with pytest.raises(SceneError, match=r"no partial image.*cannot tell the hole from that, use --mask_hole"):
             read_raw_scene(write(tmp_path / name, original__png=made.photo, mask__png=mask, **{
                 f"comp{i}__png": made.objects[i] for i in comps}), 5)
 
@@ -316,18 +330,24 @@ def test_a_blurred_mask_leaves_no_dark_rim(tmp_path):
 
 
 def test_square_results_of_a_photo_that_is_not(tmp_path):
-    wide = draw_scene(2, (64, 96))
-    comps = {f"comp{i}__png": Results().objects[i] for i in range(3)}
-    for name, square in (("middle", wide.original[:, 16:80]), ("squeezed", cv2.resize(
-            wide.original, (64, 64), interpolation=cv2.INTER_AREA))):
-        partial = np.where(Results().hole[..., None], 0, square).astype(np.uint8)
-        scene, report = read_raw_scene(write(tmp_path / name, original__png=wide.original, partial__png=partial,
-                                             mask__png=Results().mask, **comps), 5)
-        assert np.abs(scene.original.astype(int) - square).mean() < 1
-        assert any(name in note and "as partial.png shows it" in note for note in report["notes"])
+    wide, ways = draw_scene(2, (64, 96)), {
+        "cropped to its middle": lambda picture: np.ascontiguousarray(picture[:, 16:80]),
+        "squeezed": lambda picture: resize(picture, (64, 64))}
+    for name, square in ways.items():
+        comps = {f"comp{i}__png": square(picture) for i, picture in enumerate(wide.completions)}
+        photo, mask = square(wide.original), np.uint8(255) * (square(wide.mask.astype(np.uint8) * 255) > 127)
+        partial = np.where(mask[..., None] > 0, 0, photo)
+        for witness, files in (("partial.png shows", {"partial__png": partial}), ("completions show", {})):
+            scene, report = read_raw_scene(write(tmp_path / f"{name}, {witness}", original__png=wide.original,
+                                                 mask__png=mask, **files, **comps), 5, mask_hole="white")
+            assert np.abs(scene.original.astype(int) - photo).mean() < 1
+            assert f"original.png: {name}, as {witness} it" in report["notes"]
     with pytest.raises(SceneError, match=r"original.png: 96×64, but the scene is 64×64"):
         read_raw_scene(write(tmp_path / "other", original__png=255 - wide.original, partial__png=partial,
-                             mask__png=Results().mask, **comps), 5)
+                             mask__png=mask, **comps), 5)
+    with pytest.raises(SceneError, match=r"comp0.png: 64×64, but the scene is 96×64"):
+        read_raw_scene(write(tmp_path / "no photo of these", original__png=255 - wide.original, mask__png=mask,
+                             **comps), 5)
 
 
 def test_only_documented_formats_are_opened_and_none_that_is_too_large(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ import amodal_fusion_transformer as aft
 import fusion.data.checked
 import fusion.engine
 from fusion.data.toy import write_dataset
+from fusion.figures import read_history
 from fusion.training.checkpoints import load_checkpoint, save_checkpoint
 from fusion.training.distributed import Process
 from fusion.training.endings import StopSignal
@@ -164,6 +165,15 @@ def test_nodes_without_a_common_folder_are_noticed(tmp_path):
     assert process.returncode == 1
     assert "different places of training, [(0, 0), (0, 4)] (epochs, scenes)" in process.stderr, process.stderr
     assert "every node must see the same --checkpoint_dir" in process.stderr
+
+
+def test_curves_leave_out_what_was_done_again(tmp_path):
+    lines = [("train", 2), ("train", 4), ("val", 4), ("train", 6), ("val", 6),  # killed; the last save was at 4
+             ("train", 5), ("val", 5), ("train", 10)]
+    (tmp_path / "metrics.jsonl").write_text("".join(f'{{"kind": "{kind}", "step": {step}}}\n' for kind, step in lines))
+    history = read_history(tmp_path / "metrics.jsonl")
+    assert {kind: [record["step"] for record in history[kind]] for kind in history} == {
+        "train": [2, 4, 5, 10], "val": [4, 5]}
 
 
 def read_one_at_a_time():

@@ -6,8 +6,6 @@
 import cv2
 import numpy as np
 
-from fusion.data.images import resize
-
 DIFFERENT_PHOTO = 12  # mean difference in levels between photo and partial image; JPEG noise stays below 5
 BLANK = 20  # levels from black or white that JPEG noise leaves in a blanked hole
 
@@ -23,13 +21,17 @@ def core(region):
     return inner if inner.any() else region
 
 
+def largest(colours):
+    """(…,3) → (…), what `max(-1)` gives, many times faster."""
+    return np.maximum(np.maximum(colours[..., 0], colours[..., 1]), colours[..., 2])
+
+
 def blank_share(picture, region):
     """The share of `region` that has one colour, up to JPEG noise."""
     pixels = picture[core(region)]
     if not len(pixels):
         return 0.0
-    median = np.median(pixels, 0)
-    return float((np.abs(pixels - median).max(1) <= BLANK).mean())
+    return float((largest(np.abs(pixels - np.median(pixels, 0))) <= BLANK).mean())
 
 
 def agreement(picture, other, region):
@@ -37,7 +39,7 @@ def agreement(picture, other, region):
     region = core(region)
     if not region.any():
         return 1.0
-    return float((cv2.absdiff(picture[region], other[region]).max(1) <= 2 * BLANK).mean())
+    return float((largest(cv2.absdiff(picture[region], other[region])) <= 2 * BLANK).mean())
 
 
 def is_blank_exactly_in(picture, region):
@@ -49,7 +51,7 @@ def is_blank_exactly_in(picture, region):
     if np.count_nonzero(inner) < 50 or not edge.any() or not ring.any():
         return False
     colour = np.median(picture[inner], 0)
-    flat, around = (np.abs(picture[place] - colour).max(1) <= BLANK for place in (edge, ring))
+    flat, around = (largest(np.abs(picture[place] - colour)) <= BLANK for place in (edge, ring))
     return bool(flat.mean() > 0.97 and picture[inner].std(0).max() <= 3 and around.mean() < 0.5)
 
 
@@ -87,23 +89,27 @@ def outlined_object(region, alphas):
     Returns:
         the completion's index, or None.
     """
-    scale = min(1, 192 / max(region.shape))
-    size = tuple(max(1, round(side * scale)) for side in region.shape)
-    region = resize(region.astype(np.uint8), size, nearest=True)
+    step = max(1, round(max(region.shape) / 128))  # outlines need no full resolution
+    region = region[::step, ::step].astype(np.uint8)
     edge = region > cv2.erode(region, np.ones((3, 3), np.uint8))
     length = np.count_nonzero(edge)
     if length < 8:
         return None
-    shapes = [resize(alpha, size) > 127 for alpha in alphas]
+    shapes = [alpha[::step, ::step] > 127 for alpha in alphas]
     shapes = [shape.astype(np.uint8) if shape.mean() < 0.95 else np.zeros_like(region) for shape in shapes]
-    inside = [np.count_nonzero(region & shape) >= 0.97 * np.count_nonzero(region) for shape in shapes]
-    if not any(inside):
+    inside = [np.count_nonzero(region & shape) / np.count_nonzero(region) for shape in shapes]
+    if max(inside, default=0) < 0.8:
         return None
-    reach = np.ones((2 * round(max(size) / 64) + 1,) * 2, np.uint8)
+    reach = np.ones((2 * round(max(region.shape) / 64) + 1,) * 2, np.uint8)
     outlines = [cv2.dilate(shape - cv2.erode(shape, np.ones((3, 3), np.uint8)), reach) > 0 for shape in shapes]
     on_any = np.count_nonzero(edge & np.any(outlines, 0)) / length
-    for index, (is_inside, outline) in enumerate(zip(inside, outlines)):
+    for index, (share, outline) in enumerate(zip(inside, outlines)):
         on_own = np.count_nonzero(edge & outline) / length
-        if is_inside and (on_own >= 0.6 or (on_own >= 0.3 and (on_any >= 0.95 or all(inside)))):
+        if share >= 0.97:  # parts of its edge belong to what hides it, which need not have been completed
+            on_others = 0.85 if on_own >= 0.4 else 0.95
+            follows = on_own >= 0.6 or (on_own >= 0.3 and (on_any >= on_others or min(inside) >= 0.97))
+        else:  # a small object's mask is seldom exact
+            follows = share >= 0.8 and on_own >= 0.9
+        if follows:
             return index
     return None

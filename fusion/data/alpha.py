@@ -19,13 +19,13 @@ def cut_out(rgba, background="auto"):
         (H,W,4) uint8 with straight alpha; what it was taken from: "alpha", "premultiplied alpha", "checkerboard" (a
         drawn one: not to be used), or what `key_background` says.
     """
-    alpha = rgba[..., 3]
+    alpha = cv2.extractChannel(rgba, 3)
     least = alpha.min()
     is_constant = least > 0 and least == alpha.max()
     if is_constant or np.count_nonzero(alpha < 250) <= FEW * alpha.size:
-        rgb = np.ascontiguousarray(rgba[..., :3])
+        rgb = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB)
         if background == "auto" and is_checkerboard(rgb):
-            return np.dstack([rgb, np.full(alpha.shape, 255, np.uint8)]), "checkerboard"
+            return cv2.cvtColor(rgb, cv2.COLOR_RGB2RGBA), "checkerboard"
         return key_background(rgb, background)
     if alpha.max() == 1:  # a program that counts alpha from 0 to 1
         rgba = np.dstack([rgba[..., :3], alpha * np.uint8(255)])
@@ -41,7 +41,7 @@ def is_premultiplied(rgba):
 
     Decided by the soft pixels that have an opaque one near them; a picture without any reads alike both ways.
     """
-    alpha = rgba[..., 3]
+    alpha = cv2.extractChannel(rgba, 3)
     soft = (alpha > 16) & (alpha < 240)
     if np.count_nonzero(soft) < 8:
         return False

@@ -137,7 +137,10 @@ def _spread(item, seen, mask, rng):
 def _complete_one(photo, item, others, seen, mask, style, quality, foreign, rng):
     """One object as the completer draws it, (H,W,4); all work is done in a window around it."""
     size = photo.shape[0]
-    window = _window(item.whole[..., 3], size // 12 + 8)
+    # Those that copy are given clean masks and clear views, mostly: what they keep can be trusted.
+    careless = style != "copy" or rng.random() < 0.2
+    grows = careless and others and rng.random() < 0.3
+    window = _window(item.whole[..., 3], size // 24 + 4 + (size // 12 if grows else 0))
     photo, whole, visible, seen, mask = (x[window] for x in (photo, item.whole, item.visible, seen, mask))
     colour, alpha, known = whole[..., :3].copy(), whole[..., 3].copy(), visible & seen
     # It knows the photo, where an object's rim is mixed with what lies behind, and never the object alone.
@@ -150,11 +153,9 @@ def _complete_one(photo, item, others, seen, mask, style, quality, foreign, rng)
             unknown = np.zeros_like(hidden) if item.true else hidden & ~visible
         colour, alpha = hallucinate(colour, alpha, known, hidden, unknown, lambda rng: foreign(rng)[window], size, rng,
                                     smears=style != "copy")
-    # Those that copy are given clean masks and clear views, mostly: what they keep can be trusted.
-    careless = style != "copy" or rng.random() < 0.2
     if careless and rng.random() < 0.15:
         colour = leave_traces(photo, mask, colour, known, alpha, rng)
-    if careless and rng.random() < 0.3 and others:
+    if grows:
         alpha = grow_alpha(colour, alpha, (whole[..., 3] > 200) | known, mask, size, rng)
     result = np.dstack([colour, alpha])
     if careless:

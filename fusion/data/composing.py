@@ -106,28 +106,29 @@ def _one_of(cutouts, plain, rng):
     return None if rng.random() < plain else cutouts[rng.integers(len(cutouts))]
 
 
-def open_annotated(path, annotations, size, rng):
+def open_annotated(annotations, size, rng):
     """A photo with its own objects: what lies under a nearer one is unknown and has to be made up.
 
     Args:
-        annotations: per object a list of polygons [x, y, x, y …] in pixels of the photo as stored.
+        annotations: as of read_annotations.
 
     Returns:
         photo (H,W,3) uint8, its objects from back to front, and None; or None when there is no object.
     """
-    picture = read_photo(path, round(size / LEAST_CROP))
+    picture = read_photo(annotations.photo, round(size / LEAST_CROP))
     (top, left), side = _crop_box(picture.shape[:2], rng)
     photo = resize(picture[top : top + side, left : left + side], (size, size))
-    scale = picture.shape[1] / stored_size(path)[1]
+    scale = picture.shape[1] / stored_size(annotations.photo)[1]
     flip = rng.random() < 0.5
     photo = photo[:, ::-1].copy() if flip else photo
     instances = []
-    for polygons in annotations:
+    for polygons in annotations.outlines:
         mask = np.zeros((size, size), np.uint8)
         corners = [(np.reshape(p, (-1, 2)) * scale - (left, top)) * (size / side) for p in polygons if len(p) >= 6]
-        cv2.fillPoly(mask, [np.rint(p).astype(np.int32) for p in corners], 1)
+        cv2.fillPoly(mask, [np.rint(np.clip(p, -size, 2 * size)).astype(np.int32) for p in corners], 1)
         instances.append((mask[:, ::-1] if flip else mask).astype(bool))
-    objects = _stack([m for m in instances if 0.01 < m.mean() < 0.8], photo, rng)
+    instances = [mask for mask in instances if 0.01 < mask.mean() < 0.8]
+    objects = _stack(instances, photo, rng, annotations.ordered)
     return (photo, objects, None) if objects else None
 
 
@@ -166,16 +167,24 @@ def find_regions(photo, rng):
     return [region for region in regions if 0.01 < region.mean() < 0.8]
 
 
-def _stack(instances, photo, rng):
-    """Regions of a photo as objects that go on beneath nearer ones, from back to front, seven at most."""
-    instances = sorted(instances, key=np.count_nonzero, reverse=True)[:7]
-    # Who is in front is not known. Large things are behind, mostly, and otherwise both may happen.
-    order = range(len(instances)) if rng.random() < 0.6 else rng.permutation(len(instances))
+def _stack(instances, photo, rng, ordered=False):
+    """Regions of a photo as objects that go on beneath nearer ones, from back to front.
+
+    Args:
+        ordered: whether they stand from back to front already, and are whole; else who is in front is not known, and
+            what is beneath is imagined for the seven largest.
+    """
+    if ordered:
+        order = range(len(instances))
+    else:
+        instances = sorted(instances, key=np.count_nonzero, reverse=True)[:7]
+        # Large things are behind, mostly, and otherwise both may happen.
+        order = range(len(instances)) if rng.random() < 0.6 else rng.permutation(len(instances))
     objects, nearer = [], np.zeros(photo.shape[:2], bool)
     for i in reversed(order):
         visible = instances[i] & ~nearer
         if visible.mean() >= 0.005:
-            alpha = visible | (imagine_shape(visible, rng) & nearer)
+            alpha = instances[i] if ordered else visible | (imagine_shape(visible, rng) & nearer)
             alpha = cv2.GaussianBlur(alpha.astype(np.float32), (0, 0), 0.6)
             objects.append(SceneObject(np.dstack([photo, np.rint(alpha * 255).astype(np.uint8)]), visible, False))
         nearer |= instances[i]

@@ -24,9 +24,9 @@ class SceneDataset(Dataset):
 
     def __getitem__(self, item):
         epoch, index = item if isinstance(item, tuple) else (0, item)
-        process = get_worker_info()
-        if process is not None:
-            self.reading[process.id % len(self.reading)] = index
+        loader = get_worker_info()
+        if loader is not None:
+            self.reading[loader.id % len(self.reading)] = index
         return {**self.read(epoch, index), "index": index}
 
 

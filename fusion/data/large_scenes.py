@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 
-from PIL import Image
-
-from fusion.data.images import read_image
-from fusion.data.scenes import _is_raw, completion_paths, read_scene
+from fusion.data.images import open_picture, read_image
+from fusion.data.scenes import check_completion, completion_paths, read_scene
 from fusion.errors import SceneError
 
 LARGE = 2**25  # bytes of decoded pictures
@@ -14,35 +12,34 @@ LARGE = 2**25  # bytes of decoded pictures
 class StoredCompletions(Sequence):
     """Completions of a scene on disk, each read when it is asked for."""
 
-    def __init__(self, paths, partial, mask):
-        self.paths, self.partial, self.mask = paths, partial, mask
+    def __init__(self, paths, scene):
+        self.paths, self.partial, self.mask = paths, scene.partial, scene.mask
 
     def __len__(self):
         return len(self.paths)
 
     def __getitem__(self, index):
         completion = read_image(self.paths[index], "RGBA")
-        if completion.shape[:2] != self.mask.shape:
+        height, width = self.mask.shape
+        if completion.shape[:2] != (height, width):
             raise SceneError(f"{self.paths[index]}: {completion.shape[1]}×{completion.shape[0]}, but partial.png is "
-                             f"{self.mask.shape[1]}×{self.mask.shape[0]}; all pictures of a scene show the same frame")
-        if _is_raw(completion, self.partial, self.mask):
-            raise SceneError(f"{self.paths[index]}: no alpha on a white or black background; run prepare_dataset.py "
-                             "create on it")
+                             f"{width}×{height}; all pictures of a scene show the same frame")
+        check_completion(self.paths[index], completion, self.partial, self.mask)
         return completion
 
 
 def is_large(folder, max_completions=None):
     """Whether a scene takes more than LARGE bytes, by the header of its mask; False when there is no telling."""
     try:
-        with Image.open(folder / "mask.png") as mask:
+        with open_picture(folder / "mask.png") as mask:
             pixels = mask.width * mask.height
         return pixels * 4 * len(completion_paths(folder)[:max_completions]) > LARGE
-    except OSError:
+    except SceneError:
         return False
 
 
 def read_large(folder, max_completions=None):
     """A scene whose completions stay on disk until they are asked for; see `read_scene`."""
     scene = read_scene(folder, 1)
-    scene.completions = StoredCompletions(completion_paths(folder)[:max_completions], scene.partial, scene.mask)
+    scene.completions = StoredCompletions(completion_paths(folder)[:max_completions], scene)
     return scene

@@ -32,6 +32,7 @@ class Layout:
     with_alpha: bool = False  # completions are pictures with alpha, and it holds
     same_object: bool = False  # all completions are samples of one object
     wants_photo: bool = False  # only a folder whose photo is found
+    masked_photo: bool = False  # its photo may have its hole blanked already
     inner: str = ""  # name of the folder around the scenes, which says nothing about them
     leftovers: tuple = ()  # folders beside the scenes (or their `inner`) with by-products in them
     no_hole: str = ""  # why none of its files is a hole
@@ -46,11 +47,12 @@ LAYOUTS = (
     Layout("amodal_enhanced_dataset", "comps/{d}", marks=("orig",), partial=("orig",), mask=("mask",),
            visible="masks/{d}", inner="debug", leftovers=("composites", "intermediate", "filled_masks")),
     Layout("auto_process, batch_process", "{id}_result_{d}", original=("{id}_original",), mask=(),
-           visible="{id}_mask", same_object=True, no_hole=OF_ONE_OBJECT),
+           visible="{id}_mask", same_object=True, masked_photo=True, no_hole=OF_ONE_OBJECT),
     Layout("test", "result_{d}", marks=("input",), original=("input",), mask=(), visible="mask", same_object=True,
-           no_hole=OF_ONE_OBJECT),
+           masked_photo=True, no_hole=OF_ONE_OBJECT),
     Layout("segment_all_objects", "object_{object}/amodal_result_{d}", original=("{id}_original",),
-           mask=("../all_amodal/combined_masks/{id}",), visible="object_{object}/mask", leftovers=("all_amodal",)),
+           mask=("../all_amodal/combined_masks/{id}",), visible="object_{object}/mask", masked_photo=True,
+           leftovers=("all_amodal",)),
     Layout("deocclusion demo", "obj_{d}", marks=("bkg", "../{id}"), original=(*BESIDE, "{id}"), background="bkg",
            with_alpha=True, no_hole=DECOMPOSED),
     Layout("k8xu/amodal", "amodal_completions/{n}", original=BESIDE, alpha="amodal_segmentations/{n}",

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from PIL import Image
-
-from fusion.data.images import IMAGE_SUFFIXES
+from fusion.data.images import IMAGE_SUFFIXES, open_picture
 from fusion.data.layout_table import BY_ROLES, LAYOUTS
 from fusion.data.names import fault_of_id, is_rubbish, join_id
 from fusion.data.roles import ROLES, natural, sort_into_roles
@@ -41,12 +39,12 @@ class RawScene:
     original: Path | None = None
     partial: Path | None = None
     mask: Path | None = None
-    mask_hole: str = "auto"  # the mask's value in the hole, "white" or "black", where the layout knows it
     completions: list = field(default_factory=list)  # of RawCompletion
     notes: list = field(default_factory=list)
     layout: str = ""  # the name of its entry in the table of layouts
     no_hole: str = ""  # why there is no hole among these files, when the layout says so; "" = look at the pixels
     photo: Path | None = None  # of that name in --photos, the original unless that lies with the scene
+    masked_photo: bool = False  # what lies here as the photo may have its hole blanked already
 
 
 def find_raw_scenes(input_dir, photos_dir=None):
@@ -64,7 +62,7 @@ def find_raw_scenes(input_dir, photos_dir=None):
         two scenes with one id): scene id or folder to message.
     """
     input_dir = Path(input_dir)
-    scenes, faults, visited, leftovers = {}, {}, set(), set()
+    scenes, faults, visited, leftovers, with_scenes = {}, {}, set(), set(), set()
     photos = _photos_by_stem(photos_dir)
     for place, subfolders, names in os.walk(input_dir, followlinks=True, onerror=lambda e: faults.update(
             {str(e.filename): f"{e.filename}: {e.strerror}"})):
@@ -74,8 +72,7 @@ def find_raw_scenes(input_dir, photos_dir=None):
             continue
         visited.add(real)
         subfolders[:] = sorted(name for name in subfolders if not is_rubbish(name))
-        pictures = sorted(folder / name for name in names
-                          if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."))
+        pictures = _pictures(folder, names)
         found = []
         try:
             for layout in LAYOUTS:
@@ -84,11 +81,15 @@ def find_raw_scenes(input_dir, photos_dir=None):
                     subfolders[:] = [name for name in subfolders if not _claims(layout, found, name)]
                     around = folder.parent.parent if folder.parent.name == layout.inner else folder.parent
                     leftovers |= {around / name for name in layout.leftovers}
+                    # where names hold ids, others may lie beside them
+                    files = _matching(folder, layout.completion, pictures, subfolders)
+                    ids = tuple({fields["id"] + "_" for fields, _ in files if "id" in fields})
+                    pictures = [(stem, path) for stem, path in pictures if ids and not stem.startswith(ids)]
                     break
-            else:
-                found = _scenes_by_roles(folder, pictures, input_dir, photos, faults)
-                if found and "debug" in subfolders:
-                    subfolders.remove("debug")
+            if pictures and not (folder.name == "debug" and folder.parent in with_scenes):
+                found += _scenes_by_roles(folder, pictures, input_dir, photos, faults)
+            if found:
+                with_scenes.add(folder)
         except SceneError as error:
             faults[str(folder)] = str(error)
             subfolders.clear()
@@ -122,6 +123,7 @@ def _scenes_of_layout(layout, folder, pictures, subfolders, input_dir, photos):
 def _scene_of_layout(layout, folder, name, files, input_dir, photos):
     """The scene of the completions `files`, [(fields, path)], or None when they are no such scene."""
     of_scene = {"id": name}
+    files = sorted(files, key=lambda entry: (natural(entry[1].parent.name), natural(entry[1].stem)))
     original = _first(folder, layout.original, of_scene)
     files = [(fields | of_scene, path) for fields, path in files if path != original]
     if not files or (layout.with_alpha and not _are_layers([path for _, path in files])):
@@ -129,13 +131,14 @@ def _scene_of_layout(layout, folder, name, files, input_dir, photos):
     photo = _photo_of(folder, name, photos, needed=original is None)
     if layout.wants_photo and not (original or photo):
         return None
-    parts = list(folder.relative_to(input_dir).parts) or [folder.name]
+    parts = list(folder.relative_to(input_dir).parts)
     if name != folder.name:
         parts.append(name)
     elif len(parts) > 1 and parts[-2] == layout.inner:
         del parts[-2]
-    scene = RawScene(join_id(parts), folder, original or photo, _first(folder, layout.partial, of_scene),
-                     _first(folder, layout.mask, of_scene), layout=layout.name, photo=photo)
+    scene = RawScene(join_id(parts or [folder.name]), folder, original or photo, layout=layout.name, photo=photo,
+                     partial=_first(folder, layout.partial, of_scene), mask=_first(folder, layout.mask, of_scene),
+                     masked_photo=layout.masked_photo)
     scene.no_hole = "" if scene.mask or scene.partial else layout.no_hole
     background = _first(folder, (layout.background,), of_scene)
     if background:
@@ -158,7 +161,7 @@ def _claims(layout, scenes, name):
 
 
 def _matching(folder, pattern, pictures, subfolders):
-    """[(fields, path)] of the pictures that fit `pattern`, in the natural order of their names."""
+    """[(fields, path)] of the pictures that fit `pattern`."""
     head, _, tail = pattern.rpartition("/")
     if head:
         places = [(match.groupdict(), folder / name) for name in subfolders
@@ -167,14 +170,13 @@ def _matching(folder, pattern, pictures, subfolders):
         places = [({}, folder)]
     found, regex = [], _regex(tail)
     for fields, place in places:
-        here = _pictures_in(place) if head else pictures
         taken = {}
-        for path in here:
-            match = regex.fullmatch(path.stem)
-            if match and (path.stem not in taken or path.suffix.lower() == ".png"):  # PNG before lossy copies
-                taken[path.stem] = (fields | match.groupdict(), path)
+        for stem, path in _pictures(place) if head else pictures:
+            match = regex.fullmatch(stem)
+            if match and (stem not in taken or path.suffix.lower() == ".png"):  # PNG before lossy copies
+                taken[stem] = (fields | match.groupdict(), path)
         found += taken.values()
-    return sorted(found, key=lambda entry: natural(str(entry[1].relative_to(folder))))
+    return found
 
 
 @cache
@@ -183,11 +185,14 @@ def _regex(pattern):
     return re.compile("".join(FIELDS[part] if i % 2 else re.escape(part) for i, part in enumerate(parts)))
 
 
-def _pictures_in(folder):
+def _pictures(folder, names=None):
+    """[(stem, path)] of the pictures among `names`, or of all in `folder`, sorted."""
     try:
-        return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        names = os.listdir(folder) if names is None else names
     except OSError as error:
         raise SceneError(f"{folder}: {error.strerror}") from None
+    split = (os.path.splitext(name) for name in sorted(names) if not name.startswith("."))
+    return [(stem, folder / (stem + suffix)) for stem, suffix in split if suffix.lower() in IMAGE_SUFFIXES]
 
 
 def _first(folder, patterns, fields):
@@ -206,13 +211,13 @@ def _are_layers(paths):
     sizes = set()
     for path in paths:
         try:
-            with Image.open(path) as image:
+            with open_picture(path) as image:
                 if "A" not in image.mode and "transparency" not in image.info:
                     return False
                 sizes.add(image.size)
-        except (OSError, ValueError, Image.DecompressionBombError):
+        except SceneError:
             continue  # damaged: reading it will tell
-    return len(sizes) <= 1
+    return len(sizes) == 1
 
 
 def _offset(folder, pattern, name, fields):
@@ -235,7 +240,7 @@ def _scenes_by_roles(folder, pictures, input_dir, photos, faults):
         parts = list(folder.relative_to(input_dir).parts)
         if prefix and prefix != folder.name:
             parts.append(prefix)
-        scene = RawScene(join_id(parts or [folder.name]), folder, layout=BY_ROLES)
+        scene = RawScene(join_id(parts or [folder.name]), folder, layout=BY_ROLES, masked_photo=True)
         for role in ROLES[:3]:
             # PNG before lossy copies, else the first name
             files = sorted(group[role], key=lambda path: (path.suffix.lower() != ".png", path.name))

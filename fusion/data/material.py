@@ -4,14 +4,16 @@ Every process keeps what it used last, in the resolutions it needed: about half 
 """
 
 import json
+import os
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from fusion.data.images import IMAGE_SUFFIXES, read_image, resize
+from fusion.data.images import IMAGE_SUFFIXES, ORIENTATION, open_picture, read_image, resize
+from fusion.data.names import is_rubbish
 from fusion.errors import SceneError
 
 SIDES = (64, 128, 256, 512)  # longer sides in which cut-outs are kept
@@ -20,11 +22,24 @@ MARGIN = 2  # transparent pixels around a cut-out
 
 
 def find_pictures(folder):
-    """Paths of all pictures below `folder`, sorted; SceneError when there are none."""
-    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    """Paths of all pictures below `folder`, sorted, and faults: a line for each folder that cannot be read.
+
+    Raises:
+        SceneError: there are none.
+    """
+    files, faults = [], []
+
+    def unreadable(error):
+        faults.append(f"{error.filename}: {error.strerror}")
+
+    for place, folders, names in os.walk(folder, onerror=unreadable):
+        folders[:] = [name for name in folders if not is_rubbish(name)]
+        files += [Path(place, name) for name in names
+                  if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")]
+    files = sorted(path for path in files if path.is_file())
     if not files:
-        raise SceneError(f"{folder}: no pictures in it")
-    return files
+        raise SceneError(faults[0] if faults else f"{folder}: no pictures in it")
+    return files, faults
 
 
 def read_cutout(path, longer_side):
@@ -35,7 +50,8 @@ def read_cutout(path, longer_side):
 
     Returns:
         (H,W,4) uint8, read-only, straight alpha; with MARGIN transparent pixels around it, in which colours go on, so
-        that it may be scaled and turned like any picture. None when all of it is transparent.
+        that it may be scaled and turned like any picture. None when all of it is transparent, or when the file is
+        damaged, which `damaged_cutouts` tells.
     """
     side = next((side for side in SIDES if side >= longer_side), SIDES[-1])
     return _CUTOUTS[side](path)
@@ -46,7 +62,11 @@ def _cutout(path, side):
         rgba = _CUTOUTS[2 * side](path)  # so that no file is decoded for each side anew
         rgba = None if rgba is None else rgba[MARGIN:-MARGIN, MARGIN:-MARGIN]
     else:
-        rgba = read_image(path, "RGBA")
+        try:
+            rgba = read_image(path, "RGBA")
+        except SceneError as error:
+            _DAMAGED[path] = str(error)
+            return None
         rows, columns = (np.flatnonzero(rgba[..., 3].max(axis) > 20) for axis in (1, 0))
         rgba = rgba[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else None
     if rgba is None:
@@ -69,6 +89,12 @@ def _cached(side):
     return cutout
 
 
+def damaged_cutouts():
+    """Lines about the cut-outs that this process tried in vain."""
+    return list(_DAMAGED.values())
+
+
+_DAMAGED = {}
 _CUTOUTS = {side: _cached(side) for side in SIDES}
 
 
@@ -83,28 +109,60 @@ def read_photo(path, side):
 @lru_cache(maxsize=65536)
 def stored_size(path):
     """(height, width) of a picture as annotations count it, from its header."""
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5
-            return image.size if turned else image.size[::-1]
-    except OSError as error:
-        raise SceneError(f"{path}: {error.strerror or 'not a picture'}") from None
+    with open_picture(path) as image:
+        turned = image.getexif().get(ORIENTATION, 1) >= 5
+        return image.size if turned else image.size[::-1]
 
 
-def annotated_photos(coco):
-    """[(photo, its polygon annotations)] of a COCO file; photos lie beside it or in a folder of its name."""
-    coco = Path(coco)
+@dataclass
+class Annotations:
+    """What people marked in one photo."""
+
+    photo: Path
+    outlines: list  # per object a list of polygons [x, y, x, y …] in pixels of the photo as stored
+    ordered: bool  # COCOA: outlines are amodal, whole where something nearer covers them, and stand from back to front
+
+
+def read_annotations(path):
+    """The photos of a COCO or COCOA file; photos lie beside it or in a folder of its name.
+
+    COCO annotates instances as far as they can be seen (`segmentation`), COCOA (Zhu et al., Semantic Amodal
+    Segmentation, 2017) regions as they go on beneath others (`regions`), with an `order` from 1, in front, to the back.
+
+    Returns:
+        list of Annotations, and faults: lines about photos that are not there.
+
+    Raises:
+        SceneError: no annotation file, or none of its photos is there.
+    """
+    path = Path(path)
     try:
-        content = json.loads(coco.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         names = {image["id"]: image["file_name"] for image in content["images"]}
-        by_image = {}
+        instances, regions, nameless = {}, {}, 0
         for annotation in content["annotations"]:
-            if not annotation.get("iscrowd") and isinstance(annotation["segmentation"], list):
-                by_image.setdefault(annotation["image_id"], []).append(annotation["segmentation"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SceneError(f"{coco}: not a COCO annotation file ({error!r})") from None
-    photos = [(coco.parent / names[i], polygons) for i, polygons in sorted(by_image.items())]
-    photos = [(path, polygons) for path, polygons in photos if path.is_file()]
+            image = annotation["image_id"]
+            nameless += image not in names
+            if "regions" in annotation:  # one annotation is one person's view of the whole photo
+                ordered = sorted(annotation["regions"], key=lambda region: -region["order"])
+                regions.setdefault(image, [_polygons(region["segmentation"]) for region in ordered])
+            elif not annotation.get("iscrowd") and isinstance(annotation["segmentation"], list):
+                instances.setdefault(image, []).append(_polygons(annotation["segmentation"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise SceneError(f"{path}: not a COCO annotation file ({error!r})") from None
+    photos = [Annotations(path.parent / names[image], outlines, found is regions)
+              for found in (instances, regions) for image, outlines in sorted(found.items()) if image in names]
+    missing = [entry.photo for entry in photos if not entry.photo.is_file()]
+    photos = [entry for entry in photos if entry.photo.is_file()]
     if not photos:
-        raise SceneError(f"{coco}: none of its photos lies in {coco.parent}")
-    return photos
+        raise SceneError(f"{path}: none of its photos lies in {path.parent}")
+    faults = [f"{path}: {nameless} annotations of photos that it does not name"] if nameless else []
+    faults += [f"{photo}: no such file, {path.name} annotates it" for photo in missing]
+    return photos, faults
+
+
+def _polygons(segmentation):
+    """COCOA writes one polygon as a flat list."""
+    flat = bool(segmentation) and not isinstance(segmentation[0], list)
+    polygons = [segmentation] if flat else segmentation
+    return [[float(value) for value in polygon[: len(polygon) // 2 * 2]] for polygon in polygons]

@@ -26,14 +26,20 @@ def fault_of_id(scene_id):
     if length > LONGEST_ID:
         return (f"its id, the path to it joined by __, has {length} bytes, more than {LONGEST_ID}; shorten the names "
                 "or start lower with --input_dir")
-    if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in scene_id):
+    if any(map(_breaks_lines, scene_id)):
         return "a line break or another control character in its name; rename it"
+    if scene_id.startswith("."):
+        return "a dot at the start of its id, as hidden folders have; rename it"
     if scene_id != scene_id.strip():
         return "a space at the start or end of its id, which no list can hold; rename it"
     return None
 
 
-def printable(text):
-    """`text` as any terminal and file takes it: bytes that are no UTF-8 and control characters but \\n escaped."""
+def printable(text, kept="\n"):
+    """`text` as any terminal and file takes it: bytes that are no UTF-8 and control characters escaped, but `kept`."""
     text = str(text).encode(errors="surrogateescape").decode(errors="backslashreplace")
-    return "".join(repr(c)[1:-1] if unicodedata.category(c) in ("Cc", "Zl", "Zp") and c != "\n" else c for c in text)
+    return "".join(repr(c)[1:-1] if _breaks_lines(c) and c not in kept else c for c in text)
+
+
+def _breaks_lines(character):
+    return unicodedata.category(character) in ("Cc", "Zl", "Zp")

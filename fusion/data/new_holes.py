@@ -28,11 +28,14 @@ class NewHole:
 def photo_or_partial(raw):
     """`raw` with its photo as partial image when a hole was cut from that already, as pipelines do that mask first.
 
-    Such a hole is large, pure black or white, and either a rectangle or unlike what is around it. Nothing is decided
-    where the layout has a partial image of its own, or a mask and no other photo.
+    Such a hole is large, pure black or white, and ends sharply, which the light of a window does not unless it is a
+    box, too. Nothing is decided where the layout has a partial image of its own, or a mask and no other photo. A mask
+    that is all modal masks together is none of a hole, and goes.
     """
+    if raw.original and raw.mask and not raw.partial and _is_all_objects(raw):
+        raw = replace(raw, mask=None, no_hole=f"{raw.mask.name} is the modal masks of all objects together")
     other = raw.photo if raw.photo != raw.original else None
-    if raw.original is None or raw.partial is not None or (raw.mask is not None and other is None):
+    if not raw.masked_photo or not raw.original or raw.partial or (raw.mask and not other):
         return raw
     try:
         photo = read_image(raw.original, "RGB")
@@ -44,6 +47,19 @@ def photo_or_partial(raw):
     return replace(raw, original=other, partial=raw.original, no_hole="", notes=[*raw.notes, note])
 
 
+def _is_all_objects(raw):
+    paths = {completion.visible for completion in raw.completions} - {None}
+    try:
+        visible = [read_image(path, "L") > 127 for path in paths]
+        mask = read_image(raw.mask, "L") > 127 if visible else None
+    except SceneError:
+        return False
+    if mask is None or any(seen.shape != mask.shape for seen in visible):
+        return False
+    objects = np.any(visible, 0)
+    return np.count_nonzero(mask & objects) > 0.9 * np.count_nonzero(mask | objects)
+
+
 def _has_blanked_hole(photo):
     for blank in (photo.max(2) <= 2, photo.min(2) >= 253):
         count, labels, boxes, _ = cv2.connectedComponentsWithStats(blank.astype(np.uint8), connectivity=4)
@@ -53,11 +69,10 @@ def _has_blanked_hole(photo):
             if area < 0.01 * blank.size or borders > 2:
                 continue  # too small, or the backdrop of a studio photo
             region = (labels == i).astype(np.uint8)
-            near, far = (cv2.dilate(region, np.ones((side, side), np.uint8)) for side in (5, 9))
-            around = photo[(far > near)].astype(int)
-            colour = photo[labels == i][0].astype(int)
-            unlike = len(around) and (np.abs(around - colour).max(1) > FITS).mean() > 0.8
-            if unlike or area > 0.98 * width * height:
+            near, far = (cv2.dilate(region, np.ones((side, side), np.uint8)) for side in (3, 5))
+            around = photo[far > near].astype(int)
+            unlike = (np.abs(around - photo[labels == i][0].astype(int)).max(1) > FITS).mean() if len(around) else 0
+            if unlike > (0.3 if area > 0.98 * width * height else 0.95):
                 return True
     return False
 

@@ -3,7 +3,16 @@
 import cv2
 import numpy as np
 
-from fusion.data.agreement import BLANK, agreement, blank_share, core, grown, is_blank_exactly_in, outlined_object
+from fusion.data.agreement import (
+    BLANK,
+    agreement,
+    blank_share,
+    core,
+    grown,
+    is_blank_exactly_in,
+    largest,
+    outlined_object,
+)
 from fusion.data.images import resize
 from fusion.errors import SceneError
 
@@ -24,10 +33,6 @@ def find_hole(raw, pictures, mask_hole="auto"):
     Raises:
         SceneError: no hole, no telling which side of the mask it is, or a mask that is none of a hole.
     """
-    if mask_hole == "auto":
-        mask_hole, told = raw.mask_hole, "by its layout"
-    else:
-        told = "as told"
     if pictures.mask is None:
         return _hole_without_mask(raw, pictures)
     mask = pictures.mask
@@ -39,7 +44,9 @@ def find_hole(raw, pictures, mask_hole="auto"):
     sides = {"black": ~white, "white": white}
     if mask_hole != "auto":
         _drop_blank_original(raw, pictures, sides[mask_hole])
-        return _with_soft_edge(pictures, mask_hole), f"{mask_hole} in the mask ({told})"
+        _note_contradiction(raw, pictures, sides, mask_hole)
+        return _with_soft_edge(pictures, mask_hole), f"{mask_hole} in the mask (as told)"
+    _check_outline(raw, pictures, sides)
     if pictures.partial is None:
         for hole in sides.values():
             _drop_blank_original(raw, pictures, hole)
@@ -52,8 +59,17 @@ def find_hole(raw, pictures, mask_hole="auto"):
     else:
         name = _redrawn_side(raw, pictures, sides)
         how = f"{name} in the mask (completions fit the photo outside)"
-    _check_outline(raw, pictures, sides)
     return _with_soft_edge(pictures, name), how
+
+
+def _note_contradiction(raw, pictures, sides, told):
+    if pictures.partial is None:
+        return
+    other = "white" if told == "black" else "black"
+    blank = {name: blank_share(pictures.partial, hole) for name, hole in sides.items()}
+    if blank[told] < 0.9 <= blank[other]:
+        pictures.notes.append(f"{raw.partial.name} is blank where {raw.mask.name} is {other}, the hole was told to be "
+                              f"{told}")
 
 
 def _with_soft_edge(pictures, name):
@@ -112,8 +128,8 @@ def _check_partial(raw, pictures, hole):
     if pictures.original is None:
         return
     colour = np.median(pictures.partial[core(hole)], 0)
-    blank = (np.abs(pictures.partial - colour).max(2) <= BLANK) & ~grown(hole, 4)
-    blank &= cv2.absdiff(pictures.original, pictures.partial).max(2) > 2 * BLANK
+    blank = (largest(np.abs(pictures.partial - colour)) <= BLANK) & ~grown(hole, 4)
+    blank &= largest(cv2.absdiff(pictures.original, pictures.partial)) > 2 * BLANK
     left_out = cv2.morphologyEx(blank.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)).mean()
     if left_out > 0.005:
         raise SceneError(f"{raw.partial}: blank outside of {raw.mask.name}, too, on {left_out:.1%} of the picture; is "
@@ -133,18 +149,20 @@ def _redrawn_side(raw, pictures, sides):
     for completion in pictures.completions:
         small = resize(completion, size)
         inside = cv2.erode(small[..., 3], np.ones((3, 3), np.uint8)) > 200
-        nearest[inside] = np.minimum(nearest, cv2.absdiff(small[..., :3], photo).max(2))[inside]
+        nearest[inside] = np.minimum(nearest, largest(cv2.absdiff(small[..., :3], photo)))[inside]
     distances = {}
     for name, side in sides.items():
         here = nearest[resize(side.astype(np.uint8), size, nearest=True) > 0]
         distances[name] = here[here < 255]
     middle = {name: np.median(here) if len(here) >= 20 else np.nan for name, here in distances.items()}
     best, other = ("white", "black") if middle["white"] >= middle["black"] else ("black", "white")
+    fits = {name: (here <= middle[other] + 4).mean() if len(here) else 0.0 for name, here in distances.items()}
+    most = 0.45 if sides[best].mean() < 0.5 else 0.25  # holes are seldom the larger side
     # also undecided when a side has no completion
-    if not middle[best] > SURE * middle[other] + 2 or (distances[best] <= middle[other] + 2).mean() > 0.25:
-        raise SceneError(f"{raw.mask}: there is no partial image, and completions are as far from the photo where the "
-                         f"mask is black ({middle['black']:.0f} levels) as where it is white ({middle['white']:.0f}), "
-                         "or on one side only; cannot tell the hole, use --mask_hole")
+    if not middle[best] > SURE * middle[other] + 4 or fits[best] > most or fits[other] < 0.7:
+        raise SceneError(f"{raw.mask}: there is no partial image to tell the hole by, and completions fit the photo on "
+                         f"{fits['black']:.0%} of their area where the mask is black, {fits['white']:.0%} where it is "
+                         "white; cannot tell the hole from that, use --mask_hole")
     return best
 
 
@@ -179,7 +197,7 @@ def _hole_without_mask(raw, pictures):
 
 
 def _differing(original, partial):
-    differs = (cv2.absdiff(original, partial).max(2) > 2 * BLANK).astype(np.uint8)
+    differs = (largest(cv2.absdiff(original, partial)) > 2 * BLANK).astype(np.uint8)
     return cv2.morphologyEx(differs, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0  # without JPEG's noise at edges
 
 

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 
+from fusion.data.agreement import largest
 from fusion.data.alpha import cut_out, masks_beside, with_silhouette
 from fusion.data.images import FEW, read_image, resize
 from fusion.errors import SceneError
@@ -58,9 +60,11 @@ def read_pictures(raw, background="auto"):
     frame = partial if partial is not None else original
     if frame is None:
         return pictures
-    size = frame.shape[:2]
-    if original is not None and partial is not None and not _same_aspect(original.shape, size):
-        original, mask = _cropped_alike(original, mask, partial, raw, pictures)
+    shown = [partial] if partial is not None else [canvas.picture for canvas in canvases if canvas is not None]
+    if original is not None and not any(_same_aspect(picture.shape, original.shape) for picture in shown) and all(
+            files.offset is None for files in raw.completions):
+        original, mask = _cropped_alike(original, mask, shown, raw, pictures)
+    size = partial.shape[:2] if partial is not None else original.shape[:2]
     original = same_frame(original, size, raw.original, pictures)
     mask = same_frame(mask, size, raw.mask, pictures, nearest=True)
     for canvas, files in zip(canvases, raw.completions):
@@ -97,11 +101,11 @@ def as_mask(rgba):
     Values of 0 and 1 count as 0 and 255. With transparency, that is the mask: strokes on an empty canvas, or the
     erased photo that some editors take for a mask.
     """
-    alpha = rgba[..., 3]
+    alpha = cv2.extractChannel(rgba, 3)
     if np.count_nonzero(alpha < 128) > FEW * alpha.size and (alpha >= 128).any():
         strokes = rgba[alpha >= 128][:, :3]
         return alpha, bool(strokes.astype(np.float32).std(0).max() > 16)
-    grey = np.rint(rgba[..., :3] @ np.float32([0.299, 0.587, 0.114])).astype(np.uint8)
+    grey = cv2.cvtColor(rgba, cv2.COLOR_RGBA2GRAY)
     return (grey * np.uint8(255) if grey.max() == 1 else grey), False
 
 
@@ -131,7 +135,12 @@ def _read_completion(files, background, read):
 
 
 def _read_mask(path, files, rgba, notes):
-    mask, _ = as_mask(read_image(path, "RGBA", notes))
+    picture = read_image(path, "RGBA", notes)
+    mask, _ = as_mask(picture)
+    colourful = np.ptp(picture[..., :3], axis=2) > 32
+    if colourful.mean() > 0.05 and len(np.unique(mask)) > 32:
+        notes.append(f"{path.name} beside {files.path.name} is a photo and no mask, left out")
+        return None
     if rgba is None or mask.shape == rgba.shape[:2]:
         return mask
     size = rgba.shape[:2]
@@ -151,6 +160,11 @@ def _use_masks_beside(canvases, files, notes):
         return
     drawn = [None if canvas.kind in ("opaque", "checkerboard") else canvas.picture[..., 3] > 127 for canvas, _ in found]
     name = found[0][1].companion.name
+    shown = [(drawing, canvas.companion > 127) for drawing, (canvas, _) in zip(drawn, found) if drawing is not None]
+    if shown and all((drawing & mask).sum() < 0.1 * drawing.sum() and mask.mean() > 0.5 for drawing, mask in shown):
+        notes.append(f"{name} …: inverted, black is the object")
+        for canvas, _ in found:
+            canvas.companion = 255 - canvas.companion
     use, share = masks_beside(drawn, [canvas.companion > 127 for canvas, _ in found])
     if use == "modal":
         notes.append(f"{name} …: modal masks, {share:.0%} of what the completions show lies outside of them")
@@ -194,27 +208,37 @@ def same_frame(picture, size, path, pictures, nearest=False):
     return resize(picture, size, nearest)
 
 
-def _cropped_alike(original, mask, partial, raw, pictures):
-    """The photo, and its mask, cropped or squeezed as the partial image was made from it.
+def _cropped_alike(original, mask, shown, raw, pictures):
+    """The photo, and its mask, cropped or squeezed as the pictures `shown` were: partial image, or completions.
 
     Completers that want squares cut the middle out of a photo or squeeze it. Which it was, the pixels tell; they stay
     as they are when neither fits.
     """
-    size, (height, width) = partial.shape[:2], original.shape[:2]
+    if not shown:
+        return original, mask
+    size, (height, width) = shown[0].shape[:2], original.shape[:2]
     side = min(height / size[0], width / size[1])
     crop_size = round(side * size[0]), round(side * size[1])
     top, left = ((whole - part) // 2 for whole, part in zip((height, width), crop_size))
     middle = np.s_[top : top + crop_size[0], left : left + crop_size[1]]
     ways = {"cropped to its middle": original[middle], "squeezed": original}
 
-    def distance(picture):  # most of the photo is not hole
-        return np.percentile(np.abs(resize(picture, size)[..., :3].astype(np.int16) - partial[..., :3]).max(2), 40)
+    small = tuple(max(1, round(length * min(1, 128 / max(size)))) for length in size)
+    shown = [resize(picture, small) for picture in shown]
+
+    def distance(picture):  # of the nearest at each pixel; most of the photo is not hole
+        picture, nearest = resize(picture, small)[..., :3], np.full(small, 255, np.uint8)
+        for other in shown:
+            difference = largest(cv2.absdiff(other[..., :3], picture))
+            nearest = np.where(other[..., 3] > 200, np.minimum(nearest, difference), nearest)
+        return np.percentile(nearest[nearest < 255], 40) if (nearest < 255).any() else 255
 
     distances = {way: distance(picture) for way, picture in ways.items()}
     best, other = sorted(distances, key=distances.get)
     if distances[best] > ALIKE or distances[best] > 0.7 * distances[other]:
         return original, mask
-    pictures.notes.append(f"{raw.original.name}: {best}, as {raw.partial.name} shows it")
+    witness = "completions show" if raw.partial is None else f"{raw.partial.name} shows"
+    pictures.notes.append(f"{raw.original.name}: {best}, as {witness} it")
     if mask is not None and mask.shape[:2] == (height, width):
         mask = resize(mask[middle] if best != "squeezed" else mask, size, nearest=True)
     return resize(ways[best], size), mask
@@ -222,5 +246,5 @@ def _cropped_alike(original, mask, partial, raw, pictures):
 
 def _on_black(rgba):
     if rgba[..., 3].min() == 255:
-        return np.ascontiguousarray(rgba[..., :3])
+        return cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB)
     return np.rint(rgba[..., :3] * (rgba[..., 3:] / 255.0)).astype(np.uint8)

@@ -5,6 +5,7 @@ from collections import Counter
 
 from fusion.data.images import read_image
 from fusion.data.names import printable
+from fusion.files import plain_cell
 
 REPORT_COLUMNS = ("file", "kept_as", "reason", "hole_share", "new_share", "visible_error", "background")
 SHOWN_FOLDERS = 3  # of a layout
@@ -20,7 +21,7 @@ def append_report(path, raw, report):
             writer.writerow(("scene", "hole", "hole_of_picture", *REPORT_COLUMNS, "layout"))
         for row in report["completions"]:
             values = (f"{v:.3f}" if isinstance(v, float) else v for v in (row[column] for column in REPORT_COLUMNS))
-            writer.writerow(printable(value) if isinstance(value, str) else value for value in (
+            writer.writerow(plain_cell(printable(value)) if isinstance(value, str) else value for value in (
                 raw.id, report["hole"], f"{report['hole_share']:.3f}", *values, raw.layout))
 
 
@@ -87,7 +88,7 @@ def _print_alike(kind, messages, folders, where):
             print(f"{kind}: {scene_id}: " + message.replace("\n", "\n     "))
     for text, count in alike.items():
         if count > SHOWN_ALIKE:
-            print(f"{kind}: {count - SHOWN_ALIKE} more scenes{where}: " + " ".join(text.split()))
+            print(f"{kind}: {count - SHOWN_ALIKE} more scenes{where}: " + " ".join(text.split()).lstrip(": "))
 
 
 def one_of_each(raw_scenes, number):

@@ -23,20 +23,22 @@ def natural(text):
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.findall(r"\d+|\D+", text)]
 
 
-def sort_into_roles(paths, folder_name):
+def sort_into_roles(pictures, folder_name):
     """The pictures of one folder by scene and role.
 
     A name is the scene's id and, after a separator, a role; or the role alone, in a folder of one scene. Ids may hold
     words that are roles elsewhere (`beach_image.jpg`, `object_0001.jpg`): the id is what files share, the role what
     remains. Two ids never become one scene.
 
+    Args:
+        pictures: list of (stem, path).
+
     Returns:
         dict of id ("" for the folder's own scene) to a dict of original, partial, mask, completion: lists of paths,
         completions in the order of their numbers; and masks: completion's path → {"companion", "alpha" or "visible":
         path}.
     """
-    paths = sorted(paths)
-    stems = {path.stem for path in paths}
+    stems = {stem for stem, _ in pictures}
     readings = {stem: _readings(stem) for stem in stems}
     sharing = defaultdict(dict)  # possible id → the names that would be its files → their role
     for stem in stems:
@@ -75,22 +77,26 @@ def sort_into_roles(paths, folder_name):
         elif stem == folder_name:
             chosen[stem] = "", "original", ""
 
+    completions = {stem for stem, (_, role, _) in chosen.items() if role == "completion"}
+    numbered = {}
+    for stem in sorted(completions, reverse=True):
+        numbered[chosen[stem][0], re.sub(r"^\D*0*", "", chosen[stem][2])] = stem
     groups = defaultdict(lambda: {role: [] for role in ROLES} | {"masks": {}})
-    completions = {stem: choice for stem, choice in chosen.items() if choice[1] == "completion"}
-    belongs = {stem: found for stem in stems if (found := _mask_of(stem, completions))}
-    for path in paths:
-        if path.stem not in chosen or path.stem in belongs:
-            continue
-        scene_id, role, number = chosen[path.stem]
-        groups[scene_id][role].append((natural(number), path))
+    drawn, masks = {}, []
+    for stem, path in pictures:
+        mask = _mask_of(stem, completions, numbered)
+        if mask:
+            masks.append((*mask, path))
+        elif stem in chosen:
+            scene_id, role, number = chosen[stem]
+            groups[scene_id][role].append((natural(number), path))
+            drawn.setdefault(stem, path)
+    for base, kind, path in masks:
+        if base in drawn:
+            groups[chosen[base][0]]["masks"].setdefault(drawn[base], {}).setdefault(kind, path)
     for group in groups.values():
         for role in ROLES:
             group[role] = [path for _, path in sorted(group[role])]
-        for path in paths:
-            base, kind = belongs.get(path.stem, (None, None))
-            for completion in group["completion"]:
-                if completion.stem == base:
-                    group["masks"].setdefault(completion, {}).setdefault(kind, path)
     return groups
 
 
@@ -105,8 +111,11 @@ def _readings(stem):
     return found
 
 
-def _mask_of(stem, completions):
-    """(stem of the completion that `stem` is a mask of, or "" when that is not there; its kind), or None."""
+def _mask_of(stem, completions, numbered):
+    """(stem of the completion that `stem` is a mask of, or "" when that is not there; its kind), or None.
+
+    `numbered` maps (scene id, number without zeros in front) to a completion.
+    """
     match = BESIDE.fullmatch(stem)
     if match and (match["base"] in completions or stem in completions):
         kind = match["kind"].lower()
@@ -114,8 +123,6 @@ def _mask_of(stem, completions):
             return (match["base"] if match["base"] in completions else ""), KINDS[kind]
     match = WITHIN.fullmatch(stem)
     if match:
-        wanted = match["prefix"], match["number"].lstrip("0")
-        same = [other for other, (scene_id, _, number) in completions.items() if other != stem
-                and (scene_id, re.sub(r"^\D*0*", "", number)) == wanted]
-        return (min(same) if same else ""), KINDS[match["kind"].lower()]
+        base = numbered.get((match["prefix"], match["number"].lstrip("0")), "")
+        return (base if base != stem else ""), KINDS[match["kind"].lower()]
     return None

@@ -193,11 +193,7 @@ def read_files(folder, max_completions=None, need_original=False, with_visible=F
             "255 is the hole: run prepare_dataset.py create on raw results"
         )
     for path, completion in zip(paths, completions):
-        if completion[..., 3].max() == 1:
-            raise SceneError(f"{path}: alpha is 0 or 1, but 255 is opaque; multiply it by 255")
-        if _is_raw(completion, partial, mask):
-            raise SceneError(f"{path}: no alpha, on a flat background; run prepare_dataset.py "
-                             "create on it")
+        check_completion(path, completion, partial, mask)
     if not any(completion[..., 3].any() for completion in completions):
         raise SceneError(f"{folder}: every completion is fully transparent; drop the scene")
     visible = None
@@ -207,17 +203,32 @@ def read_files(folder, max_completions=None, need_original=False, with_visible=F
     return Scene(folder.name, partial, mask, completions, original, visible)
 
 
+def check_completion(path, completion, partial, mask):
+    """Raise SceneError when a completion's alpha cannot be meant as it is.
+
+    Args:
+        path: its file; completion (H,W,4), partial (H,W,3), mask (H,W) bool, of one size.
+    """
+    if completion[..., 3].max() == 1:
+        raise SceneError(f"{path}: alpha is 0 or 1, but 255 is opaque; multiply it by 255")
+    if _is_raw(completion, partial, mask):
+        raise SceneError(f"{path}: no alpha, on a flat background; run prepare_dataset.py create on it")
+
+
 def _is_raw(completion, partial, mask):
     """An opaque picture whose whole border is flat, and not because the photo's is: a background nobody keyed out."""
     if np.count_nonzero(completion[..., 3] < 250) > FEW * mask.size:
         return False
     border, photo, hole = (np.concatenate([a[0], a[-1], a[:, 0], a[:, -1]]) for a in (completion, partial, mask))
     border = border[:, :3].astype(np.int16)
-    if (np.abs(border - np.median(border, 0)).max(1) > 20).mean() > 0.02:
+    colour = np.median(border, 0)
+    if (np.abs(border - colour).max(1) > 20).mean() > 0.02:
         return False
-    if hole.all():
+    if not hole.all() and (np.abs(border - photo)[~hole].max(1) <= 40).mean() >= 0.8:
+        return False
+    if hole.all() or np.abs(completion[..., :3] - colour).max() <= 20:  # no object is seen on it: empty paper
         return bool(border.min() >= 240 or border.max() <= 8)
-    return bool((np.abs(border - photo)[~hole].max(1) <= 40).mean() < 0.8)
+    return True
 
 
 def write_scene(folder, scene):

@@ -47,7 +47,7 @@ def select_completions(completions, mask, partial, n_max, visible=None):
         if shown is not None and (seen & shown).sum() > 4:
             seen &= shown
         row = {"kept_as": None, "reason": "", "hole_share": (alpha & hole).sum() / hole.sum(), "new_share": 0.0,
-               "visible_error": np.abs(colour - photo)[seen].mean() if seen.sum() > 4 else np.nan}
+               "visible_error": np.abs(colour[seen] - photo[seen]).mean() if seen.sum() > 4 else np.nan}
         if alpha.mean() < 5e-4:
             row["reason"] = "empty"
         elif row["hole_share"] < LEAST_SHARE:
@@ -90,4 +90,4 @@ def _same(alpha, other_alpha, colour, other_colour, modal, other_modal):
     both = alpha & other_alpha
     if both.sum() < least_shape * (alpha | other_alpha).sum():
         return False
-    return np.abs(colour - other_colour)[both].mean() <= most_colour
+    return np.abs(colour[both] - other_colour[both]).mean() <= most_colour

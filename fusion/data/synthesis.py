@@ -5,7 +5,8 @@ have drawn: right where the object could be seen, and any of the mistakes that s
 Scene number i of a seed is the same on every machine and for any number of workers.
 """
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from fusion.data.completers import as_received, complete, whole_background
 from fusion.data.composing import add_clutter, compose_cutouts, open_annotated, open_photo, random_crop
 from fusion.data.holes import cut_hole
-from fusion.data.material import annotated_photos, find_pictures
+from fusion.data.material import damaged_cutouts, find_pictures, read_annotations
 from fusion.data.scenes import Scene
 from fusion.data.selection import select_completions
 from fusion.errors import SceneError
@@ -29,6 +30,7 @@ class Composition:
     scene: Scene
     objects: list  # of SceneObject, from back to front
     shown: list  # per completion the number of its object; None when it stands for no single one
+    faults: list = field(default_factory=list)  # lines about files that this process could not use so far
 
 
 class Synthesizer:
@@ -43,6 +45,9 @@ class Synthesizer:
         hole: one of fusion.data.holes.HOLES; style: one of STYLES, how the completer draws.
         seed: another seed, other scenes.
 
+    `faults` says what of the material cannot be used: photos that are not there, folders that cannot be read. Files
+    that turn out to be damaged are passed over, and other ones drawn.
+
     Raises:
         SceneError: a folder is missing or holds nothing to use.
     """
@@ -54,9 +59,10 @@ class Synthesizer:
                              "COCO file, or photos as backgrounds alone")
         if objects and not backgrounds:
             raise SceneError(f"{objects}: cut-outs need photos to stand on, give a folder of backgrounds")
-        self.cutouts = find_pictures(objects) if objects else []
-        self.backgrounds = find_pictures(backgrounds) if backgrounds else []
-        self.photos = annotated_photos(coco) if coco else []
+        self.cutouts, faults = find_pictures(objects) if objects else ([], [])
+        self.backgrounds, more = find_pictures(backgrounds) if backgrounds else ([], [])
+        self.photos, missing = read_annotations(coco) if coco else ([], [])
+        self.faults, self._told = faults + more + missing, set()
         self.img_size, self.n_max, self.hole, self.style, self.seed = img_size, n_max_completions, hole, style, seed
 
     @staticmethod
@@ -64,18 +70,29 @@ class Synthesizer:
         return f"synthetic_{index:07d}"
 
     def __call__(self, index):
-        """Scene `index`."""
-        return self.compose(index).scene
+        """Scene `index`; says once in this process which files cannot be used."""
+        composition = self.compose(index)
+        for fault in set(composition.faults) - self._told:
+            print(f"left out: {fault}", file=sys.stderr)
+        self._told.update(composition.faults)
+        return composition.scene
 
     def compose(self, index):
         """Scene `index` with its objects, as a Composition."""
         cv2.setNumThreads(0)
+        faults = []
         for attempt in range(100):  # some draws have no overlap, or a hole that misses every object
             rng = np.random.default_rng((self.seed, index, attempt))
-            composition = self._draw(rng, self.scene_id(index))
+            try:
+                composition = self._draw(rng, self.scene_id(index))
+            except SceneError as error:
+                faults.append(str(error))
+                continue
             if composition is not None:
+                composition.faults = faults + damaged_cutouts()
                 return composition
-        raise SceneError(f"scene {index}: 100 draws without two objects in one hole; are the cut-outs transparent?")
+        raise SceneError(f"{self.scene_id(index)}: 100 draws without two objects in one hole; are the cut-outs "
+                         "transparent?" + "".join(f"\n{fault}" for fault in sorted({*faults, *damaged_cutouts()})[:5]))
 
     def _draw(self, rng, scene_id):
         style = self.style if self.style != "mixed" else rng.choice(STYLES[1:], p=(0.4, 0.15, 0.45))
@@ -120,8 +137,7 @@ class Synthesizer:
         shares = np.array(list(kinds.values()), float)
         kind = rng.choice(list(kinds), p=shares / shares.sum())
         if kind == "annotated":
-            path, annotations = self.photos[rng.integers(len(self.photos))]
-            return open_annotated(path, annotations, self.img_size, rng)
+            return open_annotated(self.photos[rng.integers(len(self.photos))], self.img_size, rng)
         if kind == "as it is":
             return open_photo(self.backgrounds[rng.integers(len(self.backgrounds))], self.img_size, rng)
         return compose_cutouts(self.cutouts, self.backgrounds, self.img_size, rng)
@@ -141,5 +157,5 @@ class Synthesizer:
 
     def _foreign(self, rng):
         """Some texture that does not belong to the scene, (H,W,3)."""
-        files = self.backgrounds or [path for path, _ in self.photos]
+        files = self.backgrounds or [annotations.photo for annotations in self.photos]
         return random_crop(files[rng.integers(len(files))], self.img_size, rng)

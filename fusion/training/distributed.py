@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 
@@ -26,7 +24,7 @@ class Process:
     world_size: int
     device: torch.device
     # What processes tell each other apart from gradients goes over gloo: it costs the GPU nothing, and may take long.
-    messages: dist.ProcessGroup | None = None
+    messages: "dist.ProcessGroup | None" = None
 
     @property
     def is_main(self):
@@ -68,6 +66,11 @@ def under_launcher():
     return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ)
 
 
+def local_rank():
+    """This process's number among those of its machine."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+
+
 def restarted():
     """True when the launcher has started this group again after one of its processes died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
@@ -86,6 +89,8 @@ def launch(gpus):
 
     The processes say what went wrong; torchrun's own traceback about them is left out.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
     try:
@@ -126,12 +131,12 @@ def join(gpus):
 
 def own_gpu(store, rank, world):
     """The GPU of this process. A scheduler may show every process its own alone, which then is number 0 to each."""
-    local_rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+    number = local_rank()
     if torch.cuda.device_count() == 1:
-        local_rank = 0
+        number = 0
     else:
-        check_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1)))
-    device = torch.device("cuda", local_rank)
+        check_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", number + 1)))
+    device = torch.device("cuda", number)
     torch.cuda.set_device(device)
     store.set(f"gpu_{rank}", f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid}")
     gpus = [store.get(f"gpu_{other}") for other in range(world)]

@@ -11,7 +11,7 @@ import torch
 from fusion.errors import ConfigError, UserError
 from fusion.training.distributed import under_launcher
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]  # not on Windows
 
 
 class Stopped(BaseException):

@@ -1,6 +1,5 @@
 """LPIPS (Zhang et al. 2018) with a backbone that is never random by accident."""
 
-import os
 import warnings
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from torch import nn
 
 from fusion.errors import LpipsUnavailable
+from fusion.training.distributed import local_rank
 
 # torchvision's ImageNet checkpoints, of which LPIPS uses the `features.*` part
 BACKBONES = {
@@ -101,7 +101,6 @@ def load_perceptual(config, process):
     """PerceptualLoss on every rank, None without; local rank 0 goes first: a download happens once per machine."""
     if config.lpips_weight == 0:
         return None
-    first = os.environ.get("LOCAL_RANK", "0") == "0"
-    loss = PerceptualLoss(config.lpips_net, config.lpips_weights) if first else None
+    loss = PerceptualLoss(config.lpips_net, config.lpips_weights) if local_rank() == 0 else None
     process.any(False)  # the others wait here
     return (loss or PerceptualLoss(config.lpips_net, config.lpips_weights)).to(process.device)

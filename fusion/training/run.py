@@ -210,15 +210,20 @@ class Run:
                   f"{self.epoch_scenes // self.batch} steps an epoch, starting at step {self.step}", flush=True)
 
     def finish_epoch(self, metrics, drawn, scene_ids):
-        """Log, draw and save after validation, which may also come in the middle of an epoch, at max_steps.
+        """Log, save and draw after validation, which may also come in the middle of an epoch, at max_steps.
 
         Args:
             drawn: the first validation scenes as `fusion.figures.draw_scenes` takes them, with their `scene_ids`.
         """
-        self.metrics = metrics
+        epoch, self.metrics = self.epoch + 1, metrics
         self.log("val", metrics)
+        if self.epoch_scenes - self.scenes_done < self.batch:  # a larger batch than before may leave some
+            self.epoch, self.scenes_done = self.epoch + 1, 0
+        if metrics["loss"] < self.best:
+            self.best = metrics["loss"]
+            self.save("best_model.pth")
+        self.save("last.pth")
         if self.process.is_main:
-            epoch = self.epoch + 1
             print(f"epoch {epoch}, step {self.step}: " + describe(metrics), flush=True)
             draw_curves(self.folder / "curves.png", self.folder / "metrics.jsonl")
             if drawn and (epoch % self.config.figure_every == 0 or epoch == self.config.epochs):
@@ -228,12 +233,6 @@ class Run:
                 draw_scenes(path, drawn, scene_ids[: len(drawn)])
                 if self.board:
                     add_figure(self.board, path, self.step)
-        if self.epoch_scenes - self.scenes_done < self.batch:  # a larger batch than before may leave some
-            self.epoch, self.scenes_done = self.epoch + 1, 0
-        if metrics["loss"] < self.best:
-            self.best = metrics["loss"]
-            self.save("best_model.pth")
-        self.save("last.pth")
 
     def save(self, name):
         """Write CHECKPOINT_DIR/name from rank 0; all ranks must call it, for their random states."""

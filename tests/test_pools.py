@@ -1,0 +1,248 @@
+"""Pools of prepare_dataset.py: what goes wrong in one job stops no other, and what is done is known to be done."""
+
+import csv
+import functools
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from fusion.data import raw_scenes
+from fusion.data.images import read_image, write_image
+from fusion.data.toy import draw_scene
+from fusion.errors import SceneError
+from fusion.files import lock_run_dir
+from fusion.pool import run_jobs
+from tests.scripts import Running, run, succeed
+from tests.test_processes import alive
+
+SCRIPT = "prepare_dataset.py"
+
+
+def write_raw(tree, names):
+    for seed, name in enumerate(names):
+        folder, scene = tree / name, draw_scene(seed)
+        folder.mkdir(parents=True)
+        write_image(folder / "original.png", scene.original)
+        write_image(folder / "partial.png", scene.partial)
+        write_image(folder / "mask.png", scene.mask.astype("uint8") * 255)
+        for number, completion in enumerate(scene.completions, 1):
+            write_image(folder / f"comp{number}.png", completion)
+    return tree
+
+
+def create(tree, output, *arguments, start=run, **options):
+    return start(SCRIPT, "create", "--input_dir", tree, "--output_dir", output, "--workers", 2, *arguments, **options)
+
+
+def scenes(output):
+    return sorted(path.name for path in output.iterdir() if path.is_dir())
+
+
+def report_rows(output):
+    with open(output / "report.csv", newline="", encoding="utf-8") as file:
+        return [(row["scene"], row["file"]) for row in csv.DictReader(file)]
+
+
+def job(item):
+    if item == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    errors = {"memory": MemoryError(), "bad": SceneError("bad: no scene"), "bug": ZeroDivisionError(),
+              "disk": OSError(28, "No space left", "x.png")}
+    if item in errors:
+        raise errors[item]
+    return len(item)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_job_but_the_faulty_ones_is_done(workers):
+    items = ["a", "bb", "killed", "memory", "ccc", "bad", "killed", "disk", *"defghijk"]
+    found = list(run_jobs(job, items, workers))
+    assert sorted(item for item, *_ in found) == sorted(items)
+    faults = {item: fault for item, _, fault in found if fault}
+    assert set(faults) == {"killed", "memory", "bad", "disk"}
+    assert "was killed" in faults["killed"] and "memory ran out" in faults["memory"]
+    assert faults["bad"] == "bad: no scene" and faults["disk"] == "x.png: No space left"
+    assert all(result == len(item) for item, result, fault in found if not fault)
+    with pytest.raises(ZeroDivisionError):
+        list(run_jobs(job, ["a", "bug"], workers))
+
+
+def read_with(trouble):
+    """Have raw scenes read with trouble, as told by their ids."""
+    read = raw_scenes.read_raw_scene
+
+    @functools.wraps(read)
+    def troubled(raw, *rest):
+        trouble(raw.id)
+        return read(raw, *rest)
+    raw_scenes.read_raw_scene = troubled
+
+
+def die_or_run_out():
+    read_with(job)
+
+
+def slowly():
+    read_with(lambda _: time.sleep(0.2))
+
+
+def test_create_goes_on_when_a_process_is_killed_or_memory_runs_out(tmp_path):
+    tree, output = write_raw(tmp_path / "raw", ["a", "b", "c", "killed", "memory"]), tmp_path / "data"
+    process = create(tree, output, "--max_bad", 0.5, setup=die_or_run_out)
+    assert process.returncode == 0, process.stderr
+    assert scenes(output) == ["a", "b", "c"] and "written 3, bad 2" in process.stdout
+    skipped = (output / "skipped.csv").read_text()
+    assert "the process that worked on it was killed" in skipped and "memory ran out; use" in skipped
+    assert scenes(output) == ["a", "b", "c"]
+    process = create(tree, output, start=succeed)  # on a machine with enough memory
+    assert scenes(output) == ["a", "b", "c", "killed", "memory"] and "3 already there" in process.stdout
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_create_stops_and_goes_on(number, tmp_path):
+    tree, output = write_raw(tmp_path / "raw", [f"scene{i:02}" for i in range(24)]), tmp_path / "data"
+    process = create(tree, output, start=Running, setup=slowly)
+    deadline = time.monotonic() + 30
+    while not (output / "report.csv").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    start = time.monotonic()
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # Ctrl-C reaches the whole group
+    else:
+        os.kill(process.pid, number)
+    ended = process.finish(20)
+    assert len(children) >= 2
+    while any(alive(int(child)) for child in children):
+        assert time.monotonic() < start + 8, "left behind"
+        time.sleep(0.05)
+    done = len(scenes(output))
+    assert done < 20
+    if number == signal.SIGINT:
+        assert ended.returncode == 130 and "Traceback" not in ended.stderr
+        assert "interrupted" in ended.stderr.splitlines()[-1]
+    rest = create(tree, output, start=succeed)
+    assert len(scenes(output)) == 24 and "written 24" not in rest.stdout
+    assert len(report_rows(output)) == len(set(report_rows(output)))
+
+
+def test_one_run_at_a_time_in_a_folder(tmp_path):
+    tree, output = write_raw(tmp_path / "raw", ["a"]), tmp_path / "data"
+    lock = lock_run_dir(output)
+    for process in (create(tree, output),
+                    run(SCRIPT, "synthesize", "--backgrounds", tree, "--output_dir", output, "--n_scenes", 1)):
+        assert process.returncode == 2 and "another run" in process.stderr
+    lock.close()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (output / "a").symlink_to(elsewhere)
+    create(tree, output, start=succeed)
+    assert not (output / "a").is_symlink() and not list(elsewhere.iterdir())
+    (tree / "link").symlink_to(output)
+    process = create(tree, output)
+    assert process.returncode == 2 and "a link into --output_dir" in process.stderr
+
+
+def test_done_means_whole_and_still_true(tmp_path):
+    tree, output = write_raw(tmp_path / "raw", [f"scene{i}" for i in range(5)]), tmp_path / "data"
+    create(tree, output, start=succeed)
+    (output / "scene0" / "comp2.png").unlink()  # half of a scene
+    write_image(tree / "scene1" / "comp1.png", draw_scene(50).completions[0])  # results made again
+    (tree / "scene2" / "comp1.png").write_bytes(b"broken since")
+    process = create(tree, output, "--max_bad", 0.5, start=succeed)
+    assert "2 already there, 3 of another state" in process.stdout and "written 2, bad 1" in process.stdout
+    assert (output / "scene0" / "comp2.png").exists() and scenes(output) == ["scene0", "scene1", "scene3", "scene4"]
+    rows = report_rows(output)
+    assert len(rows) == len(set(rows)) == 4 * len([row for row in rows if row[0] == "scene1"])
+
+    shutil.rmtree(tree / "scene3")
+    assert "--overwrite removes them (as scene3)" in create(tree, output, "--max_bad", 0.5, start=succeed).stdout
+    assert "scene3" in scenes(output)
+    create(tree, output, "--max_bad", 0.5, "--overwrite", start=succeed)
+    assert scenes(output) == ["scene0", "scene1", "scene4"]
+    assert {scene for scene, _ in report_rows(output)} == {"scene0", "scene1", "scene4"}
+    assert len(report_rows(output)) == len(set(report_rows(output)))
+
+
+def no_memory_for_figures():
+    import fusion.figures
+
+    def draw_selection(*_):
+        raise MemoryError
+    fusion.figures.draw_selection = draw_selection
+
+
+def test_a_figure_for_which_there_is_no_memory_costs_nothing_else(tmp_path):
+    tree, output = write_raw(tmp_path / "raw", ["a", "b", "c"]), tmp_path / "data"
+    process = create(tree, output, "--split", start=succeed, setup=no_memory_for_figures)
+    assert "written 3, bad 0" in process.stdout and "report.png: memory ran out" in process.stderr
+    assert (output / "train_list.txt").exists() and "complete: true" in (output / "dataset.yaml").read_text()
+    assert not (output / "report.png").exists()
+
+
+@pytest.fixture
+def material(tmp_path):
+    """Cut-outs and photos, one of each damaged; COCO and COCOA annotations, one photo missing."""
+    folders = {name: tmp_path / name for name in ("objects", "photos", "coco")}
+    for folder in folders.values():
+        folder.mkdir()
+    for seed in range(5):
+        scene = draw_scene(seed, 80, 3)
+        write_image(folders["objects"] / f"{seed}.png", scene.completions[0])
+        write_image(folders["photos"] / f"{seed}.png", scene.original)
+        write_image(folders["coco"] / f"{seed}.png", scene.original)
+    for name in ("objects", "photos"):
+        (folders[name] / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    images = [{"id": i, "file_name": f"{i}.png"} for i in range(6)]
+    squares = [[x, 20, x + 28, 20, x + 28, 60, x, 60] for x in (10, 26, 44)]
+    coco = [{"image_id": i, "segmentation": [square], "iscrowd": 0} for i in range(6) for square in squares]
+    coco.append({"image_id": 77, "segmentation": [squares[0]], "iscrowd": 0})
+    (folders["coco"] / "instances.json").write_text(json.dumps({"images": images, "annotations": coco}))
+    cocoa = [{"image_id": i, "regions": [{"segmentation": square, "order": order + 1, "name": "thing"}
+                                         for order, square in enumerate(squares)]} for i in range(6)]
+    (folders["coco"] / "amodal.json").write_text(json.dumps({"images": images, "annotations": cocoa}))
+    return folders
+
+
+def test_synthesize_passes_over_what_is_damaged_or_missing(material, tmp_path):
+    output = tmp_path / "data"
+    process = succeed(SCRIPT, "synthesize", "--objects", material["objects"], "--backgrounds", material["photos"],
+                      "--coco", material["coco"] / "instances.json", "--output_dir", output, "--n_scenes", 24,
+                      "--img_size", 64, "--workers", 2)
+    assert len(scenes(output)) == 24 and "24 scenes in" in process.stdout
+    for name in ("objects/broken.png", "photos/broken.png", "coco/5.png"):
+        assert process.stdout.count(f"left out: {tmp_path / name}") == 1, name
+    assert "1 annotations of photos that it does not name" in process.stdout
+    for folder in (material["objects"], material["photos"]):
+        for path in folder.iterdir():
+            path.write_bytes(b"nothing")
+    process = run(SCRIPT, "synthesize", "--objects", material["objects"], "--backgrounds", material["photos"],
+                  "--output_dir", output, "--n_scenes", 200, "--img_size", 64, "--workers", 2, "--overwrite")
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    assert "none of 10 scenes could be composed" in process.stderr and "not a picture" in process.stderr
+
+
+def test_synthesize_takes_amodal_annotations_at_their_word(material, tmp_path):
+    from fusion.data.synthesis import Synthesizer
+
+    synthesizer = Synthesizer(coco=material["coco"] / "amodal.json", img_size=64, style="copy")
+    assert len(synthesizer.photos) == 5 and str(material["coco"] / "5.png") in synthesizer.faults[0]
+    for index in range(6):
+        objects = synthesizer.compose(index).objects
+        covers = [item.whole[..., 3] > 127 for item in objects]
+        for rank, item in enumerate(objects):
+            nearer = sum(covers[rank + 1 :], start=covers[0] & False) > 0
+            rim = (item.whole[..., 3] > 0) & (item.whole[..., 3] < 255)
+            assert not (item.visible & nearer & ~rim).any()
+            assert (item.visible | nearer | rim)[covers[rank]].mean() > 0.95
+    output = tmp_path / "data"
+    succeed(SCRIPT, "synthesize", "--coco", material["coco"] / "amodal.json", "--output_dir", output, "--n_scenes", 4,
+            "--img_size", 64, "--workers", 1)
+    assert read_image(output / "synthetic_0000000" / "original.png", "RGB").shape == (64, 64, 3)
