@@ -125,7 +125,7 @@ def write_metrics(output_dir, rows):
     """Write metrics.csv, summary.md and summary.png.
 
     Args:
-        rows: what `evaluate_scene` returned, per scene; a generator will do, and 100,000 of them take some 60 MB.
+        rows: what `evaluate_scene` returned, per scene; a generator will do, and 100,000 of them take some 250 MB.
 
     Returns:
         the summary; None when there is no row.
