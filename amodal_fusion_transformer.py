@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fusion.checkpoints import averaged_weights, check_shapes, load_checkpoint
 from fusion.config import check_values, option, parse
 from fusion.data.tensors import HALF_PRECISION
 from fusion.engine import evaluate, train_one_epoch
@@ -28,7 +29,6 @@ from fusion.model.compositing import add_fill, composite
 from fusion.model.cues import VisibleCues, photometric_error, visible_cues
 from fusion.model.layers import ConvBlock, DecoderLayer, EncoderLayer, position_encoding
 from fusion.training import distributed
-from fusion.training.checkpoints import averaged_weights, check_shapes, load_checkpoint
 from fusion.training.endings import Stopped, StopSignal, ending
 from fusion.training.foreign import FOREIGN
 from fusion.training.loaders import load_data

@@ -10,7 +10,7 @@ import sys
 
 import torch
 
-from fusion.training.checkpoints import averaged_weights, save_checkpoint
+from fusion.checkpoints import averaged_weights, save_checkpoint
 
 RENAMED = (
     (r"(encoder|decoder)\.(\d)", r"transformer.\1.\2"), (r"(fill_token|pool_candidates|norm)\.", r"transformer.\1."),

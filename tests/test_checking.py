@@ -9,11 +9,11 @@ import torch
 
 import amodal_fusion_transformer as aft
 import fusion.data.checked
+from fusion.checkpoints import save_checkpoint
 from fusion.data import splits
 from fusion.data.checked import MEMORY, check_scenes, recall, remember
 from fusion.data.toy import write_dataset
 from fusion.errors import UserError
-from fusion.training.checkpoints import save_checkpoint
 
 IDS = ["train_0", "train_1", "train_2", "val_0"]
 

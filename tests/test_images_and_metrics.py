@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fusion.checkpoints import load_checkpoint
 from fusion.data.images import read_image, resize, write_image
 from fusion.errors import LpipsUnavailable, SceneError
 from fusion.files import atomic_file
@@ -26,7 +27,6 @@ from fusion.metrics import (
     visible_error,
 )
 from fusion.model.compositing import fill_hole, paint_over, push_pull
-from fusion.training.checkpoints import load_checkpoint
 from fusion.training.perceptual import PerceptualLoss
 from tests.scripts import ROOT
 

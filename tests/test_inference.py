@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
+from fusion.checkpoints import export_weights, load_checkpoint, save_checkpoint
 from fusion.data.images import read_image, write_image
 from fusion.data.scenes import write_scene
 from fusion.data.toy import draw_scene
 from fusion.evaluation import METHODS, mean_and_interval, write_metrics
-from fusion.training.checkpoints import export_weights, load_checkpoint, save_checkpoint
 from tests.scripts import ROOT, Running, run, torchrun
 
 SCRIPT = "amodal_fusion_transformer_inference.py"

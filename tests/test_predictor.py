@@ -12,6 +12,7 @@ from PIL import Image
 
 import amodal_fusion_transformer_inference as inference
 from amodal_fusion_transformer_inference import FusionPredictor, SceneReader, network_size
+from fusion.checkpoints import export_weights, load_checkpoint, save_checkpoint
 from fusion.data import large_scenes
 from fusion.data.scenes import write_scene
 from fusion.data.tensors import to_tensors
@@ -22,7 +23,6 @@ from fusion.helpers import Failure, Helpers
 from fusion.model.blending import blend_hole
 from fusion.model.compositing import add_fill, composite
 from fusion.output.scene_writer import SceneWriter, for_figure
-from fusion.training.checkpoints import export_weights, load_checkpoint, save_checkpoint
 from tests.scripts import ROOT
 
 

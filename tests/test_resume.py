@@ -13,9 +13,9 @@ import torch
 import amodal_fusion_transformer as aft
 import fusion.data.checked
 import fusion.engine
+from fusion.checkpoints import load_checkpoint, save_checkpoint
 from fusion.data.toy import write_dataset
 from fusion.figures import read_history
-from fusion.training.checkpoints import load_checkpoint, save_checkpoint
 from fusion.training.distributed import Process
 from fusion.training.endings import StopSignal
 from fusion.training.run import Run

@@ -6,7 +6,7 @@ import torch
 import torchvision
 from torch import nn
 
-from fusion.training.checkpoints import load_checkpoint
+from fusion.checkpoints import load_checkpoint
 
 WEIGHTS = Path(__file__).parents[2] / "pretrained" / "squeezenet1_1_features.pth"
 

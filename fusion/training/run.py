@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch.optim.swa_utils import AveragedModel
 
+from fusion.checkpoints import load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from fusion.errors import UserError
 from fusion.figures import draw_curves, draw_scenes
 from fusion.files import lock_run_dir
 from fusion.training import distributed
-from fusion.training.checkpoints import load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from fusion.training.tensorboard import add_figure, add_record, open_board
 
 
