@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fusion import distributed
 from fusion.checkpoints import averaged_weights, check_shapes, load_checkpoint
 from fusion.config import check_values, option, parse
 from fusion.data.tensors import HALF_PRECISION
@@ -27,12 +28,20 @@ from fusion.metrics import overlap_region
 from fusion.model.backbone import ImageNetFeatures
 from fusion.model.compositing import add_fill, composite
 from fusion.model.cues import VisibleCues, photometric_error, visible_cues
-from fusion.model.layers import ConvBlock, DecoderLayer, EncoderLayer, position_encoding
-from fusion.training import distributed
+from fusion.model.layers import (
+    ConvBlock,
+    DecoderLayer,
+    EncoderLayer,
+    pad_to,
+    pooling_matrix,
+    position_encoding,
+    to_each,
+    upsample,
+)
+from fusion.perceptual import load_perceptual
 from fusion.training.endings import Stopped, StopSignal, ending
 from fusion.training.foreign import FOREIGN
 from fusion.training.loaders import load_data
-from fusion.training.perceptual import load_perceptual
 from fusion.training.run import Run, check_same_model, checkpoint_to_resume, claim
 
 STRIDE = 16  # of the tokens
@@ -88,8 +97,8 @@ class AmodalFusionTransformer(nn.Module):
             order: (B,M,M), how far the row's candidate is in front of the column's; antisymmetric.
         """
         candidates, present = add_fill(partial, mask, completions, valid)  # (B,M,4,H,W), (B,M)
-        padded, hole = pad_to_stride(candidates, mask)
-        photo = torch.where(hole > 0.5, padded[:, 0, :3], pad_to_stride(partial)[0])  # (B,3,H,W), the hole filled
+        padded, hole = pad_to(STRIDE, candidates, mask)
+        photo = torch.where(hole > 0.5, padded[:, 0, :3], pad_to(STRIDE, partial)[0])  # (B,3,H,W), the hole filled
 
         cues = visible_cues(padded, photo, hole)  # (B,M,H/4,W/4) each
         prior = self.prior(cues)  # logits (B,M,H/4,W/4), inverse temperature (B,1,H/4,W/4)
@@ -274,21 +283,6 @@ class WeightHead(nn.Module):
 # Functions
 
 
-def pad_to_stride(*pictures):
-    """(…,H,W) each, the last row and column repeated until STRIDE divides both sides."""
-    edge = (0, -pictures[0].shape[-1] % STRIDE, 0, -pictures[0].shape[-2] % STRIDE)
-    return [F.pad(x.flatten(0, -4), edge, mode="replicate").view(*x.shape[:-2], x.shape[-2] + edge[3], -1)
-            if any(edge) else x for x in pictures]
-
-
-def pooling_matrix(size, cells, like):
-    """Rows that average `size` places into `cells` windows, (cells,size): those of `adaptive_avg_pool2d`, which an
-    exported graph of dynamic size cannot hold."""
-    place, cell = torch.arange(size, device=like.device), torch.arange(cells, device=like.device)[:, None]
-    inside = (place >= cell * size // cells) & (place < ((cell + 1) * size + cells - 1) // cells)
-    return (inside / inside.sum(1, keepdim=True)).to(like)
-
-
 def scene_input(candidates, photo, mask):
     """What all candidates share, (B,8,H,W): the filled photo, mask, mean completion, and log of how many are here."""
     rgb, alpha = candidates[:, 1:].split([3, 1], 2)
@@ -316,16 +310,6 @@ def pairwise_order(votes, alpha, copied):
     counts = torch.ones_like(margin)
     counts[:, 0] = counts[:, :, 0] = 1 - copied
     return (margin - margin.mT) * counts
-
-
-def to_each(own, shared):
-    """own (B,M,C,h,w) + shared (B,C,h,w) → (B·M,C,h,w)."""
-    return (own + shared[:, None]).flatten(0, 1)
-
-
-def upsample(x, factor=2):
-    """Bilinear, (…,h,w) of 4 dimensions → (…,factor·h,factor·w)."""
-    return F.interpolate(x, scale_factor=factor, mode="bilinear")
 
 
 # ----------------------------------------------------------------------------
@@ -447,6 +431,9 @@ class TrainConfig:
     checkpoint_dir: str = option("checkpoints/transformer_run1", "folder of checkpoints, logs and figures", "output")
     init_from: str | None = option(None, "weights to start from, pretrained/… for one, to fine-tune them", "output")
     resume: str | None = option(None, "'auto': from CHECKPOINT_DIR/last.pth if it is there; or a path", "output")
+    export: str | None = option(None, "file for the best averaged weights alone, when the run has ended", "output")
+    inference_size: int | None = option(None, "side at which inference shows scenes to this network, px; None: "
+                                              "img_size", "output", least=16)
     save_every: int = option(500, "steps between checkpoints within an epoch", "output", least=1,
                              aliases={"save_interval": "in steps; there is one after each epoch besides"})
     log_every: int = option(20, "steps between lines of metrics.jsonl", "output", least=1, aliases={"log_interval": ""})

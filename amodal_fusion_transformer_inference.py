@@ -41,6 +41,7 @@ from fusion.data.large_scenes import is_large, read_large
 from fusion.data.pictures import as_scene
 from fusion.data.scenes import find_scenes, read_list, read_scene
 from fusion.data.tensors import HALF_PRECISION, to_tensors
+from fusion.distributed import check_gpus, launch, under_launcher
 from fusion.errors import ConfigError, LpipsUnavailable, SceneError, UserError
 from fusion.helpers import Failure, Helpers
 from fusion.model.blending import blend_hole
@@ -51,9 +52,8 @@ from fusion.output.records import read_record, state_of
 from fusion.output.report import write_report
 from fusion.output.scene_writer import SceneWriter, as_result
 from fusion.output.tables import write_failures, write_table
+from fusion.perceptual import PerceptualLoss
 from fusion.sharing import Sharing
-from fusion.training.distributed import check_gpus, launch, under_launcher
-from fusion.training.perceptual import PerceptualLoss
 
 SHIPPED = Path(__file__).parent / "pretrained" / "amodal_fusion_transformer.pth"
 # The network keeps some 250 bytes per pixel of a candidate. Scenes with more are shown to it smaller.

@@ -17,7 +17,7 @@ from amodal_fusion_transformer import AmodalFusionTransformer, fusion_loss
 from benchmarks.measure import alternate, random_scenes, report, spread
 from experiments.plain_design import PlainDesign
 from fusion.data.tensors import HALF_PRECISION, training_precision
-from fusion.training.perceptual import PerceptualLoss
+from fusion.perceptual import PerceptualLoss
 
 
 def random_lpips(net):

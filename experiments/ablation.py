@@ -30,7 +30,7 @@ from fusion.data.scenes import find_scenes, read_scene
 from fusion.data.synthesis import Synthesizer
 from fusion.data.tensors import to_tensors
 from fusion.metrics import apply_rules, compare_methods, oracle
-from fusion.training.perceptual import PerceptualLoss
+from fusion.perceptual import PerceptualLoss
 from fusion.training.run import learning_rate
 
 FIELDS = ("partial", "mask", "completions", "valid", "original")

@@ -91,10 +91,15 @@ def check_shapes(build, config, weights):
 
 
 def export_weights(checkpoint, path):
-    """Write a training checkpoint's averaged weights and config alone, a quarter of its size, for others to use."""
+    """Write a training checkpoint's averaged weights alone, a quarter of its size, with the options that made them.
+
+    Options that are paths are left out: they mean nothing elsewhere.
+    """
     state = load_checkpoint(checkpoint)
-    kept = {name: state[name] for name in ("config", "metrics", "epoch", "step")}
-    save_checkpoint(path, {"model": averaged_weights(state), **kept})
+    config = {name: value for name, value in state["config"].items()
+              if not isinstance(value, str) or name in ("lpips_net", "amp")}
+    kept = {name: state[name] for name in ("metrics", "epoch", "step")}
+    save_checkpoint(path, {"model": averaged_weights(state), "config": config, **kept})
 
 
 def rng_state(device):

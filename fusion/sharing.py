@@ -6,7 +6,7 @@ from itertools import count
 
 import torch.distributed as dist
 
-from fusion.training.distributed import local_rank, under_launcher
+from fusion.distributed import local_rank, under_launcher
 
 LONG = timedelta(days=30)  # the slowest process may take hours longer than the others
 

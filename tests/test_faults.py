@@ -17,8 +17,8 @@ import torch
 import fusion.data.datasets
 from fusion.checkpoints import load_checkpoint, rng_state, set_rng_state
 from fusion.data.toy import write_dataset
+from fusion.distributed import own_gpu
 from fusion.errors import UserError
-from fusion.training.distributed import own_gpu
 from tests.conftest import SMALL, records
 from tests.scripts import ROOT, Running, run, succeed, torchrun
 

@@ -27,7 +27,7 @@ from fusion.metrics import (
     visible_error,
 )
 from fusion.model.compositing import fill_hole, paint_over, push_pull
-from fusion.training.perceptual import PerceptualLoss
+from fusion.perceptual import PerceptualLoss
 from tests.scripts import ROOT
 
 TRAINED = ROOT / "pretrained" / "squeezenet1_1_features.pth"

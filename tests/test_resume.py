@@ -15,8 +15,8 @@ import fusion.data.checked
 import fusion.engine
 from fusion.checkpoints import load_checkpoint, save_checkpoint
 from fusion.data.toy import write_dataset
+from fusion.distributed import Process
 from fusion.figures import read_history
-from fusion.training.distributed import Process
 from fusion.training.endings import StopSignal
 from fusion.training.run import Run
 from tests.conftest import SMALL, records

@@ -73,7 +73,7 @@ def test_two_processes_do_what_one_does(dataset, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_gpus_option_starts_processes_with_the_elastic_launcher(dataset, tmp_path, number):
     """What --gpus 2 does once two GPUs are there, with processes on the CPU; and what a signal makes of it."""
-    code = "import sys; from fusion.training import distributed; sys.argv = sys.argv[1:]; distributed.launch(2)"
+    code = "import sys; from fusion import distributed; sys.argv = sys.argv[1:]; distributed.launch(2)"
     arguments = [SCRIPT, "--data_dir", dataset, "--checkpoint_dir", tmp_path, *SMALL, *L1_ONLY, "--epochs", 5000,
                  "--batch_size", 2]
     with subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE,

@@ -99,3 +99,28 @@ def position_encoding(grid, picture, channels, device):
     y, x = y[:, None] * frequency, x[:, None] * frequency  # (rows, C/4), (columns, C/4)
     y, x = torch.cat([y.sin(), y.cos()], 1), torch.cat([x.sin(), x.cos()], 1)
     return torch.cat([y[:, None].expand(-1, grid[1], -1), x.expand(grid[0], -1, -1)], 2).flatten(0, 1)
+
+
+def pad_to(stride, *pictures):
+    """(…,H,W) each, the last row and column repeated until `stride` divides both sides."""
+    edge = (0, -pictures[0].shape[-1] % stride, 0, -pictures[0].shape[-2] % stride)
+    return [F.pad(x.flatten(0, -4), edge, mode="replicate").view(*x.shape[:-2], x.shape[-2] + edge[3], -1)
+            if any(edge) else x for x in pictures]
+
+
+def pooling_matrix(size, cells, like):
+    """Rows that average `size` places into `cells` windows, (cells,size): those of `adaptive_avg_pool2d`, which an
+    exported graph of dynamic size cannot hold."""
+    place, cell = torch.arange(size, device=like.device), torch.arange(cells, device=like.device)[:, None]
+    inside = (place >= cell * size // cells) & (place < ((cell + 1) * size + cells - 1) // cells)
+    return (inside / inside.sum(1, keepdim=True)).to(like)
+
+
+def to_each(own, shared):
+    """own (B,M,C,h,w) + shared (B,C,h,w) → (B·M,C,h,w)."""
+    return (own + shared[:, None]).flatten(0, 1)
+
+
+def upsample(x, factor=2):
+    """Bilinear, (…,h,w) of 4 dimensions → (…,factor·h,factor·w)."""
+    return F.interpolate(x, scale_factor=factor, mode="bilinear")

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from fusion.distributed import under_launcher
 from fusion.errors import ConfigError, UserError
-from fusion.training.distributed import under_launcher
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]  # not on Windows
 

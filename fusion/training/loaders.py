@@ -13,9 +13,9 @@ from fusion.data.checked import MEMORY, check_scenes, recall, remember
 from fusion.data.datasets import AmodalFusionDataset, SynthesizedDataset
 from fusion.data.scenes import find_scenes, read_list
 from fusion.data.synthesis import Synthesizer
+from fusion.distributed import EpochSampler
 from fusion.errors import SceneError, UserError
 from fusion.processes import end_with_parent
-from fusion.training.distributed import EpochSampler
 from fusion.training.endings import ignore_signals
 
 

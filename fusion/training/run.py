@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from fusion.checkpoints import load_checkpoint, rng_state, save_checkpoint, set_rng_state
+from fusion import distributed
+from fusion.checkpoints import export_weights, load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from fusion.errors import UserError
 from fusion.figures import draw_curves, draw_scenes
 from fusion.files import lock_run_dir
-from fusion.training import distributed
 from fusion.training.tensorboard import add_figure, add_record, open_board
 
 
@@ -223,6 +223,8 @@ class Run:
             self.best = metrics["loss"]
             self.save("best_model.pth")
         self.save("last.pth")
+        if self.process.is_main and self.finished and self.config.export:
+            export_weights(self.folder / "best_model.pth", self.config.export)
         if self.process.is_main:
             print(f"epoch {epoch}, step {self.step}: " + describe(metrics), flush=True)
             draw_curves(self.folder / "curves.png", self.folder / "metrics.jsonl")

@@ -7,8 +7,8 @@ import lpips
 import torch
 from torch import nn
 
+from fusion.distributed import local_rank
 from fusion.errors import LpipsUnavailable
-from fusion.training.distributed import local_rank
 
 # torchvision's ImageNet checkpoints, of which LPIPS uses the `features.*` part
 BACKBONES = {
