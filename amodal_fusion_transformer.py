@@ -166,7 +166,7 @@ class ConvEncoder(nn.Module):
         count = candidates.shape[:2]  # (B,M)
         rgb, alpha = candidates.split([3, 1], 2)
         error, _ = photometric_error(candidates, photo, mask)
-        x2 = self.stem_candidate(torch.cat([(rgb - 0.5) * alpha, alpha, error], 2).flatten(0, 1))
+        x2 = self.stem_candidate(torch.cat([(rgb - 0.5) * alpha, alpha, error], 2).flatten(0, 1)).unflatten(0, count)
         x2 = add_shared(x2, self.stem_scene(scene_input(candidates, photo, mask)))  # (B·M,C,H/2,W/2)
         seen4, seen8, seen16 = self.backbone_features(candidates, prior_composite)
         x4 = self.down4(F.gelu(x2)) + self.embed_cues(torch.stack(cues, 2).flatten(0, 1)) + seen4
@@ -177,14 +177,14 @@ class ConvEncoder(nn.Module):
 
     def backbone_features(self, candidates, prior_composite):
         """What ImageNet features see: [(B·M,C,H/s,W/s) at strides 4, 8, 16]."""
-        rgb, alpha = candidates.split([3, 1], 2)
+        count, (rgb, alpha) = candidates.shape[:2], candidates.split([3, 1], 2)
         painted = torch.lerp(prior_composite[:, None], rgb, alpha).flatten(0, 1)  # (B·M,3,H,W)
         seen = []
         levels = zip(self.backbone(painted), self.backbone(prior_composite))  # (B·M,F,h,w), (B,F,h,w)
         for level, (features, context) in enumerate(levels):
-            change = add_shared(features, -context).abs()
+            change = add_shared(features.unflatten(0, count), -context).abs()
             embedded = self.embed_painted[level](features) + self.embed_change[level](change)
-            seen.append(add_shared(embedded, self.embed_context[level](context)))
+            seen.append(add_shared(embedded.unflatten(0, count), self.embed_context[level](context)))
         return seen
 
 

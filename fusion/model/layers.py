@@ -117,8 +117,8 @@ def pooling_matrix(size, cells, like):
 
 
 def add_shared(x, shared):
-    """x (B·M,C,h,w) of all candidates, plus shared (B,C,h,w) of their scenes → (B·M,C,h,w)."""
-    return (x.unflatten(0, (len(shared), -1)) + shared[:, None]).flatten(0, 1)
+    """x (B,M,C,h,w) of all candidates, plus shared (B,C,h,w) of their scenes → (B·M,C,h,w)."""
+    return (x + shared[:, None]).flatten(0, 1)
 
 
 def upsample(x, factor=2):
