@@ -22,15 +22,20 @@ def test_every_name_from_elsewhere_is_documented_and_the_size_it_makes():
         assert f" {count / 1e6:.1f} M" in read("docs/options.md")
 
 
-@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "CHANGELOG.md", "docs/licences.md", "docs/options.md",
-                                  "docs/formats.md", "docs/inputs.md"])
+FOLDERS = (".", "docs", "benchmarks", "experiments", "examples", "pretrained")
+DOCUMENTS = [path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.md"))]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_links_and_named_files_are_there(name):
     text = read(name)
     targets = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if not link.startswith("http")]
     for target in targets:
         assert ((ROOT / name).parent / target).exists(), target
-    for path in re.findall(r"`((?:fusion|tests|docs|pretrained)/[\w./]+)`", text):
+    for path in re.findall(r"`((?:fusion|tests|docs|pretrained|experiments|benchmarks)/[\w./]+)`", text):
         assert (ROOT / path).exists(), path
+    for module in re.findall(r"python3? -m ((?:experiments|benchmarks|tests)\.[a-z_]+)", text):
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
 
 
 def outline(text):

@@ -18,7 +18,7 @@ from fusion.checkpoints import export_weights, load_checkpoint, save_checkpoint
 from fusion.data.images import read_image, write_image
 from fusion.data.scenes import write_scene
 from fusion.data.toy import draw_scene
-from fusion.evaluation import METHODS, mean_and_interval, write_metrics
+from fusion.evaluation import METHODS, gap_with_interval, mean_and_interval, write_metrics
 from tests.scripts import ROOT, Running, run, torchrun
 
 SCRIPT = "amodal_fusion_transformer_inference.py"
@@ -103,6 +103,18 @@ def test_bootstrap_interval_holds_the_mean_and_shrinks_with_photos():
         mean_and_interval({"psnr": values[:100][photo]}, group)["psnr"] for group in (photo, np.arange(2000)))
     assert (high - low) / 2 == pytest.approx(1.96 * values[:100].std() / 10, rel=0.2)
     assert high - low > 3 * (wrong_high - wrong_low)
+
+
+def test_the_gap_has_an_interval_over_photos():
+    rng = np.random.default_rng(0)
+    scene = rng.normal(0, 3, 400)  # easy and hard scenes are so for all methods: the gap knows nothing of that
+    level = {"ours": 19, "visible_fit": 18, "oracle": 20}
+    table = {f"{method}_psnr": scene + level.get(method, 10) for method in METHODS}
+    assert gap_with_interval(table, np.arange(400), "psnr") == ("visible_fit", pytest.approx((0.5, 0.5, 0.5)))
+    table["ours_psnr"] += rng.normal(0, 2, 400)
+    _, (gap, low, high) = gap_with_interval(table, np.arange(400), "psnr")
+    assert low < gap < high and (high - low) / 2 == pytest.approx(1.96 * 2 / 2 / 20, rel=0.25)
+    assert np.isnan(gap_with_interval(table, np.zeros(400, int), "psnr")[1][1:]).all()
 
 
 def test_what_no_scene_has_is_left_out_of_the_table(tmp_path):

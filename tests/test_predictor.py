@@ -32,11 +32,13 @@ def predictor(checkpoint):
 
 
 def test_the_lines_of_the_documents_run(checkpoint, monkeypatch):
-    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(encoding="utf-8"), re.S)
+    (snippet,), (other,) = (re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.S)
+                            for name in ("README.md", "docs/python.md"))
+    assert snippet == other
     monkeypatch.setattr(inference, "SHIPPED", checkpoint)
     scene = draw_scene(0, (50, 70), 3)
     variables = {"partial": scene.partial, "mask": scene.mask, "completions": scene.completions}
-    exec(snippet, variables)  # what README and docs/python.md show
+    exec(snippet, variables)
     assert variables["fused"].shape == (50, 70, 3) and variables["weights"].shape == (3, 50, 70)
     assert np.array_equal(variables["fused"][~scene.mask], scene.partial[~scene.mask])
     total = variables["weights"].sum(0) + variables["residual"]

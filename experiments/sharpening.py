@@ -1,0 +1,58 @@
+"""What a more decided picture costs: all logits times a factor, after training.
+
+    python -m experiments.sharpening --data_dir SET --factors 1 1.5 2 4
+
+Undecided is the share of the hole where no candidate has a weight of 0.8. A squared error likes mixtures of guesses, a
+person prefers one of them; LPIPS stands between the two.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from amodal_fusion_transformer import load_model
+from amodal_fusion_transformer_inference import SHIPPED
+from benchmarks.measure import report
+from fusion.data.scenes import find_scenes, read_scene
+from fusion.data.tensors import to_tensors
+from fusion.metrics import compare_methods, undecided_share
+from fusion.model.compositing import add_fill, composite
+from fusion.perceptual import PerceptualLoss
+
+
+@torch.no_grad()
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, required=True)
+    parser.add_argument("--checkpoint", default=SHIPPED)
+    parser.add_argument("--factors", type=float, nargs="+", default=[1, 1.5, 2, 4])
+    parser.add_argument("--img_size", type=int, default=256)
+    parser.add_argument("--n_scenes", type=int, help="the first so many; default: all")
+    parser.add_argument("--lpips_weights")
+    parser.add_argument("--json", help="file to write the figures to")
+    options = parser.parse_args()
+    model, _ = load_model(options.checkpoint)
+    perceptual = PerceptualLoss("alex", options.lpips_weights)
+    figures = {factor: {} for factor in options.factors}
+    for scene_id in tqdm(find_scenes(options.data_dir)[: options.n_scenes], disable=None):
+        scene = read_scene(options.data_dir / scene_id, need_original=True).resized((options.img_size,) * 2)
+        batch = {name: value[None] for name, value in to_tensors(scene, len(scene.completions)).items()}
+        inputs = [batch[name] for name in ("partial", "mask", "completions", "valid")]
+        logits, (candidates, _) = model(*inputs)["logits"], add_fill(*inputs)
+        for factor, rows in figures.items():
+            out = composite(factor * logits, candidates, batch["partial"], batch["mask"])
+            whole = torch.where(batch["mask"] > 0.5, out["fused"], batch["original"])
+            row = compare_methods(batch, {"ours": out["fused"]}) | {
+                "lpips": perceptual(whole, batch["original"]), "undecided": undecided_share({**batch, **out})}
+            for name, value in row.items():
+                rows.setdefault(name, []).append(value)
+    means = [{"factor": factor, **{name: f"{torch.cat(v).nanmean().item():.4f}" for name, v in rows.items()}}
+             for factor, rows in figures.items()]
+    report(means, {"factor": "factor", "ours_psnr": "PSNR, hole", "ours_psnr_overlap": "overlap", "lpips": "LPIPS",
+                   "undecided": "undecided"}, options.json)
+
+
+if __name__ == "__main__":
+    main()
