@@ -16,7 +16,7 @@ from amodal_fusion_transformer import load_model
 from amodal_fusion_transformer_inference import SHIPPED
 from benchmarks.measure import report
 from fusion.data.scenes import find_scenes, read_scene
-from fusion.data.tensors import to_tensors
+from fusion.data.tensors import inputs_of, to_tensors
 from fusion.metrics import compare_methods, undecided_share
 from fusion.model.compositing import add_fill, composite
 from fusion.perceptual import PerceptualLoss
@@ -39,8 +39,8 @@ def main():
     for scene_id in tqdm(find_scenes(options.data_dir)[: options.n_scenes], disable=None):
         scene = read_scene(options.data_dir / scene_id, need_original=True).resized((options.img_size,) * 2)
         batch = {name: value[None] for name, value in to_tensors(scene, len(scene.completions)).items()}
-        inputs = [batch[name] for name in ("partial", "mask", "completions", "valid")]
-        logits, (candidates, _) = model(*inputs)["logits"], add_fill(*inputs)
+        inputs = inputs_of(batch)
+        logits, (candidates, _) = model(**inputs)["logits"], add_fill(**inputs)
         for factor, rows in figures.items():
             out = composite(factor * logits, candidates, batch["partial"], batch["mask"])
             whole = torch.where(batch["mask"] > 0.5, out["fused"], batch["original"])

@@ -1,6 +1,7 @@
 """Data, weights and a trained checkpoint that tests share."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -30,6 +31,20 @@ def backbone(tmp_path_factory):
 SMALL = ("--gpus", 0, "--amp", "off", "--img_size", 64, "--width", 32, "--encoder_layers", 1,
          "--decoder_layers", 1, "--heads", 2, "--workers", 0, "--batch_size", 4, "--log_every", 1,
          "--warmup_steps", 2, "--figure_scenes", 2)
+
+SCRIPT = "amodal_fusion_transformer.py"  # for tests of how training starts, ends and goes on, smaller still
+TINY = (*SMALL, "--lpips_weight", 0, "--img_size", 32, "--lr", 1e-3)
+
+
+def arguments(data, folder, *more):
+    return ("--data_dir", data, "--checkpoint_dir", folder, *TINY, *more)
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
 
 
 def records(folder, kind="train"):

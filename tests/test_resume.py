@@ -19,22 +19,8 @@ from fusion.distributed import Process
 from fusion.figures import read_history
 from fusion.training.endings import StopSignal
 from fusion.training.run import Run
-from tests.conftest import SMALL, records
+from tests.conftest import SCRIPT, TINY, arguments, records, wait_for
 from tests.scripts import ROOT, Running, run, succeed, torchrun
-
-SCRIPT = "amodal_fusion_transformer.py"
-TINY = (*SMALL, "--lpips_weight", 0, "--img_size", 32, "--lr", 1e-3)
-
-
-def arguments(data, folder, *more):
-    return ("--data_dir", data, "--checkpoint_dir", folder, *TINY, *more)
-
-
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 def test_the_schedule_goes_by_scenes(tmp_path):
