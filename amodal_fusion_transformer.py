@@ -1,6 +1,6 @@
 """Amodal Fusion Transformer: which of several amodal completions does each hidden pixel belong to?
 
-This file holds the network, the loss and the training loop. Train on six GPUs, as the config says:
+This file holds the network, its loss, and the options and course of training. Train on six GPUs, as the config says:
 
     python amodal_fusion_transformer.py --config transformer_train_config.yaml
     torchrun --nproc_per_node 6 amodal_fusion_transformer.py --config transformer_train_config.yaml
@@ -32,31 +32,31 @@ from fusion.model.layers import (
     ConvBlock,
     DecoderLayer,
     EncoderLayer,
+    add_shared,
     pad_to,
     pooling_matrix,
     position_encoding,
-    to_each,
     upsample,
 )
 from fusion.perceptual import load_perceptual
 from fusion.training.endings import Stopped, StopSignal, ending
 from fusion.training.foreign import FOREIGN
 from fusion.training.loaders import load_data
-from fusion.training.run import Run, check_same_model, checkpoint_to_resume, claim
-
-STRIDE = 16  # of the tokens
-C2, C4, C8 = 24, 48, 96  # channels at strides 2, 4 and 8
+from fusion.training.run import Run, check_same_model, checkpoint_to_resume, lock_checkpoint_dir
 
 # ----------------------------------------------------------------------------
-# Network
+# Network. B scenes of M = N + 1 candidates each: the fill of the hole, then N completions.
+
+STRIDE = 16  # of the Transformer's tokens
+C2, C4, C8 = 24, 48, 96  # channels at strides 2, 4 and 8
 
 
 class AmodalFusionTransformer(nn.Module):
     """Partial image, mask and any number of completions → one weight map per completion.
 
-    The smooth fill of the hole competes as candidate 0: its weight is the residual, "none of these". All M = N + 1
-    candidates share every layer and carry no slot number, so their order cannot matter. The network starts as a soft
-    version of the strongest simple rule (who agrees best with the visible photo wins) and learns where it is wrong.
+    The smooth fill of the hole competes as candidate 0: its weight is the residual, "none of these". All candidates
+    share every layer and carry no slot number, so their order cannot matter. Untrained, the network is a soft version
+    of the strongest simple rule (who agrees best with the visible photo wins); it learns where that rule errs.
 
     Args:
         width: channels of the tokens, a multiple of 8 and of `heads`.
@@ -77,7 +77,7 @@ class AmodalFusionTransformer(nn.Module):
         self.transformer = SceneTransformer(width, heads, encoder_layers, decoder_layers)
         self.decoder = UpsamplingDecoder(width)
         self.head = WeightHead()
-        self.to(memory_format=torch.channels_last)  # convolutions are faster this way round, on CPUs, too
+        self.to(memory_format=torch.channels_last)  # makes convolutions faster, on CPUs, too
 
     def forward(self, partial, mask, completions, valid=None):
         """Weigh the completions and fuse them.
@@ -101,9 +101,9 @@ class AmodalFusionTransformer(nn.Module):
         photo = torch.where(hole > 0.5, padded[:, 0, :3], pad_to(STRIDE, partial)[0])  # (B,3,H,W), the hole filled
 
         cues = visible_cues(padded, photo, hole)  # (B,M,H/4,W/4) each
-        prior = self.prior(cues)  # logits (B,M,H/4,W/4), inverse temperature (B,1,H/4,W/4)
+        prior = self.prior(cues)  # logits (B,M,H/4,W/4) and their inverse temperature (B,1,H/4,W/4)
         prior_composite = self.prior.composite(*prior, padded, photo, hole)  # (B,3,H,W)
-        skips, x16 = self.encoder(padded, photo, hole, cues, prior_composite)  # at strides 2, 4, 8 and 16
+        skips, x16 = self.encoder(padded, photo, hole, cues, prior_composite)  # at strides 2, 4, 8, and at 16
         tokens = self.transformer(x16, present)  # (B,M,C,H/16,W/16)
         x2 = self.decoder(tokens, skips)  # (B,M,C,H/2,W/2)
         logits, order = self.head(x2, *prior, padded[:, :, 3], cues.copied)  # (B,M,H,W), (B,M,M)
@@ -120,28 +120,29 @@ class VisiblePrior(nn.Module):
         super().__init__()
         self.cue_weights = nn.Parameter(torch.tensor([0.5, 0.5, 1.0, 0.6]))  # of the first four cues
         self.fill_logit = nn.Parameter(torch.tensor(0.0))
-        # Between exact copies one wins outright, guesses share: the logarithm of a factor on all logits, where nothing
-        # is copied, and what is added to it where everything is.
+        # Log of the factor on all logits where nothing copies the photo, and what exact copies add to it: among them
+        # the best one wins outright, among redrawn ones several share.
         self.log_inverse_temperature = nn.Parameter(torch.tensor([-1.0, 2.8]))
 
-    def forward(self, cues):  # (B,M,h,w) each
+    def forward(self, cues):
+        """cues (B,M,h,w) each → prior_logits (B,M,h,w), inverse_temperature (B,1,h,w)."""
         weighted = [weight * cue for weight, cue in zip(self.cue_weights, cues)]
-        logits = sum(weighted[1:], weighted[0])  # (B,M,h,w)
-        logits = torch.cat([self.fill_logit.expand_as(logits[:, :1]), logits[:, 1:]], 1)
+        prior_logits = sum(weighted[1:], weighted[0])
+        prior_logits = torch.cat([self.fill_logit.expand_as(prior_logits[:, :1]), prior_logits[:, 1:]], 1)
         base, copied = self.log_inverse_temperature
-        return logits, (base + copied * cues.copied[:, :1]).exp()
+        return prior_logits, (base + copied * cues.copied[:, :1]).exp()
 
     @torch.no_grad()
-    def composite(self, logits, inverse_temperature, candidates, photo, mask):
-        """The fused image (B,3,H,W) by these logits: what a candidate is seen among."""
-        return composite(upsample(logits * inverse_temperature, 4), candidates, photo, mask)["fused"]
+    def composite(self, prior_logits, inverse_temperature, candidates, photo, mask):
+        """The fused image (B,3,H,W) that these logits alone would give."""
+        return composite(upsample(prior_logits * inverse_temperature, 4), candidates, photo, mask)["fused"]
 
 
 class ConvEncoder(nn.Module):
     """Convolutional encoder, shared by all candidates: features at strides 2, 4, 8 and 16.
 
-    At strides 4, 8 and 16 it is told what ImageNet features see in a candidate painted over the prior's composite,
-    and how that differs from the composite itself.
+    At strides 4, 8 and 16 come in what ImageNet features see in a candidate painted over the prior's composite, and
+    how that differs from the composite itself: does the picture make sense with this object in front?
     """
 
     def __init__(self, width):
@@ -160,30 +161,31 @@ class ConvEncoder(nn.Module):
         self.embed_context = nn.ModuleList(nn.Conv2d(features, c, 1, bias=False) for features, c in sizes)
 
     def forward(self, candidates, photo, mask, cues, prior_composite):
-        """candidates (B,M,4,H,W), photo and prior_composite (B,3,H,W), mask (B,1,H,W), cues → [x2, x4, x8], x16."""
-        each = candidates.shape[:2]
+        """candidates (B,M,4,H,W), photo and prior_composite (B,3,H,W), mask (B,1,H,W), cues (B,M,H/4,W/4) each →
+        [x2, x4, x8], (B·M,C,H/s,W/s) at strides s of 2, 4 and 8, and x16, (B,M,C,H/16,W/16)."""
+        count = candidates.shape[:2]  # (B,M)
         rgb, alpha = candidates.split([3, 1], 2)
         error, _ = photometric_error(candidates, photo, mask)
-        own = self.stem_candidate(torch.cat([(rgb - 0.5) * alpha, alpha, error], 2).flatten(0, 1))
-        x2 = to_each(own.unflatten(0, each), self.stem_scene(scene_input(candidates, photo, mask)))  # (B·M,C,H/2,W/2)
+        x2 = self.stem_candidate(torch.cat([(rgb - 0.5) * alpha, alpha, error], 2).flatten(0, 1))
+        x2 = add_shared(x2, self.stem_scene(scene_input(candidates, photo, mask)))  # (B·M,C,H/2,W/2)
         seen4, seen8, seen16 = self.backbone_features(candidates, prior_composite)
         x4 = self.down4(F.gelu(x2)) + self.embed_cues(torch.stack(cues, 2).flatten(0, 1)) + seen4
         x4 = self.block4(x4)
         x8 = self.block8(self.down8(x4) + seen8)
         x16 = self.block16(self.down16(x8) + seen16)
-        return [x2, x4, x8], x16.unflatten(0, each)
+        return [x2, x4, x8], x16.unflatten(0, count)
 
     def backbone_features(self, candidates, prior_composite):
         """What ImageNet features see: [(B·M,C,H/s,W/s) at strides 4, 8, 16]."""
-        each = candidates.shape[:2]
         rgb, alpha = candidates.split([3, 1], 2)
-        painted = self.backbone(torch.lerp(prior_composite[:, None], rgb, alpha).flatten(0, 1))
-        embedded = []
-        for level, (own, context) in enumerate(zip(painted, self.backbone(prior_composite))):  # (B·M,F,h,w), (B,F,h,w)
-            change = (own.unflatten(0, each) - context[:, None]).abs().flatten(0, 1)
-            features = self.embed_painted[level](own) + self.embed_change[level](change)
-            embedded.append(to_each(features.unflatten(0, each), self.embed_context[level](context)))
-        return embedded
+        painted = torch.lerp(prior_composite[:, None], rgb, alpha).flatten(0, 1)  # (B·M,3,H,W)
+        seen = []
+        levels = zip(self.backbone(painted), self.backbone(prior_composite))  # (B·M,F,h,w), (B,F,h,w)
+        for level, (features, context) in enumerate(levels):
+            change = add_shared(features, -context).abs()
+            embedded = self.embed_painted[level](features) + self.embed_change[level](change)
+            seen.append(add_shared(embedded, self.embed_context[level](context)))
+        return seen
 
 
 class SceneTransformer(nn.Module):
@@ -202,32 +204,32 @@ class SceneTransformer(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x16, present):
-        """Features (B,M,C,h,w) of candidates, present (B,M) → tokens of the same shape."""
-        _, _, channels, height, width = x16.shape
-        picture = height, width
+        """x16 (B,M,C,h,w), present (B,M) → tokens of the same shape; L = h·w places, S of them in the scene."""
+        *_, channels, height, width = x16.shape
+        places = height, width
         grid = torch.sym_min(height, self.SCENE_GRID), torch.sym_min(width, self.SCENE_GRID)
         tokens = x16.float().permute(0, 3, 4, 1, 2).flatten(1, 2)  # (B,L,M,C); the sums of all layers outgrow fp16
-        scene = self.pool_scene(tokens, present, picture, grid)  # (B,S,C)
-        position = position_encoding(grid, picture, channels, scene.device)
+        scene = self.pool_scene(tokens, present, places, grid)  # (B,S,C)
+        position = position_encoding(grid, places, channels, scene.device)  # (S,C)
         for layer in self.encoder:
             scene = layer(scene, position)
         scene = self.norm_scene(scene) + position
 
         tokens = torch.cat([tokens[:, :, :1] + self.fill_token, tokens[:, :, 1:]], 2)
-        position = position_encoding(picture, picture, channels, scene.device)
+        position = position_encoding(places, places, channels, scene.device)  # (L,C)
         for layer in self.decoder:
             tokens = layer(tokens, present, scene, position)
-        return self.norm(tokens).unflatten(1, picture).permute(0, 3, 4, 1, 2)  # (B,M,C,h,w)
+        return self.norm(tokens).unflatten(1, places).permute(0, 3, 4, 1, 2)  # (B,M,C,h,w)
 
-    def pool_scene(self, tokens, present, picture, grid):
-        """What all candidates show together: tokens (B,L,M,C) → (B,S,C) on `grid`."""
+    def pool_scene(self, tokens, present, places, grid):
+        """What all candidates show together: tokens (B,L,M,C) at `places` (h,w) → (B,S,C) on `grid`."""
         fill, completions = tokens[:, :, 0], tokens[:, :, 1:]
         real = present[:, None, 1:, None]
         mean = completions.masked_fill(~real, 0).sum(2) / real.sum(2).clamp(min=1)
         # an empty slot must not win the maximum, nor may −inf reach a scene without any completion
         most = completions.masked_fill(~real, -1e4).amax(2).clamp(min=-1e2)
-        scene = torch.cat([fill, mean, most], 2).transpose(1, 2).unflatten(2, picture)  # (B,3C,h,w)
-        rows, columns = (pooling_matrix(size, cells, scene) for size, cells in zip(picture, grid))
+        scene = torch.cat([fill, mean, most], 2).transpose(1, 2).unflatten(2, places)  # (B,3C,h,w)
+        rows, columns = (pooling_matrix(size, cells, scene) for size, cells in zip(places, grid))
         scene = (rows @ scene @ columns.mT).flatten(2).transpose(1, 2)  # (B,S,3C)
         return self.pool_candidates(scene).float()
 
@@ -259,28 +261,24 @@ class WeightHead(nn.Module):
     def __init__(self):
         super().__init__()
         self.weight_head = nn.Conv2d(C2, 1, 1)
-        self.order_head = nn.Conv2d(C2, 2, 1)  # who is in front where two candidates meet, and how surely
+        self.order_head = nn.Conv2d(C2, 2, 1)  # margin and logit of pair_weight, see `pairwise_order`
         for layer in (self.weight_head, self.order_head):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x2, prior, inverse_temperature, alpha, copied):
-        """x2 (B,M,C,H/2,W/2), prior (B,M,H/4,W/4), inverse_temperature (B,1,H/4,W/4), alpha (B,M,H,W), copied
-        (B,M,H/4,W/4) → logits (B,M,H,W), order (B,M,M)."""
-        each = x2.shape[:2]
-        x2 = x2.flatten(0, 1)
-        logits = self.weight_head(x2).float().unflatten(0, each).squeeze(2)  # (B,M,H/2,W/2)
-        votes = F.avg_pool2d(self.order_head(x2), 2).float().unflatten(0, each)  # (B,M,2,H/4,W/4)
+    def forward(self, x2, prior_logits, inverse_temperature, alpha, copied):
+        """x2 (B,M,C,H/2,W/2), prior_logits and copied (B,M,H/4,W/4), inverse_temperature (B,1,H/4,W/4), alpha
+        (B,M,H,W) → logits (B,M,H,W), order (B,M,M)."""
+        count, x2 = x2.shape[:2], x2.flatten(0, 1)
+        correction = self.weight_head(x2).float().unflatten(0, count).squeeze(2)  # (B,M,H/2,W/2)
+        pairs = F.avg_pool2d(self.order_head(x2), 2).float().unflatten(0, count)  # (B,M,2,H/4,W/4)
         with torch.autocast(alpha.device.type, enabled=False):
             alpha = F.avg_pool2d(alpha.float(), 4)  # (B,M,H/4,W/4)
-            order = pairwise_order(votes, alpha, copied[:, :, 0, 0])  # (B,M,M)
-            lead = (order @ alpha.flatten(2)).view_as(alpha)  # over all who are at this pixel
-        prior = prior + lead
+            order = pairwise_order(*pairs.unbind(2), alpha, copied[:, :, 0, 0])  # (B,M,M)
+            order_logits = (order @ alpha.flatten(2)).view_as(alpha)  # over all rivals at this pixel
+        logits = correction + upsample(prior_logits + order_logits)  # (B,M,H/2,W/2)
         # Logits are upsampled, not weights: alpha then cuts the objects' edges sharply at full resolution.
-        return upsample((logits + upsample(prior)) * upsample(inverse_temperature)), order
-
-
-# Functions
+        return upsample(logits * upsample(inverse_temperature)), order
 
 
 def scene_input(candidates, photo, mask):
@@ -291,22 +289,22 @@ def scene_input(candidates, photo, mask):
     return torch.cat([photo - 0.5, mask, mean, cover.log1p()], 1)
 
 
-def pairwise_order(votes, alpha, copied):
-    """Two candidates have one order wherever they meet: all places where they do vote on it.
+def pairwise_order(margin, pair_weight, alpha, copied):
+    """Two candidates have one order wherever they meet: a weighted mean over all the places where they do.
 
     Args:
-        votes: (B,M,2,h,w), how much speaks for a candidate here, and a logit of how much that counts.
-        alpha: (B,M,h,w); copied: (B,M) in [0,1], how surely each copies the photo. Against the fill, votes count as
-            far as it does not: with exact copies the cues know better.
+        margin: (B,M,h,w), how much speaks for a candidate's being in front here.
+        pair_weight: (B,M,h,w), the logit of how much this place counts.
+        alpha: (B,M,h,w); copied: (B,M) in [0,1], how surely each copies the photo: the more it does, the less its
+            order against the fill counts, for with exact copies the cues know better.
 
     Returns:
         (B,M,M), how far the row's candidate is in front of the column's; antisymmetric.
     """
-    margin, pair_weight = votes.flatten(3).unbind(2)  # (B,M,P)
-    alpha = alpha.flatten(2)
+    margin, pair_weight, alpha = margin.flatten(2), pair_weight.flatten(2), alpha.flatten(2)  # (B,M,P)
     pair_weight = alpha * pair_weight.sigmoid()
-    total = pair_weight @ pair_weight.mT + 1e-3 * alpha.shape[2]
-    margin = (pair_weight * margin) @ pair_weight.mT / total  # (B,M,M)
+    total = pair_weight @ pair_weight.mT + 1e-3 * alpha.shape[2]  # who hardly meet are hardly in order
+    margin = (pair_weight * margin) @ pair_weight.mT / total  # (B,M,M): the row's, where it meets the column's
     counts = torch.ones_like(margin)
     counts[:, 0] = counts[:, :, 0] = 1 - copied
     return (margin - margin.mT) * counts
@@ -340,21 +338,20 @@ def fusion_loss(out, batch, perceptual, lpips_weight, oracle_weight=0.0, psnr_we
     parts["loss"] = total  # without the terms below it means the same in training and validation
     if psnr_weight > 0:
         squared = (out["fused"] - original).square().sum(1, keepdim=True)  # (B,1,H,W)
-        psnr_loss = 0
-        for region in (mask, overlap_region(batch)):
+        parts["psnr_loss"] = 0
+        for region in (mask, overlap_region(batch)):  # half of 10·log10(MSE) / 100 dB each
             mse = (squared * region).sum((1, 2, 3)) / (3 * region.sum((1, 2, 3)).clamp(min=1))
-            psnr_loss = psnr_loss + 0.05 * (mse + 1e-5).log10()  # floor: 50 dB, and where a region is empty
-        parts["psnr_loss"] = psnr_loss
+            parts["psnr_loss"] += 0.05 * (mse + 1e-5).log10()  # at most 50 dB, which an empty region has
         total = total + psnr_weight * parts["psnr_loss"]
     if oracle_weight > 0:
         colours = torch.cat([out["fill"][:, None], batch["completions"][:, :, :3]], 1)  # (B,M,3,H,W)
         alpha = batch["completions"][:, :, 3] * batch["valid"][:, :, None, None]
         covers = F.pad(alpha > 0, (0, 0, 0, 0, 1, 0), value=True)  # (B,M,H,W)
         distance = (colours - original[:, None]).abs().mean(2)
-        target = (-distance / 0.05).masked_fill(~covers, -math.inf).softmax(1)
+        target = (-distance / 0.05).masked_fill(~covers, -math.inf).softmax(1)  # those within 0.05 count as alike
         log_p = out["logits"].masked_fill(~covers, -math.inf).log_softmax(1).masked_fill(~covers, 0)
-        surprise = -(target * log_p).sum(1, keepdim=True)  # (B,1,H,W)
-        parts["oracle"] = (surprise * mask).sum((1, 2, 3)) / hole
+        cross_entropy = -(target * log_p).sum(1, keepdim=True)  # (B,1,H,W)
+        parts["oracle"] = (cross_entropy * mask).sum((1, 2, 3)) / hole
         total = total + oracle_weight * parts["oracle"]
     parts["objective"] = total
     return total.mean(), parts
@@ -471,17 +468,21 @@ def load_model(path):
     return model.eval(), config
 
 
-def train(config, process, stop_signal):
-    """Train as `config` says. Raises Stopped when a signal ends the run early, with everything saved."""
+def train(config, process, stop_signal, build=build_model):
+    """Train the network `build(options)` as `config` says.
+
+    Raises:
+        Stopped: a signal ends the run early, with everything saved.
+    """
     torch.set_float32_matmul_precision("high")
-    lock = claim(config, process)  # noqa: F841, held until the process ends
+    lock = lock_checkpoint_dir(config, process)  # noqa: F841, held until the process ends
     checkpoint = checkpoint_to_resume(config)
 
     train_loader, sampler, val_loader = load_data(config, process)
     perceptual = load_perceptual(config, process)
 
     torch.manual_seed(config.seed)
-    model = build_model(vars(config)).to(process.device)
+    model = build(vars(config)).to(process.device)
     if config.init_from:
         weights, stored = load_model(config.init_from)
         check_same_model(config.init_from, stored, config, MODEL_OPTIONS)
@@ -503,13 +504,13 @@ def train(config, process, stop_signal):
         run.finish_epoch(metrics, drawn, val_loader.dataset.scene_ids)
 
 
-def main():
+def main(build=build_model):
     config = parse(TrainConfig, __doc__, yaml_file=True)
     stop_signal = StopSignal()
     with ending(config, stop_signal):
         if not config.data_dir and not (config.val_dir and (config.train_dir or config.synthesize)):
             raise ConfigError("no data set: give --data_dir, or data_dir in the YAML file")
-        train(config, distributed.join(config.gpus), stop_signal)
+        train(config, distributed.join(config.gpus), stop_signal, build)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from fusion.config import option, parse
 from fusion.data.large_scenes import is_large, read_large
 from fusion.data.pictures import as_scene
 from fusion.data.scenes import find_scenes, read_list, read_scene
-from fusion.data.tensors import HALF_PRECISION, to_tensors
+from fusion.data.tensors import HALF_PRECISION, INPUTS, to_tensors
 from fusion.distributed import check_gpus, launch, under_launcher
 from fusion.errors import ConfigError, LpipsUnavailable, SceneError, UserError
 from fusion.helpers import Failure, Helpers
@@ -188,7 +188,7 @@ class FusionPredictor:
         slots = max(len(scene.completions) for scene in scenes)
         tensors = [to_tensors(scene, slots) for scene in scenes]
         batch = {name: torch.stack([scene[name] for scene in tensors]).to(self.device)
-                 for name in ("partial", "mask", "completions", "valid")}
+                 for name in INPUTS}
         half = HALF_PRECISION[self.amp]
         try:
             with torch.autocast(self.device.type, half, enabled=half is not None):
@@ -252,9 +252,9 @@ def fuse_folder(config, predictor, todo, sharing, writer):
     def finish(at_most):
         while len(pending) > at_most:  # bounds the memory that waiting scenes take
             scene_id, job = pending.popleft()
-            settle(scene_id, writers.outcome(job))
+            record(scene_id, writers.outcome(job))
 
-    def settle(scene_id, outcome):
+    def record(scene_id, outcome):
         if isinstance(outcome, Failure):
             failed[scene_id] = str(outcome)
         bar.update(sharing.finish(1) - bar.n)
@@ -265,7 +265,7 @@ def fuse_folder(config, predictor, todo, sharing, writer):
                  for scene_id in todo[chunk * batch : (chunk + 1) * batch])
         for (chunk, scene_id), outcome in readers.map(items, 2 * max(1, config.workers)):
             if isinstance(outcome, Failure):
-                settle(scene_id, outcome)
+                record(scene_id, outcome)
                 continue
             if len(outcome[0].completions) > most and not crowded:
                 crowded.append(scene_id)
@@ -280,7 +280,7 @@ def fuse_folder(config, predictor, todo, sharing, writer):
                 looks = predictor.look([small for _, small, _ in group])
             except SceneError as error:
                 for scene_id, *_ in group:
-                    settle(scene_id, Failure(str(error)))
+                    record(scene_id, Failure(str(error)))
                 continue
             for (scene_id, _, scene), (logits, order) in zip(group, looks):
                 pending.append((scene_id, writers.submit(scene_id, scene, logits.numpy(), order.numpy())))

@@ -28,18 +28,18 @@ from amodal_fusion_transformer import (
 )
 from fusion.data.scenes import find_scenes, read_scene
 from fusion.data.synthesis import Synthesizer
-from fusion.data.tensors import to_tensors
+from fusion.data.tensors import INPUTS, inputs_of, to_tensors
 from fusion.metrics import apply_rules, compare_methods, oracle
 from fusion.perceptual import PerceptualLoss
 from fusion.training.run import learning_rate
 
-FIELDS = ("partial", "mask", "completions", "valid", "original")
+FIELDS = (*INPUTS, "original")
 
 
 class FillBehindCandidates(VisiblePrior):
     """A candidate is seen among the fill alone, not among the prior's composite."""
 
-    def composite(self, logits, inverse_temperature, candidates, photo, mask):  # noqa: ARG002
+    def composite(self, prior_logits, inverse_temperature, candidates, photo, mask):  # noqa: ARG002
         return photo
 
 
@@ -52,8 +52,8 @@ class NoPrior(VisiblePrior):
 
 class NoTemperature(VisiblePrior):
     def forward(self, cues):
-        logits, inverse_temperature = super().forward(cues)
-        return logits, torch.ones_like(inverse_temperature)
+        prior_logits, inverse_temperature = super().forward(cues)
+        return prior_logits, torch.ones_like(inverse_temperature)
 
 
 class NoImageNet(ConvEncoder):
@@ -62,9 +62,8 @@ class NoImageNet(ConvEncoder):
 
 
 class NoPairwiseOrder(WeightHead):
-    def forward(self, x2, prior, inverse_temperature, alpha, copied):
-        logits, order = super().forward(x2, prior, inverse_temperature, 0 * alpha, copied)
-        return logits, order
+    def forward(self, x2, prior_logits, inverse_temperature, alpha, copied):
+        return super().forward(x2, prior_logits, inverse_temperature, 0 * alpha, copied)  # transparent ones never meet
 
 
 PARTS = {
@@ -108,7 +107,7 @@ class Trainee:
     def step(self):
         half = self.batch["mask"].device.type == "cuda"
         with torch.autocast(self.batch["mask"].device.type, torch.bfloat16, enabled=half, cache_enabled=False):
-            out = self.model(*(self.batch[name] for name in FIELDS[:4]))
+            out = self.model(**inputs_of(self.batch))
             loss, parts = fusion_loss(out, self.batch, self.perceptual, 0.5, 1e-9, 4.0)
             loss = loss + self.oracle_weight * parts["oracle"].mean()
         loss.backward()
@@ -165,7 +164,7 @@ def evaluate(model, sets, perceptual):
     for name, batches in sets.items():
         rows = {}
         for batch in batches:
-            out = model(*(batch[field] for field in FIELDS[:4]))
+            out = model(**inputs_of(batch))
             filled = {**batch, "fill": out["fill"]}
             images = {"ours": out["fused"], "oracle": oracle(filled)[0], "visible_fit": apply_rules(
                 filled, rules=("visible_fit",))["visible_fit"]}

@@ -1,11 +1,11 @@
-"""How far the network would get on composed scenes if it were told what nobody can see.
+"""How far the network would get on composed scenes if it knew what nobody can see.
 
     python -m experiments.oracle_order --objects CUTOUTS --backgrounds PHOTOS --coco INSTANCES.json \\
         --style pix2gestalt --seed 99
 
 First whose object really stands at each pixel of the hole; then, as well, how near each completion comes to the
-original. What it is told is added to its logits, times a few numbers that are fitted to the PSNR of these very
-scenes. A network that has to find all this out from the picture can hardly be expected to do better.
+original. These clues are added to its logits, each times a factor that is fitted to the PSNR of these very scenes.
+A network that has to find all this out from the picture can hardly be expected to do better.
 """
 
 import argparse
@@ -17,16 +17,14 @@ from tqdm import tqdm
 from amodal_fusion_transformer_inference import SHIPPED, load_model
 from benchmarks.measure import report_gaps
 from fusion.data.synthesis import STYLES, Synthesizer
-from fusion.data.tensors import to_tensors
+from fusion.data.tensors import inputs_of, to_tensors
 from fusion.metrics import apply_rules, compare_methods, oracle, region_psnr
 from fusion.model.compositing import add_fill, composite
-
-INPUTS = ("partial", "mask", "completions", "valid")
 
 
 @torch.no_grad()
 def prepare(model, synthesizer, index):
-    """A scene of the synthesizer and what can be told about it.
+    """A scene of the synthesizer and the clues to it.
 
     Returns:
         dict of the scene's tensors and the network's `fill` and `logits`, all with a batch dimension of 1;
@@ -36,7 +34,7 @@ def prepare(model, synthesizer, index):
     composition = synthesizer.compose(index)
     scene = composition.scene
     tensors = {name: value[None] for name, value in to_tensors(scene, len(scene.completions)).items()}
-    out = model(*(tensors[name] for name in INPUTS))
+    out = model(**inputs_of(tensors))
     front = torch.zeros_like(out["logits"])
     for slot, number in enumerate(composition.shown, 1):
         if number is not None:
@@ -55,20 +53,20 @@ def psnr(scene, fused):
     return torch.cat([hole, overlap.detach() if overlap.isnan() else overlap])  # a gradient of 0 · nan would be nan
 
 
-def fuse_told(scene, scale=1.0, told=()):
-    """The scene fused by logits·scale and as many clues as there are numbers in `told`, each times its number."""
-    logits = scene["logits"] * scale + sum(number * clue for number, clue in zip(told, scene["clues"]))
-    inputs = [scene[name] for name in INPUTS[:3]]
-    return composite(logits, add_fill(*inputs)[0], *inputs[:2])["fused"]
+def fuse_with_clues(scene, scale=1.0, factors=()):
+    """The scene fused by logits·scale and as many clues as there are `factors`, each times its own."""
+    logits = scene["logits"] * scale + sum(factor * clue for factor, clue in zip(factors, scene["clues"]))
+    candidates, _ = add_fill(**inputs_of(scene))
+    return composite(logits, candidates, scene["partial"], scene["mask"])["fused"]
 
 
 def fit(scenes, clues, steps=60):
-    """PSNR (scenes, 2) with the best factor on the logits and the best numbers for so many clues."""
-    scale, told = torch.ones(1, requires_grad=True), torch.zeros(clues, requires_grad=True)
-    optimizer = torch.optim.Adam([scale, told], lr=0.15)
+    """PSNR (scenes, 2) with the best factors on the logits and on the first so many clues."""
+    scale, factors = torch.ones(1, requires_grad=True), torch.zeros(clues, requires_grad=True)
+    optimizer = torch.optim.Adam([scale, factors], lr=0.15)
 
     def figures():
-        return torch.stack([psnr(scene, fuse_told(scene, scale, told)) for scene in scenes])
+        return torch.stack([psnr(scene, fuse_with_clues(scene, scale, factors)) for scene in scenes])
 
     for _ in tqdm(range(steps), disable=None, leave=False):
         hole, overlap = figures().unbind(1)
@@ -96,12 +94,12 @@ def main():
     scenes = [prepare(model, synthesizer, index) for index in tqdm(range(options.n_scenes), disable=None)]
     figures = {}
     for scene in scenes:
-        images = apply_rules(scene) | {"ours": fuse_told(scene), "oracle": oracle(scene)[0]}
+        images = apply_rules(scene) | {"ours": fuse_with_clues(scene), "oracle": oracle(scene)[0]}
         for name, image in images.items():
             figures.setdefault(name, []).append(psnr(scene, image))
     figures = {name: torch.stack(rows) for name, rows in figures.items()}
-    figures["told who is in front"] = fit(scenes, 3)
-    figures["told that and how near each is"] = fit(scenes, 4)
+    figures["who is in front"] = fit(scenes, 3)
+    figures["that and how near each is"] = fit(scenes, 4)
     report_gaps(figures, "network", options.json)
 
 

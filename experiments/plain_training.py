@@ -4,14 +4,8 @@
     python amodal_fusion_transformer.py --data_dir DATA --checkpoint_dir OURS …
 """
 
-import amodal_fusion_transformer as trainer
+from amodal_fusion_transformer import main
 from experiments.plain_design import PlainDesign
 
-
-def main():
-    trainer.build_model = lambda config: PlainDesign(config["n_max_completions"])
-    trainer.main()
-
-
 if __name__ == "__main__":
-    main()
+    main(build=lambda config: PlainDesign(config["n_max_completions"]))

@@ -59,8 +59,11 @@ def load_checkpoint(path):
     if not isinstance(state, dict) or state.get("kind") != KIND:
         raise UserError(f"{path}: not a checkpoint of amodal_fusion_transformer.py")
     if state["version"] != VERSION:
-        remedy = "; convert it by: python -m experiments.convert_checkpoint OLD NEW" if state["version"] == 1 else ""
-        raise UserError(f"{path}: checkpoint format {state['version']}, this program reads {VERSION}{remedy}")
+        message = f"{path}: checkpoint format {state['version']}, this program reads {VERSION}"
+        if state["version"] == 1:
+            message += ("; the file belongs to the program before version 0.1 (commit f5cd88e), whose network was "
+                        "another one: train anew, or fine-tune the weights that ship (--init_from)")
+        raise UserError(message)
     for part in ("model", "ema"):
         weights = state[part].items() if isinstance(state.get(part), dict) else ()
         broken = [name for name, tensor in weights if torch.is_tensor(tensor) and not tensor.isfinite().all()]

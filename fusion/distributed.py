@@ -80,8 +80,8 @@ def check_gpus(wanted):
     """Raise UserError unless `wanted` GPUs are there."""
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted > found:
-        fits = f"--gpus {found}" + (" (or --gpus 0 for the CPU)" if found else ", which trains on the CPU")
-        raise UserError(f"{wanted} GPU{'s' * (wanted > 1)} asked for, but this machine has {found}; use {fits}")
+        usable = f"--gpus {found}" + (" (or --gpus 0 for the CPU)" if found else ", which trains on the CPU")
+        raise UserError(f"{wanted} GPU{'s' * (wanted > 1)} asked for, but this machine has {found}; use {usable}")
 
 
 def launch(gpus):
@@ -120,16 +120,16 @@ def join(gpus):
             launch(gpus)
         return Process(0, 1, torch.device("cuda", 0) if gpus else torch.device("cpu"))
     # A key space per restart: after a crash the old keys would confuse the new group (pytorch#135712).
-    store, rank, world = next(dist.rendezvous("env://"))
+    store, rank, world_size = next(dist.rendezvous("env://"))
     store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    device = own_gpu(store, rank, world) if gpus else torch.device("cpu")
+    device = own_gpu(store, rank, world_size) if gpus else torch.device("cpu")
     dist.init_process_group(
-        "nccl" if gpus else "gloo", store=store, rank=rank, world_size=world, device_id=device if gpus else None
+        "nccl" if gpus else "gloo", store=store, rank=rank, world_size=world_size, device_id=device if gpus else None
     )
-    return Process(rank, world, device, dist.new_group(backend="gloo", timeout=PATIENCE))
+    return Process(rank, world_size, device, dist.new_group(backend="gloo", timeout=PATIENCE))
 
 
-def own_gpu(store, rank, world):
+def own_gpu(store, rank, world_size):
     """The GPU of this process. A scheduler may show every process its own alone, which then is number 0 to each."""
     number = local_rank()
     if torch.cuda.device_count() == 1:
@@ -139,9 +139,9 @@ def own_gpu(store, rank, world):
     device = torch.device("cuda", number)
     torch.cuda.set_device(device)
     store.set(f"gpu_{rank}", f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid}")
-    gpus = [store.get(f"gpu_{other}") for other in range(world)]
-    if len(set(gpus)) < world:
-        raise UserError(f"{world} processes, but {len(set(gpus))} GPUs; start one process per GPU")
+    gpus = [store.get(f"gpu_{other}") for other in range(world_size)]
+    if len(set(gpus)) < world_size:
+        raise UserError(f"{world_size} processes, but {len(set(gpus))} GPUs; start one process per GPU")
     return device
 
 

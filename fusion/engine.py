@@ -7,7 +7,7 @@ import time
 import torch
 from tqdm import tqdm
 
-from fusion.data.tensors import to_arrays, training_precision
+from fusion.data.tensors import inputs_of, to_arrays, training_precision
 from fusion.metrics import apply_rules, compare_methods, gap_closed, oracle
 from fusion.training.endings import Stopped
 from fusion.training.loaders import read_batches
@@ -52,9 +52,9 @@ def train_one_epoch(run, network, criterion, loader, sampler, perceptual, stop_s
             last = part == config.accumulate - 1
             with contextlib.nullcontext() if last or not process.distributed else network.no_sync():
                 with autocast:
-                    out = network(batch["partial"], batch["mask"], batch["completions"], batch["valid"])
+                    out = network(**inputs_of(batch))
                     loss, parts = criterion(out, batch, perceptual, config.lpips_weight, oracle_weight,
-                                              config.psnr_weight)
+                                            config.psnr_weight)
                 run.scaler.scale(loss / config.accumulate).backward()
             losses.append(loss.detach())
             for name, value in parts.items():
@@ -113,7 +113,7 @@ def evaluate(model, criterion, loader, perceptual, config, process, stop_signal)
         if stop_signal.number is not None:
             break
         batch = to_device(loaded, process.device)
-        out = model(batch["partial"], batch["mask"], batch["completions"], batch["valid"])
+        out = model(**inputs_of(batch))
         _, parts = criterion(out, batch, perceptual, config.lpips_weight)
         scenes = {**batch, **out}
         images = {"ours": out["fused"], **apply_rules(scenes, rules=("visible_fit",)), "oracle": oracle(scenes)[0]}

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from amodal_fusion_transformer import TrainConfig, load_model
+from fusion.checkpoints import KIND, VERSION
 from fusion.config import read_yaml
 from fusion.data.images import read_image
 from fusion.data.scenes import read_list
@@ -83,9 +84,8 @@ def targets(folder):
         yield "list", scenes, lambda path: read_list(path, folder / "data"), SceneError
     options = b"data_dir: data\nimg_size: 256\nlr: 1e-4\naugment: true\nresume: auto\nlpips_weights: null\n"
     yield "YAML", options, lambda path: read_yaml(path, TrainConfig), ConfigError
-    state = {"kind": "amodal_fusion_transformer", "version": 1, "config": {"width": 8}, "model": {"a": torch.ones(3)}}
     file = io.BytesIO()
-    torch.save(state, file)
+    torch.save({"kind": KIND, "version": VERSION, "config": {"width": 8}, "model": {"a": torch.ones(3)}}, file)
     yield "checkpoint", file.getvalue(), load_model, UserError
 
 

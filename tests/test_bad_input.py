@@ -426,7 +426,8 @@ def test_code_in_a_pickle_is_never_run(option, cases, tmp_path):
     assert canary.exists()  # it would have
 
 
-@pytest.mark.parametrize("change", [{"version": 99}, {"version": None}, {"config": {}}, {"model": {}}, {"ema": 3}])
+@pytest.mark.parametrize("change", [
+    {"version": 99}, {"version": 1}, {"version": None}, {"config": {}}, {"model": {}}, {"ema": 3}])
 def test_checkpoints_of_another_version_or_shape(change, cases, checkpoint, tmp_path):
     state = {**torch.load(checkpoint, weights_only=True), **change}
     torch.save(state, tmp_path / "model.pth")
@@ -437,3 +438,4 @@ def test_checkpoints_of_another_version_or_shape(change, cases, checkpoint, tmp_
         assert process.returncode == 0, process.stderr
     else:
         assert process.returncode == 1 and process.stderr.startswith("error: ") and "model.pth" in process.stderr
+        assert ("before version 0.1 (commit f5cd88e)" in process.stderr) == (change == {"version": 1})

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-import amodal_fusion_transformer
 from amodal_fusion_transformer import load_model
 from amodal_fusion_transformer_inference import InferenceConfig, check_options
 from fusion.data.images import read_image, write_image
@@ -144,7 +143,7 @@ def squares():
     return alpha, mask
 
 
-def test_order_comes_from_votes_and_weights(tmp_path):
+def test_order_comes_from_pairwise_order_and_weights(tmp_path):
     alpha, mask = squares()
     weights = alpha * np.array([0.6, 0.3, 0.1])[:, None, None]
     alone = find_order(weights, alpha, mask)
@@ -153,19 +152,19 @@ def test_order_comes_from_votes_and_weights(tmp_path):
     assert first["confidence"] == first["weights"] == pytest.approx(0.6667, abs=1e-4)
     assert (second["front"], second["behind"], second["area_in_hole"]) == (2, 3, 40)
     assert alone["front_to_back"] == [[1], [2], [3]] and alone["cycles"] == []
-    votes = np.zeros((4, 4))  # the fill first
-    votes[2, 1], votes[1, 2] = 4, -4
-    assert find_order(weights, alpha, mask, votes)["pairs"][0]["front"] == 1  # the weights are seen at nine tenths
-    voted = find_order(weights / 10, alpha, mask, votes)
-    assert (voted["pairs"][0]["front"], voted["pairs"][0]["behind"]) == (2, 1)
-    assert voted["pairs"][0]["votes"] == pytest.approx(0.982, abs=1e-3)
-    assert voted["pairs"][0]["confidence"] == pytest.approx(0.91 * 0.982 + 0.09 / 3, abs=1e-3)
-    locked = find_order(weights / 10, alpha, mask, votes, locks=[(1, 2)])["pairs"][0]
+    pairwise = np.zeros((4, 4))  # the fill first
+    pairwise[2, 1], pairwise[1, 2] = 4, -4
+    assert find_order(weights, alpha, mask, pairwise)["pairs"][0]["front"] == 1  # the weights are seen at nine tenths
+    found = find_order(weights / 10, alpha, mask, pairwise)
+    assert (found["pairs"][0]["front"], found["pairs"][0]["behind"]) == (2, 1)
+    assert found["pairs"][0]["pairwise"] == pytest.approx(0.982, abs=1e-3)
+    assert found["pairs"][0]["confidence"] == pytest.approx(0.91 * 0.982 + 0.09 / 3, abs=1e-3)
+    locked = find_order(weights / 10, alpha, mask, pairwise, locks=[(1, 2)])["pairs"][0]
     assert (locked["front"], locked["confidence"], locked["locked"]) == (1, 1.0, True)
-    assert find_order(weights, alpha, mask * 0)["pairs"] == []  # in plain view weights mean nothing, votes do
-    assert find_order(weights, alpha, mask * 0, votes)["pairs"][0]["confidence"] == pytest.approx(0.982, abs=1e-3)
-    write_order(tmp_path / "order.json", "상자", voted)
-    assert json.loads((tmp_path / "order.json").read_text(encoding="utf-8")) == {"scene": "상자", **voted}
+    assert find_order(weights, alpha, mask * 0)["pairs"] == []  # weights mean nothing in plain view
+    assert find_order(weights, alpha, mask * 0, pairwise)["pairs"][0]["confidence"] == pytest.approx(0.982, abs=1e-3)
+    write_order(tmp_path / "order.json", "상자", found)
+    assert json.loads((tmp_path / "order.json").read_text(encoding="utf-8")) == {"scene": "상자", **found}
 
 
 def test_cycles_are_legal():
@@ -191,15 +190,15 @@ def test_a_lock_takes_the_losers_weight_where_both_cover():
 
 def test_order_and_locks_of_a_scene_do_not_depend_on_how_its_weights_are_kept(monkeypatch):
     torch.manual_seed(0)
-    scene, logits, votes = draw_scene(1, (60, 100), 4), torch.randn(5, 16, 16), torch.zeros(5, 5).numpy()
+    scene, logits, pairwise = draw_scene(1, (60, 100), 4), torch.randn(5, 16, 16), torch.zeros(5, 5).numpy()
     exact, small = (blend_hole(scene, logits, kept) for kept in (True, False))
-    one, two = order_of(scene, exact, votes), order_of(scene, small, votes)
+    one, two = order_of(scene, exact, pairwise), order_of(scene, small, pairwise)
     assert len(one["pairs"]) > 3
     for a, b in zip(one["pairs"], two["pairs"], strict=True):
         assert (a["front"], a["area"]) == (b["front"], b["area"])
         assert a["confidence"] == pytest.approx(b["confidence"], abs=1e-3)
     monkeypatch.setattr("fusion.output.order.MOST_COUNTED", 4 * 60 * 100 // 4)  # every second row and column
-    sparse = order_of(scene, exact, votes)["pairs"]
+    sparse = order_of(scene, exact, pairwise)["pairs"]
     assert all(0.8 < a["area"] / b["area"] < 1.2 for a, b in zip(sparse, one["pairs"]) if b["area"] > 200)
     before = exact.colours.copy()
     for blend in (exact, small):
@@ -353,7 +352,6 @@ def test_the_script_hands_out_what_it_was_asked_for(tmp_path, checkpoint, backbo
     assert list_locks("1>2, 0>3", None, data, ["one"]) == {"one": [(1, 2), (0, 3)]}
 
 
-@pytest.mark.skipif(not hasattr(amodal_fusion_transformer, "pooling_matrix"), reason="that network cannot be exported")
 def test_onnx_gives_what_the_network_gives_for_every_scene(tmp_path, checkpoint):
     path = tmp_path / "network.onnx"
     process = run("amodal_fusion_transformer_inference.py", "--export_onnx", path, "--checkpoint", checkpoint,

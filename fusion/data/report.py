@@ -30,7 +30,7 @@ def counts(values):
     return ", ".join(f"{count} {value}" for value, count in Counter(values).most_common())
 
 
-def some(number, noun):
+def counted(number, noun):
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
@@ -45,7 +45,7 @@ def layout_lines(raw_scenes, reports, skipped, input_dir):
         where = ", ".join(part[0] if part else "." for part in tops[:SHOWN_FOLDERS])
         more = f" and {len(tops) - SHOWN_FOLDERS} more" if len(tops) > SHOWN_FOLDERS else ""
         done = [reports[raw.id] for raw in scenes if raw.id in reports]
-        line = f"layout {layout}: {some(len(scenes), 'scene')} in {where}{more}"
+        line = f"layout {layout}: {counted(len(scenes), 'scene')} in {where}{more}"
         if done:
             rows = [row for report in done for row in report["completions"]]
             kept = sum(row["kept_as"] is not None for row in rows)

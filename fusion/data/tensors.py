@@ -4,6 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+INPUTS = ("partial", "mask", "completions", "valid")  # of the network
 HALF_PRECISION = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # by the values of --amp
 
 
@@ -17,6 +18,11 @@ def training_precision(amp, device):
         if amp != "bf16" or not (known.get("avx512_bf16") or known.get("amx_bf16")):
             return None
     return HALF_PRECISION[amp]
+
+
+def inputs_of(batch):
+    """What the network takes of a batch: `model(**inputs_of(batch))`."""
+    return {name: batch[name] for name in INPUTS}
 
 
 def to_tensors(scene, slots):

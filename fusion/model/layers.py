@@ -116,9 +116,9 @@ def pooling_matrix(size, cells, like):
     return (inside / inside.sum(1, keepdim=True)).to(like)
 
 
-def to_each(own, shared):
-    """own (B,M,C,h,w) + shared (B,C,h,w) → (B·M,C,h,w)."""
-    return (own + shared[:, None]).flatten(0, 1)
+def add_shared(x, shared):
+    """x (B·M,C,h,w) of all candidates, plus shared (B,C,h,w) of their scenes → (B·M,C,h,w)."""
+    return (x.unflatten(0, (len(shared), -1)) + shared[:, None]).flatten(0, 1)
 
 
 def upsample(x, factor=2):

@@ -1,4 +1,4 @@
-"""Who is in front of whom: read off the votes and the weights, written as order.json, and overruled by hand.
+"""Who is in front of whom, by the network's pairwise order and its weights: order.json, and locks that overrule it.
 
 Completions are numbered as in weight_1.png …; 0 is the fill, "none of these".
 """
@@ -18,23 +18,23 @@ from fusion.files import write_text
 MOST_COUNTED = 2**26  # candidates times pixels; of larger scenes every second, third … row and column is counted
 
 
-def find_order(weights, alpha, mask, votes=None, locks=()):
+def find_order(weights, alpha, mask, pairwise=None, locks=()):
     """Order of each two completions that meet.
 
-    Weights tell it pixel by pixel, inside the hole; votes once for the whole picture, in view as well.
+    Weights tell it pixel by pixel, inside the hole; the pairwise order once for the whole picture, in view as well.
 
     Args:
         weights, alpha: (N,H,W) in [0,1]; mask (H,W), 1 = hole.
-        votes: (N+1,N+1) margins of the network, > 0 where the row is in front of the column, the fill first; None
+        pairwise: (M,M) `order` of the network, > 0 where the row is in front of the column, the fill first; None
             leaves it to the weights.
         locks: pairs (front, behind) decided by hand.
 
     Returns:
         dict of
-        pairs: list of {front, behind, confidence, area, area_in_hole[, votes, weights][, locked]}: areas in pixels
-            where both have alpha > 0.5; votes and weights are the shares, 0 to 1, that speak for `front`. Weights
-            count as far as the two have any where they meet in the hole, votes for the rest; that makes the confidence,
-            from 0.5, undecided, to 1.
+        pairs: list of {front, behind, confidence, area, area_in_hole[, pairwise, weights][, locked]}: areas in
+            pixels where both have alpha > 0.5; pairwise and weights are the shares, 0 to 1, that speak for `front`.
+            Weights count as far as the two have any where they meet in the hole, the pairwise order for the rest; that
+            makes the confidence, from 0.5, undecided, to 1.
         front_to_back: list of groups; each lies in front of the next where they meet. Objects in one group lie in
             front of each other in a circle, which woven or leaning things do.
         cycles: those groups of more than one.
@@ -46,15 +46,15 @@ def find_order(weights, alpha, mask, votes=None, locks=()):
     pairs = []
     for i, j in zip(*np.nonzero(np.triu(meet, 1))):
         shares, weight = {}, won[i, j] + won[j, i]
-        if votes is not None:
-            shares["votes"] = 1 / (1 + math.exp(-np.clip(votes[i + 1][j + 1], -50, 50)))
+        if pairwise is not None:
+            shares["pairwise"] = 1 / (1 + math.exp(-np.clip(pairwise[i + 1][j + 1], -50, 50)))
         if weight > 0:
             shares["weights"] = won[i, j] / weight
         if not shares:
-            continue  # they meet in plain view alone, and nobody voted
-        told = weight / meet_hidden[i, j] if weight > 0 else 0  # what lies behind a third one has hardly any weight
-        told = told if votes is not None else 1
-        confidence = told * shares.get("weights", 0) + (1 - told) * shares.get("votes", 0)
+            continue  # they meet in plain view alone, where weights mean nothing
+        decided = weight / meet_hidden[i, j] if weight > 0 else 0  # what lies behind a third one has hardly any weight
+        decided = decided if pairwise is not None else 1
+        confidence = decided * shares.get("weights", 0) + (1 - decided) * shares.get("pairwise", 0)
         front, behind = int(i) + 1, int(j) + 1
         locked = (front, behind) in locks or (behind, front) in locks
         if (behind, front) in locks or (confidence < 0.5 and not locked):
@@ -68,13 +68,13 @@ def find_order(weights, alpha, mask, votes=None, locks=()):
     return {"pairs": pairs, "front_to_back": groups, "cycles": [group for group in groups if len(group) > 1]}
 
 
-def order_of(scene, blend, votes, locks=()):
+def order_of(scene, blend, pairwise, locks=()):
     """`find_order` of a Scene and its Blend."""
     step = math.ceil(math.sqrt(max(1, len(scene.completions) * scene.mask.size / MOST_COUNTED)))
     sparse = np.s_[::step, ::step]
     alpha = np.stack([completion[..., 3][sparse] >= 128 for completion in scene.completions])
     weights = np.stack([blend.on_picture(weight)[sparse] for weight in blend.weights]) / _one(blend)
-    order = find_order(weights, alpha, scene.mask[sparse], votes, locks)
+    order = find_order(weights, alpha, scene.mask[sparse], pairwise, locks)
     for pair in order["pairs"]:
         pair |= {name: pair[name] * step**2 for name in ("area", "area_in_hole")}
     return order

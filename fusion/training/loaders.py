@@ -46,7 +46,7 @@ def load_data(config, process):
         train_set = SynthesizedDataset(synthesizer, config.scenes_per_epoch, config.repeat, batch)
     else:
         train_set = AmodalFusionDataset(train_dir, train_ids, augment=config.augment, **size)
-    # Exact validation over uneven shards: each rank takes every world-th scene, sums and counts are reduced.
+    # Exact validation over uneven shards: each rank takes every world_size-th scene, sums and counts are reduced.
     val_set = AmodalFusionDataset(val_dir, val_ids[process.rank :: process.world_size], **size)
     sampler = EpochSampler(len(train_set), process, config.seed, shuffle=not config.synthesize)
     common = {"batch_size": config.batch_size, "num_workers": config.workers, "worker_init_fn": start_loader,
@@ -82,8 +82,8 @@ def check_data(config, process, lists):
         share = scene_ids[process.rank :: process.world_size]
         checked = process.gather(check_scenes(folder, share, config.n_max_completions, known,
                                               quiet=None if process.is_main else True))
-        faults += [fault for some, _ in checked for fault in some]
-        states = {scene_id: state for _, some in checked for scene_id, state in some.items()}
+        faults += [fault for found, _ in checked for fault in found]
+        states = {scene_id: state for _, new in checked for scene_id, state in new.items()}
         if process.is_main and not states.items() <= known.items() and not remember(folder, {**known, **states}):
             print(f"{folder / MEMORY} cannot be written: every start will read all scenes; --no-check leaves that out",
                   file=sys.stderr)

@@ -45,7 +45,7 @@ def check_same_model(path, stored, config, model_options):
             )
 
 
-def claim(config, process):
+def lock_checkpoint_dir(config, process):
     """Make the run's folder and keep other runs out of it.
 
     Returns:

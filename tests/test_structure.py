@@ -1,0 +1,99 @@
+"""The house: nothing imports upwards or in a circle, and nothing is longer than one reads in one go."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+
+from tests.scripts import ROOT
+
+SCRIPTS = ("amodal_fusion_transformer", "amodal_fusion_transformer_inference", "prepare_dataset")
+ABOVE = {*SCRIPTS, "benchmarks", "experiments", "tests"}  # what uses fusion/, and is not used by it
+NOT_FROM = {"fusion.model": ("fusion.training", "fusion.output"), "fusion.data": ("fusion.training", "fusion.output")}
+MODULE_LINES, SCRIPT_LINES, FORWARD_LINES = 350, 520, 25
+
+
+def read_house():
+    """{dotted name: source} of all our modules; packages by their own names."""
+    paths = [ROOT / f"{name}.py" for name in SCRIPTS]
+    for folder in ("fusion", "benchmarks", "experiments", "tests"):
+        paths += sorted((ROOT / folder).rglob("*.py"))
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"):
+            path.read_text(encoding="utf-8") for path in paths}
+
+
+def imports(name, house):
+    """The modules of `house` that module `name` imports, within functions, too."""
+    found = set()
+    for node in ast.walk(ast.parse(house[name])):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return {module for module in found if module in house} - {name}
+
+
+def within(module, package):
+    return module == package or module.startswith(package + ".")
+
+
+def code_lines(source, class_name, function_name):
+    """Lines of a method's body, without its docstring, comments and blank lines."""
+    classes = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == class_name)
+    (method,) = (node for node in next(classes).body
+                 if isinstance(node, ast.FunctionDef) and node.name == function_name)
+    body = method.body[1:] if ast.get_docstring(method) else method.body
+    lines = source.splitlines()[body[0].lineno - 1 : body[-1].end_lineno]
+    return sum(bool(line.strip()) and not line.strip().startswith("#") for line in lines)
+
+
+def faults(house):
+    """What is wrong with {dotted name: source}, a line each."""
+    uses = {name: imports(name, house) for name in house}
+    for name, used in uses.items():
+        if name.split(".")[0] == "fusion":
+            yield from (f"{name} imports {other}, upwards" for other in used if other.split(".")[0] in ABOVE)
+        for room, forbidden in NOT_FROM.items():
+            if within(name, room):
+                yield from (f"{name} imports {other}" for other in used if any(within(other, f) for f in forbidden))
+    try:
+        TopologicalSorter(uses).prepare()
+    except CycleError as error:
+        yield "circle: " + " ← ".join(error.args[1])
+    for name, source in house.items():
+        count = len(source.splitlines())
+        if within(name, "fusion") and count > MODULE_LINES:
+            yield f"{name}: {count} lines"
+        if name in SCRIPTS and count >= SCRIPT_LINES:
+            yield f"{name}: {count} lines"
+    if SCRIPTS[0] in house:
+        count = code_lines(house[SCRIPTS[0]], "AmodalFusionTransformer", "forward")
+        if count > FORWARD_LINES:
+            yield f"AmodalFusionTransformer.forward: {count} lines"
+
+
+def test_the_house_is_in_order():
+    house = read_house()
+    assert {*SCRIPTS, "fusion.model", "fusion.data.scenes", "tests.test_structure"} <= house.keys()
+    assert "fusion.config" in imports(SCRIPTS[0], house) and "fusion.model.cues" in imports(SCRIPTS[0], house)
+    assert list(faults(house)) == []
+
+
+def test_disorder_is_seen():
+    network = "class AmodalFusionTransformer:\n  def forward(self):\n    '''Doc.'''\n\n    # why\n" + "    pass\n" * 26
+    house = {
+        "amodal_fusion_transformer": network, "prepare_dataset": "pass\n" * 520,
+        "fusion.long": "pass\n" * 351, "fusion.fine": "pass\n" * 350, "fusion.training.run": "import fusion.fine",
+        "fusion.model.up": "def f():\n  from amodal_fusion_transformer import g", "tests.helper": "import fusion.fine",
+        "fusion.data.up": "from tests import helper", "fusion.data.over": "from fusion.training import run",
+        "fusion.a": "import fusion.b", "fusion.b": "from fusion import a",
+    }
+    circles = [fault for fault in faults(house) if fault.startswith("circle: ")]
+    assert len(circles) == 1 and "fusion.a ← fusion.b" in circles[0]
+    assert sorted(set(faults(house)) - set(circles)) == [
+        "AmodalFusionTransformer.forward: 26 lines",
+        "fusion.data.over imports fusion.training.run",
+        "fusion.data.up imports tests.helper, upwards",
+        "fusion.long: 351 lines",
+        "fusion.model.up imports amodal_fusion_transformer, upwards",
+        "prepare_dataset: 520 lines",
+    ]
