@@ -373,6 +373,30 @@ def test_only_documented_formats_are_opened_and_none_that_is_too_large(tmp_path,
 
 # ---- check
 
+def test_what_create_and_synthesize_write_passes_check(tmp_path):
+    """A completed background is flat paper at its border, where objects hide all of the photo's own."""
+    made = Results()
+    paper = np.full((64, 64, 3), (150, 150, 150), np.uint8)
+    paper[24:40, 24:40] = (40, 90, 200)
+    scene = made.scene
+    scene.completions = [*made.objects, np.dstack([paper, np.full((64, 64), 255, np.uint8)])]
+    (tmp_path / "synthesized").mkdir()
+    write_scene(tmp_path / "synthesized", scene)
+    assert check_scene(tmp_path / "synthesized") is None
+    last = tmp_path / "synthesized" / "comp4.png"
+    write_image(last, read_image(last, "RGBA"))  # by somebody else
+    assert "comp4.png: no alpha, on a flat background" in check_scene(tmp_path / "synthesized")
+
+    raw = write(tmp_path / "raw", original__png=made.photo, partial__png=made.partial, mask__png=made.mask,
+                comp1__png=made.objects[0], comp2__png=paper)
+    told, _ = read_raw_scene(raw, 5, background="opaque")
+    assert min(completion[..., 3].min() for completion in told.completions) == 0
+    assert max(completion[..., 3].min() for completion in told.completions) == 255
+    (tmp_path / "created").mkdir()
+    write_scene(tmp_path / "created", told)
+    assert check_scene(tmp_path / "created") is None
+
+
 def on_grey(folder):
     for path in folder.glob("comp*.png"):
         rgba = read_image(path, "RGBA")
