@@ -222,6 +222,37 @@ def test_an_original_that_is_the_partial_image_is_no_target(tmp_path, blank):
     assert flat.original is not None  # a flat sky goes on beside the hole
 
 
+def test_a_frame_that_differs_in_its_objects_only_is_another_photo(tmp_path):
+    made = Results()
+    other = made.photo.copy()
+    other[36:56, 2:14] = (230, 230, 40)  # on one backdrop, as frames of one camera are
+    assert np.abs(made.photo.astype(int) - other)[~made.hole].mean() < 12
+    comps = {f"comp{i}__png": made.objects[i] for i in range(3)}
+    with pytest.raises(SceneError, match=r"partial.png: another photo\? \d+% of what is visible differs from original"):
+        read_raw_scene(write(tmp_path / "a", original__png=other, partial__png=made.partial, mask__png=made.mask,
+                             **comps), 5)
+
+
+def test_a_mask_that_was_shrunk_leaves_no_black_rim(tmp_path):
+    made = Results(size=96)
+    for side in (11, 13, 21):  # by 5, 6 and 10 pixels; less is taken from the original
+        with pytest.raises(SceneError, match=r"partial.png: blank outside of mask.png, too"):
+            read_raw_scene(write(tmp_path / str(side), original__png=made.photo, partial__png=made.partial,
+                                 mask__png=cv2.erode(made.mask, np.ones((side, side))), comp0__png=made.objects[0],
+                                 comp1__png=made.objects[1]), 5)
+
+
+def test_completions_of_another_photo_or_order_of_colours_are_named(tmp_path):
+    made = Results(seed=1, size=96)
+    files = {"original__png": made.photo, "partial__png": made.partial, "mask__png": made.mask}
+    with pytest.raises(SceneError, match=r"red and blue are swapped in the completions"):
+        read_raw_scene(write(tmp_path / "bgr", **files, **{
+            f"comp{i}__png": made.objects[i][..., [2, 1, 0, 3]] for i in range(3)}), 5)
+    _, report = read_raw_scene(write(tmp_path / "other", **files, **{
+        f"comp{i}__png": np.dstack([255 - made.objects[i][..., :3], made.alphas[i]]) for i in range(3)}), 5)
+    assert any("no completion agrees with the photo anywhere" in note for note in report["notes"])
+
+
 # ---- what is object in a completion
 
 @pytest.mark.parametrize(("colour", "kind"), [
