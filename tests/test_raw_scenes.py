@@ -117,6 +117,18 @@ def test_a_mask_named_visible_is_kept_beside_its_completion_at_every_size(tmp_pa
     assert check_scene(tmp_path / "data") is None
 
 
+def test_a_modal_mask_beside_its_completion_is_left_out(tmp_path):
+    made = Results()
+    scene, report = read_raw_scene(write(tmp_path / "raw", original__png=made.photo, partial__png=made.partial,
+                                         mask__png=made.mask, **{f"comp{i}__png": made.objects[i] for i in range(3)},
+                                         comp1_visible__png=255 - made.alphas[1]), 5)
+    assert scene.visible is None and len(scene.completions) == 3
+    assert "the modal mask of comp1.png lies beside what it shows, left out" in report["notes"]
+    (tmp_path / "data").mkdir()
+    write_scene(tmp_path / "data", scene)
+    assert check_scene(tmp_path / "data") is None
+
+
 def test_modal_masks_tell_samples_from_twins_and_where_to_compare():
     made = Results(seed=9, size=128)
     photo, hole, picture, shown = made.partial, made.hole, made.objects[1], made.visible[1] > 127
