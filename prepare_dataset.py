@@ -283,6 +283,7 @@ def create_scene(raw, config):
 def put_scene(output, scene):
     """Write a scene's folder whole or not at all."""
     folder, temporary = output / scene.id, output / f".tmp-{scene.id}"
+    remove_scene(temporary)  # when the process that wrote it ended with another that was killed
     temporary.mkdir()
     write_scene(temporary, scene)
     remove_scene(folder)

@@ -39,8 +39,11 @@ def _run(function, todo, suspects, workers, alone):
     try:
         while todo or running:
             while todo and len(running) < (1 if alone else 2 * workers):
-                item = todo.popleft()
-                running[pool.submit(_call, item)] = item
+                try:
+                    running[pool.submit(_call, todo[0])] = todo[0]
+                except BrokenProcessPool:  # died since the last job ended
+                    return
+                todo.popleft()
             for job in wait(running, return_when=FIRST_COMPLETED).done:
                 item = running[job]
                 try:

@@ -13,10 +13,12 @@ import pytest
 
 from fusion.data import raw_scenes
 from fusion.data.images import read_image, write_image
+from fusion.data.scenes import read_scene
 from fusion.data.toy import draw_scene
 from fusion.errors import SceneError
 from fusion.files import lock_run_dir
 from fusion.pool import run_jobs
+from prepare_dataset import put_scene
 from tests.scripts import Running, run, succeed
 from tests.test_processes import alive
 
@@ -70,6 +72,30 @@ def test_every_job_but_the_faulty_ones_is_done(workers):
     assert all(result == len(item) for item, result, fault in found if not fault)
     with pytest.raises(ZeroDivisionError):
         list(run_jobs(job, ["a", "bug"], workers))
+
+
+def die_late(item):
+    if item == 2:
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+def test_a_process_that_dies_between_two_jobs_is_no_crash():
+    found = []
+    for entry in run_jobs(die_late, range(8), 2):
+        found.append(entry)
+        time.sleep(0.2)  # the pool breaks while the caller writes its report
+    assert sorted(item for item, *_ in found) == list(range(8))
+    assert [item for item, _, fault in found if fault] == [2]
+
+
+def test_a_scene_whose_writing_was_cut_off_by_a_dying_process_is_written_again(tmp_path):
+    scene = draw_scene(0)
+    (tmp_path / f".tmp-{scene.id}").mkdir()
+    (tmp_path / f".tmp-{scene.id}" / "comp9.png").write_bytes(b"half")
+    put_scene(tmp_path, scene)
+    assert len(read_scene(tmp_path / scene.id).completions) == 3 and scenes(tmp_path) == [scene.id]
 
 
 def read_with(trouble):

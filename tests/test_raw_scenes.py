@@ -117,6 +117,18 @@ def test_a_mask_named_visible_is_kept_beside_its_completion_at_every_size(tmp_pa
     assert check_scene(tmp_path / "data") is None
 
 
+def test_a_modal_mask_beside_its_completion_is_left_out(tmp_path):
+    made = Results()
+    scene, report = read_raw_scene(write(tmp_path / "raw", original__png=made.photo, partial__png=made.partial,
+                                         mask__png=made.mask, **{f"comp{i}__png": made.objects[i] for i in range(3)},
+                                         comp1_visible__png=255 - made.alphas[1]), 5)
+    assert scene.visible is None and len(scene.completions) == 3
+    assert "the modal mask of comp1.png lies beside what it shows, left out" in report["notes"]
+    (tmp_path / "data").mkdir()
+    write_scene(tmp_path / "data", scene)
+    assert check_scene(tmp_path / "data") is None
+
+
 def test_modal_masks_tell_samples_from_twins_and_where_to_compare():
     made = Results(seed=9, size=128)
     photo, hole, picture, shown = made.partial, made.hole, made.objects[1], made.visible[1] > 127
@@ -220,6 +232,37 @@ def test_an_original_that_is_the_partial_image_is_no_target(tmp_path, blank):
     flat, _ = read_raw_scene(write(tmp_path / "sky", original__png=sky, mask__png=made.mask, partial__png=np.where(
         made.hole[..., None], 0, sky).astype(np.uint8), **comps), 5)
     assert flat.original is not None  # a flat sky goes on beside the hole
+
+
+def test_a_frame_that_differs_in_its_objects_only_is_another_photo(tmp_path):
+    made = Results()
+    other = made.photo.copy()
+    other[36:56, 2:14] = (230, 230, 40)  # on one backdrop, as frames of one camera are
+    assert np.abs(made.photo.astype(int) - other)[~made.hole].mean() < 12
+    comps = {f"comp{i}__png": made.objects[i] for i in range(3)}
+    with pytest.raises(SceneError, match=r"partial.png: another photo\? \d+% of what is visible differs from original"):
+        read_raw_scene(write(tmp_path / "a", original__png=other, partial__png=made.partial, mask__png=made.mask,
+                             **comps), 5)
+
+
+def test_a_mask_that_was_shrunk_leaves_no_black_rim(tmp_path):
+    made = Results(size=96)
+    for side in (11, 13, 21):  # by 5, 6 and 10 pixels; less is taken from the original
+        with pytest.raises(SceneError, match=r"partial.png: blank outside of mask.png, too"):
+            read_raw_scene(write(tmp_path / str(side), original__png=made.photo, partial__png=made.partial,
+                                 mask__png=cv2.erode(made.mask, np.ones((side, side))), comp0__png=made.objects[0],
+                                 comp1__png=made.objects[1]), 5)
+
+
+def test_completions_of_another_photo_or_order_of_colours_are_named(tmp_path):
+    made = Results(seed=1, size=96)
+    files = {"original__png": made.photo, "partial__png": made.partial, "mask__png": made.mask}
+    with pytest.raises(SceneError, match=r"red and blue are swapped in the completions"):
+        read_raw_scene(write(tmp_path / "bgr", **files, **{
+            f"comp{i}__png": made.objects[i][..., [2, 1, 0, 3]] for i in range(3)}), 5)
+    _, report = read_raw_scene(write(tmp_path / "other", **files, **{
+        f"comp{i}__png": np.dstack([255 - made.objects[i][..., :3], made.alphas[i]]) for i in range(3)}), 5)
+    assert any("no completion agrees with the photo anywhere" in note for note in report["notes"])
 
 
 # ---- what is object in a completion
@@ -372,6 +415,30 @@ def test_only_documented_formats_are_opened_and_none_that_is_too_large(tmp_path,
 
 
 # ---- check
+
+def test_what_create_and_synthesize_write_passes_check(tmp_path):
+    """A completed background is flat paper at its border, where objects hide all of the photo's own."""
+    made = Results()
+    paper = np.full((64, 64, 3), (150, 150, 150), np.uint8)
+    paper[24:40, 24:40] = (40, 90, 200)
+    scene = made.scene
+    scene.completions = [*made.objects, np.dstack([paper, np.full((64, 64), 255, np.uint8)])]
+    (tmp_path / "synthesized").mkdir()
+    write_scene(tmp_path / "synthesized", scene)
+    assert check_scene(tmp_path / "synthesized") is None
+    last = tmp_path / "synthesized" / "comp4.png"
+    write_image(last, read_image(last, "RGBA"))  # by somebody else
+    assert "comp4.png: no alpha, on a flat background" in check_scene(tmp_path / "synthesized")
+
+    raw = write(tmp_path / "raw", original__png=made.photo, partial__png=made.partial, mask__png=made.mask,
+                comp1__png=made.objects[0], comp2__png=paper)
+    told, _ = read_raw_scene(raw, 5, background="opaque")
+    assert min(completion[..., 3].min() for completion in told.completions) == 0
+    assert max(completion[..., 3].min() for completion in told.completions) == 255
+    (tmp_path / "created").mkdir()
+    write_scene(tmp_path / "created", told)
+    assert check_scene(tmp_path / "created") is None
+
 
 def on_grey(folder):
     for path in folder.glob("comp*.png"):

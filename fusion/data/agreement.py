@@ -6,6 +6,7 @@
 import cv2
 import numpy as np
 
+MOST_CHANGED = 0.02  # of what is visible; real photos as JPEG of quality 10 stay below
 DIFFERENT_PHOTO = 12  # mean difference in levels between photo and partial image; JPEG noise stays below 5
 BLANK = 20  # levels from black or white that JPEG noise leaves in a blanked hole
 
@@ -74,6 +75,10 @@ def photo_fault(original, partial, hole):
             return f"shifted by {dx},{dy} pixels against"
     if here > DIFFERENT_PHOTO:
         return f"another photo? It differs by {here:.0f} levels outside the hole from"
+    changed = (largest(cv2.absdiff(original, partial)) > 2 * BLANK) & visible
+    changed = cv2.morphologyEx(changed.astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))[visible].mean()
+    if changed > MOST_CHANGED:  # frames of one camera, photos on one backdrop: alike on the whole
+        return f"another photo? {changed:.0%} of what is visible differs from"
     return None
 
 

@@ -7,6 +7,7 @@ import warnings
 import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from fusion.errors import SceneError
 from fusion.files import atomic_file
@@ -144,8 +145,17 @@ def resize(image, size, nearest=False):
     return cv2.merge([*planes, cv2.multiply(scaled, 1, dtype=cv2.CV_8U)])
 
 
-def write_image(path, array):
-    """Write uint8 (H,W), (H,W,3), (H,W,4) or uint16 (H,W) as PNG, atomically."""
+def write_image(path, array, comment=None):
+    """Write uint8 (H,W), (H,W,3), (H,W,4) or uint16 (H,W) as PNG, atomically, with a text in its header."""
+    header = PngInfo()
+    if comment:
+        header.add_text("Comment", comment)
     with atomic_file(path) as temporary:
         # Level 1 is several times faster than the default 6 for a few per cent more bytes.
-        Image.fromarray(np.ascontiguousarray(array)).save(temporary, format="PNG", compress_level=1)
+        Image.fromarray(np.ascontiguousarray(array)).save(temporary, format="PNG", compress_level=1, pnginfo=header)
+
+
+def comment_of(path):
+    """The text that `write_image` put into the header of a picture; "" when there is none."""
+    with open_picture(path) as image:
+        return image.info.get("Comment", "")

@@ -79,6 +79,10 @@ def read_pictures(raw, background="auto"):
             visible = None if visible is None else resize(visible, size, nearest=True)
         if picture is None:
             continue
+        if visible is not None and (picture[visible > 127][:, 3] > 0).sum() <= 0.5 * np.count_nonzero(visible > 127):
+            if (visible > 127).any():
+                notes.append(f"the modal mask of {files.path.name} lies beside what it shows, left out")
+            visible = None
         pictures.files.append(files)
         pictures.completions.append(picture)
         pictures.visible.append(visible > 127 if visible is not None and (visible > 127).any() else None)

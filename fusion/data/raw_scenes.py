@@ -1,9 +1,10 @@
 """Raw scenes made sense of by their pixels: where the hole is, what is object, what is seen of it, what is a target."""
 
+import cv2
 import numpy as np
 
-from fusion.data.agreement import grown, photo_fault
-from fusion.data.new_holes import make_hole, photo_or_partial
+from fusion.data.agreement import grown, largest, photo_fault
+from fusion.data.new_holes import FITS, make_hole, photo_or_partial
 from fusion.data.raw_holes import find_hole
 from fusion.data.raw_pictures import read_pictures
 from fusion.data.scenes import Scene
@@ -39,6 +40,8 @@ def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto", 
                 check_same_photo(raw, pictures, hole)
         elif not faults:
             hole, how, removed = make_hole(raw, pictures.original, pictures.completions, pictures.visible, new_hole)
+        if hole is not None:
+            check_completions_fit(raw, pictures, hole)
     except SceneError as error:
         faults.append(str(error))
     if faults:
@@ -69,9 +72,37 @@ def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto", 
 
 def check_same_photo(raw, pictures, hole):
     """Raise SceneError when the partial image is another photo than the original, or the same one shifted."""
-    fault = photo_fault(pictures.original, pictures.partial, hole)
+    soft = hole if pictures.mask is None else hole | ((pictures.mask > 25) & (pictures.mask < 230))
+    fault = photo_fault(pictures.original, pictures.partial, soft)
     if fault:
         raise SceneError(f"{raw.partial}: {fault} {raw.original.name}; make both from one photo, in one way")
+
+
+def check_completions_fit(raw, pictures, hole):
+    """Raise SceneError when red and blue are swapped in the completions, and note when none fits the photo anywhere.
+
+    A single one may well be of an object that is hidden where it is not in the hole; of several one is in view.
+    """
+    photo = pictures.partial if pictures.partial is not None else pictures.original
+    step = max(1, round(max(hole.shape) / 128))
+    photo, beside = photo[::step, ::step], ~grown(hole, step + 1)[::step, ::step]
+    fitting, swapped, pixels = [], [], []
+    for whole, visible in zip(pictures.completions, pictures.visible):
+        completion = whole[::step, ::step]
+        place = (completion[..., 3] > 127) & beside
+        if visible is not None and (place & visible[::step, ::step]).any():
+            place &= visible[::step, ::step]
+        if np.count_nonzero(place) >= 20:
+            shown, colours = photo[place], completion[place][:, :3]
+            fitting.append((largest(cv2.absdiff(shown, colours)) <= FITS).sum())
+            swapped.append((largest(cv2.absdiff(shown, np.ascontiguousarray(colours[:, ::-1]))) <= FITS).sum())
+            pixels.append(len(shown))
+    if sum(swapped) > 2 * sum(fitting) and sum(swapped) > 0.3 * sum(pixels):
+        raise SceneError(f"{raw.folder}: red and blue are swapped in the completions, which fit the photo the other "
+                         "way round; write them again (cv2.imwrite takes BGR)")
+    if len(fitting) > 1 and max(fit / number for fit, number in zip(fitting, pixels)) < 0.05:
+        pictures.notes.append("no completion agrees with the photo anywhere outside the hole; are they of this photo, "
+                              "and in its frame?")
 
 
 def _visible(pictures, hole):

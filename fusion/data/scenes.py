@@ -17,8 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fusion.data.images import FEW, read_image, resize, write_image
+from fusion.data.images import FEW, comment_of, read_image, resize, write_image
 from fusion.errors import SceneError
+
+# In the header of a prepared completion: its alpha was decided on when it was written. A completed background may be
+# flat paper where objects hide all of the photo's own border, and then nothing in its pixels tells it from raw results.
+ALPHA_HOLDS = "straight alpha"
 
 
 @dataclass
@@ -211,7 +215,7 @@ def check_completion(path, completion, partial, mask):
     """
     if completion[..., 3].max() == 1:
         raise SceneError(f"{path}: alpha is 0 or 1, but 255 is opaque; multiply it by 255")
-    if _is_raw(completion, partial, mask):
+    if _is_raw(completion, partial, mask) and comment_of(path) != ALPHA_HOLDS:
         raise SceneError(f"{path}: no alpha, on a flat background; run prepare_dataset.py create on it")
 
 
@@ -239,6 +243,6 @@ def write_scene(folder, scene):
     if scene.original is not None:
         write_image(folder / "original.png", scene.original)
     for number, completion in enumerate(scene.completions, 1):
-        write_image(folder / f"comp{number}.png", completion)
+        write_image(folder / f"comp{number}.png", completion, ALPHA_HOLDS)
         if scene.visible is not None and scene.visible[number - 1] is not None:
             write_image(modal_path(folder / f"comp{number}.png"), scene.visible[number - 1].astype(np.uint8) * 255)
