@@ -14,6 +14,7 @@ import amodal_fusion_transformer_inference as inference
 from amodal_fusion_transformer_inference import FusionPredictor, SceneReader, network_size
 from fusion.checkpoints import export_weights, load_checkpoint, save_checkpoint
 from fusion.data import large_scenes
+from fusion.data.images import write_image
 from fusion.data.scenes import write_scene
 from fusion.data.tensors import to_tensors
 from fusion.data.toy import draw_scene
@@ -163,8 +164,8 @@ def test_large_scenes_are_checked_like_all_others(tmp_path):
     (tmp_path / "s").mkdir()
     scene = draw_scene(3, 64, 3)
     scene.completions[1] = scene.completions[1][:-2]
-    scene.completions[2] = np.full_like(scene.completions[2], 255)
     write_scene(tmp_path / "s", scene)
+    write_image(tmp_path / "s" / "comp3.png", np.full_like(scene.completions[2], 255))  # not by one of our tools
     completions = large_scenes.read_large(tmp_path / "s").completions
     assert completions[0].shape == (64, 64, 4)
     with pytest.raises(SceneError, match=r"comp2\.png: 64×62, but partial\.png is 64×64"):
