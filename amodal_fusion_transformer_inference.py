@@ -51,7 +51,7 @@ from fusion.output.order import list_locks
 from fusion.output.records import read_record, state_of
 from fusion.output.report import write_report
 from fusion.output.scene_writer import SceneWriter, as_result
-from fusion.output.tables import write_failures, write_table
+from fusion.output.tables import TABLES, remove_stale, write_failures, write_table
 from fusion.perceptual import PerceptualLoss
 from fusion.sharing import Sharing
 
@@ -454,6 +454,8 @@ def run(config):
         return 0
     try:
         text = write_table(output_dir, scene_ids, config.group_by) if config.metrics and has_originals else None
+        if todo:  # what earlier runs say of these scenes holds no longer
+            remove_stale(output_dir, (() if text else TABLES) + (() if config.report else ("report.html",)))
         print((text or "") + f"{len(todo) - len(failed)} scenes fused into {output_dir}")
         hand_out(config, [scene_id for scene_id in scene_ids if scene_id not in failed])
     finally:

@@ -351,7 +351,8 @@ def check(config):
     scene_ids, faults = find_scenes(data_dir), []
     listed = set()
     for name in LISTS:
-        if (data_dir / name).exists():
+        path = data_dir / name
+        if path.exists() and (path.stat().st_size or name == LISTS[0]):  # `split` may have had no photo left for it
             try:
                 members = read_list(data_dir / name, data_dir)
                 faults += [f"{data_dir / name}: {scene_id} is in another list, too" for scene_id in members

@@ -127,10 +127,18 @@ def draw_scenes(path, scenes, titles):
 
 
 def read_history(metrics_file):
-    """Lines of a metrics.jsonl, {"train": […], "val": […]}, without steps that a resumed run has done again since."""
+    """Lines of a metrics.jsonl, {"train": […], "val": […]}, without steps that a resumed run has done again since.
+
+    Lines that are torn, or were never ours, are passed over: a curve is not worth the run that it is of.
+    """
     records = {"train": [], "val": []}
-    for line in Path(metrics_file).read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    for line in Path(metrics_file).read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if not isinstance(record, dict) or record.get("kind") not in records or not isinstance(record.get("step"), int):
+            continue
         for history in records.values():
             while history and history[-1]["step"] >= record["step"] + (history is not records[record["kind"]]):
                 history.pop()  # steps that were done again after a resume

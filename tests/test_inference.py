@@ -174,6 +174,12 @@ def test_a_run_goes_on_and_never_takes_other_outputs_for_its_own(tmp_path, check
         assert total.max() <= 1.0001
     assert (output / "summary.md").read_text() != text
 
+    # nor a table or a report of them, when this run makes none
+    (output / "report.html").write_text("of an earlier run")
+    process = fuse(data, output, checkpoint, backbone, "--no-figures", "--n_max_completions", 2, "--no-metrics")
+    assert process.returncode == 0 and (output / "metrics.csv").exists() and (output / "report.html").exists()
+    process = fuse(data, output, checkpoint, backbone, "--no-figures", "--overwrite", "--no-metrics")
+    assert process.returncode == 0 and not [path for path in output.iterdir() if path.is_file()]
 
 def read_weight(path):
     with Image.open(path) as image:

@@ -95,6 +95,14 @@ def test_handover_leaves_nothing_stale_and_touches_nothing_foreign(tmp_path):
     write_handover("lama", folder, data, output, ["wide"])
     assert {path.name for path in folder.iterdir()} == {"wide.png", "wide_mask.png", "scenes.csv", "README.txt"}
     (folder / "my_mask.png").write_bytes((folder / "wide_mask.png").read_bytes())
+    for consumer in ("iopaint", "mat"):
+        with pytest.raises(SceneError, match=r"wide_mask\.png: of an earlier handover for another inpainter"):
+            write_handover(consumer, folder, data, output, ["wide"])
+    assert not (folder / "images").exists()
+    write_handover("iopaint", tmp_path / "other", data, output, ["wide"])
+    write_handover("mat", tmp_path / "other", data, output, ["wide"])
+    with pytest.raises(SceneError, match="for another inpainter"):
+        write_handover("lama", tmp_path / "other", data, output, ["wide"])
     with pytest.raises(SceneError, match=r"my_mask\.png: no earlier handover"):
         write_handover("lama", folder, data, output, ["wide"])
     assert (folder / "my_mask.png").exists()

@@ -277,6 +277,17 @@ def test_split_is_stable_keeps_groups_and_covers_all(tmp_path):
         assert sum(any(scene_id.startswith(photo) for scene_id in members) for members in first) == 1
 
 
+def test_a_single_photo_leaves_validation_empty_and_split_says_so(tmp_path):
+    data = write_dataset(tmp_path / "data", train=3, val=0)
+    photo = (data / "train_0" / "original.png").read_bytes()
+    for scene_id in ("train_1", "train_2"):
+        (data / scene_id / "original.png").write_bytes(photo)
+    said = succeed(SCRIPT, "split", "--data_dir", data).stdout
+    assert "nothing left for val_list.txt: the 3 scenes" in said and "--val_dir" in said
+    assert (data / "val_list.txt").read_text() == ""
+    assert "names no scene" not in run(SCRIPT, "check", "--data_dir", data, "--workers", 1).stdout
+
+
 def test_check_names_every_fault(tmp_path):
     data = write_dataset(tmp_path / "data")
     assert run(SCRIPT, "check", "--data_dir", data, "--workers", 1).returncode == 0

@@ -157,6 +157,9 @@ def test_curves_leave_out_what_was_done_again(tmp_path):
     lines = [("train", 2), ("train", 4), ("val", 4), ("train", 6), ("val", 6),  # killed; the last save was at 4
              ("train", 5), ("val", 5), ("train", 10)]
     (tmp_path / "metrics.jsonl").write_text("".join(f'{{"kind": "{kind}", "step": {step}}}\n' for kind, step in lines))
+    whole = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    strange = ['{"kind": "tr[1]\n', "[1]\n", "\n", '{"kind": "other", "step": 1}\n', '{"kind": "val"}\n']
+    (tmp_path / "metrics.jsonl").write_text("".join([whole[0], *strange, *whole[1:]]))
     history = read_history(tmp_path / "metrics.jsonl")
     assert {kind: [record["step"] for record in history[kind]] for kind in history} == {
         "train": [2, 4, 5, 10], "val": [4, 5]}

@@ -123,7 +123,8 @@ def read_list(path, data_dir):
         shown = "\n  ".join(faults[:20]) + (f"\n  … and {len(faults) - 20} more" if len(faults) > 20 else "")
         raise SceneError(f"{path}:\n  {shown}")
     if not scene_ids:
-        raise SceneError(f"{path}: names no scene")
+        raise SceneError(f"{path}: names no scene; add ids, one per line, or write it anew with: "
+                         f"python prepare_dataset.py split --data_dir {data_dir}")
     return scene_ids
 
 

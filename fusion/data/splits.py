@@ -82,6 +82,11 @@ def write_lists(data_dir, options):
         else:
             (data_dir / name).unlink(missing_ok=True)
     print("split: " + ", ".join(f"{len(members)} in {name}" for name, members in lists.items()))
+    short = [name for name, share in zip(LISTS[1:], shares) if share > 0 and trainable and not lists[name]]
+    if short:
+        print(f"nothing left for {' and '.join(short)}: the {len(trainable)} scenes with an original are of "
+              f"{len(groups)} photo{'s' if len(groups) > 1 else ''} or groups, which stay whole; add scenes of other "
+              "photos, or train with --val_dir on a second folder")
     if twins:
         print(f"{len({scene_id for pair in twins for scene_id in pair})} scenes share their photo with another; those "
               f"stay in one list (as {', '.join(twins[0])})")

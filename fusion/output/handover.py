@@ -105,13 +105,12 @@ def write_handover(consumer, folder, data_dir, output_dir, scene_ids, seam=0, wo
         numbers of scenes written, and of those where nothing is left to draw.
 
     Raises:
-        SceneError: the folder holds pictures that no earlier handover wrote, or a picture cannot be read.
+        SceneError: the folder holds pictures that no earlier handover wrote, or one that lays them out differently, or
+            a picture cannot be read.
     """
     rules, folder = CONSUMERS[consumer], Path(folder)
     scene_ids = [i for i in scene_ids if (Path(output_dir) / i / "fused.png").exists()]
     names = file_names(scene_ids, consumer)
-    for pattern in (rules.image, rules.mask):
-        (folder / pattern).parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(folder, rules, names)
 
     def write(scene_id, name):
@@ -152,6 +151,13 @@ def _remove_stale(folder, rules, names):
     if table.exists():
         with open(table, newline="", encoding="utf-8") as file:
             known = {row["file"].removesuffix(".png") for row in csv.DictReader(file)}
+    for other in {consumer.mask for consumer in CONSUMERS.values()} - {rules.mask}:
+        left = next((path for name in sorted(known) if (path := folder / other.format(name)).exists()), None)
+        if left:
+            raise SceneError(f"{left}: of an earlier handover for another inpainter, laid out differently; choose "
+                             "an empty folder")
+    for pattern in patterns:
+        (folder / pattern).parent.mkdir(parents=True, exist_ok=True)
     ours, earlier = ({folder / p.format(name) for p in patterns for name in group} for group in (names, known))
     found = {path for p in patterns for path in (folder / p).parent.iterdir()
              if path.suffix == ".png" and not path.name.startswith(".")}

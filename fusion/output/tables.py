@@ -9,6 +9,7 @@ from fusion.files import atomic_file, plain_cell
 from fusion.output.records import read_record
 
 MOST_PRINTED = 20
+TABLES = ("metrics.csv", "summary.md", "summary.png")
 
 
 def write_table(output_dir, scene_ids, group_by=None):
@@ -28,6 +29,12 @@ def write_table(output_dir, scene_ids, group_by=None):
                 yield record["metrics"] | ({"photo": match[pattern.groups and 1]} if match else {})
 
     return write_metrics(output_dir, rows())
+
+
+def remove_stale(output_dir, names):
+    """Remove what an earlier run says of scenes that have been fused anew since."""
+    for name in names:
+        (output_dir / name).unlink(missing_ok=True)
 
 
 def write_failures(output_dir, failed):

@@ -34,7 +34,8 @@ def load_data(config, process):
     val_dir, val_ids = list_scenes(config, "val")
     both = sorted(set(train_ids) & set(val_ids)) if train_dir and train_dir.resolve() == val_dir.resolve() else []
     if both:
-        raise UserError(f"{len(both)} scenes are in both lists, {both[0]} for one; run prepare_dataset.py split")
+        remedy = "run prepare_dataset.py split" if config.data_dir else "give --train_dir and --val_dir a folder each"
+        raise UserError(f"{len(both)} scenes are for training and for validation, {both[0]} for one; {remedy}")
     if config.check:
         check_data(config, process, ((train_dir, train_ids), (val_dir, val_ids)))
     size = {"img_size": config.img_size, "n_max_completions": config.n_max_completions, "seed": config.seed}
