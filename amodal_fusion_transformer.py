@@ -100,10 +100,11 @@ class AmodalFusionTransformer(nn.Module):
         padded, hole = pad_to(STRIDE, candidates, mask)
         photo = torch.where(hole > 0.5, padded[:, 0, :3], pad_to(STRIDE, partial)[0])  # (B,3,H,W), the hole filled
 
-        cues = visible_cues(padded, photo, hole)  # (B,M,H/4,W/4) each
+        error, visible = photometric_error(padded, photo, hole)  # (B,M,1,H,W)
+        cues = visible_cues(error, visible, padded[:, :, 3:])  # (B,M,H/4,W/4) each
         prior = self.prior(cues)  # logits (B,M,H/4,W/4) and their inverse temperature (B,1,H/4,W/4)
         prior_composite = self.prior.composite(*prior, padded, photo, hole)  # (B,3,H,W)
-        skips, x16 = self.encoder(padded, photo, hole, cues, prior_composite)  # at strides 2, 4, 8, and at 16
+        skips, x16 = self.encoder(padded, photo, hole, error, cues, prior_composite)  # strides 2, 4, 8; 16
         tokens = self.transformer(x16, present)  # (B,M,C,H/16,W/16)
         x2 = self.decoder(tokens, skips)  # (B,M,C,H/2,W/2)
         logits, order = self.head(x2, *prior, padded[:, :, 3], cues.copied)  # (B,M,H,W), (B,M,M)
@@ -160,12 +161,11 @@ class ConvEncoder(nn.Module):
         self.embed_change = nn.ModuleList(nn.Conv2d(features, c, 1, bias=False) for features, c in sizes)
         self.embed_context = nn.ModuleList(nn.Conv2d(features, c, 1, bias=False) for features, c in sizes)
 
-    def forward(self, candidates, photo, mask, cues, prior_composite):
-        """candidates (B,M,4,H,W), photo and prior_composite (B,3,H,W), mask (B,1,H,W), cues (B,M,H/4,W/4) each →
-        [x2, x4, x8], (B·M,C,H/s,W/s) at strides s of 2, 4 and 8, and x16, (B,M,C,H/16,W/16)."""
+    def forward(self, candidates, photo, mask, error, cues, prior_composite):
+        """candidates (B,M,4,H,W), photo and prior_composite (B,3,H,W), mask (B,1,H,W), error (B,M,1,H,W), cues
+        (B,M,H/4,W/4) each → [x2, x4, x8], (B·M,C,H/s,W/s) at strides s of 2, 4 and 8, and x16, (B,M,C,H/16,W/16)."""
         count = candidates.shape[:2]  # (B,M)
         rgb, alpha = candidates.split([3, 1], 2)
-        error, _ = photometric_error(candidates, photo, mask)
         x2 = self.stem_candidate(torch.cat([(rgb - 0.5) * alpha, alpha, error], 2).flatten(0, 1)).unflatten(0, count)
         x2 = add_shared(x2, self.stem_scene(scene_input(candidates, photo, mask)))  # (B·M,C,H/2,W/2)
         seen4, seen8, seen16 = self.backbone_features(candidates, prior_composite)

@@ -98,9 +98,9 @@ def candidate_weights(logits, alpha):
     logits, opacity = logits.float(), (OPAQUE * alpha.float()).clamp(max=1)
     absent = alpha <= 0
     p = logits.masked_fill(absent, ABSENT).softmax(1)
-    # 1 − p has no digits left for a candidate that is nearly sure: the best one is looked at apart, by the softmax of
-    # the others as if it were not there.
-    best = torch.zeros_like(absent).scatter(1, p.argmax(1, keepdim=True), True)
+    # 1 − p has no digits left for a candidate that is nearly sure: the one beyond a half is looked at apart, by the
+    # softmax of the others as if it were not there.
+    best = p > 0.5
     without_best = logits.masked_fill(absent | best, ABSENT).softmax(1)
     left = (1 - opacity) * p
     left_by_best = left.masked_fill(~best, 0).sum(1, keepdim=True)  # (B,1,H,W)

@@ -45,18 +45,17 @@ def photometric_error(candidates, photo, mask):
     return visible * (rgb - photo[:, None]).abs().mean(2, keepdim=True), visible
 
 
-def visible_cues(candidates, photo, mask):
+def visible_cues(error, visible, alpha):
     """All cues of all candidates.
 
     Args:
-        candidates: (B,M,4,H,W) in [0,1], sides multiples of 4, the fill first; photo: (B,3,H,W), the hole filled;
-            mask: (B,1,H,W).
+        error, visible: (B,M,1,H,W), see `photometric_error`; alpha: (B,M,1,H,W); sides multiples of 4, the fill first.
 
     Returns:
         VisibleCues, float32 whatever autocast says: ratios of small errors want all their digits.
     """
-    with torch.autocast(mask.device.type, enabled=False):
-        parts = torch.cat([*photometric_error(candidates, photo, mask), candidates[:, :, 3:]], 2).float()
+    with torch.autocast(alpha.device.type, enabled=False):
+        parts = torch.cat([error, visible, alpha], 2).float()
         parts = F.avg_pool2d(parts.flatten(0, 1), STRIDE).unflatten(0, parts.shape[:2])  # (B,M,3,H/4,W/4)
         error, visible, alpha = parts.unbind(2)  # (B,M,h,w)
         pixel_error = error / visible.clamp(min=LEAST_SHARE)
