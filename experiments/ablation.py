@@ -146,8 +146,9 @@ def compose(synthesizer, index):
             for name, value in tensors.items() if name in FIELDS}
 
 
-def as_batch(scenes, device):
-    batch = {name: torch.from_numpy(np.stack([scene[name] for scene in scenes])).to(device) for name in FIELDS}
+def picked(stored, indices):
+    """A batch of the stored scenes, as the network takes it."""
+    batch = {name: value[indices] for name, value in stored.items()}
     return {name: value if value.dtype == torch.bool else value.float() / 255 for name, value in batch.items()}
 
 
@@ -230,7 +231,7 @@ def main():
     print(f"{count} scenes composed, {time.monotonic() - start:.0f} s", flush=True)
 
     perceptual = PerceptualLoss("alex", options.lpips_weights).to(device)
-    first = as_batch(scenes[: options.batch_size], device)
+    first = picked(stored, slice(options.batch_size))
     batches = {seed: {name: value.clone() for name, value in first.items()} for seed in options.seeds}
     trainees = [Trainee(part, seed, batches[seed], perceptual, options.lr, device)
                 for part in options.parts for seed in options.seeds]
@@ -245,9 +246,7 @@ def main():
         rate = options.lr * learning_rate(step, options.steps, 150)
         for seed, batch in batches.items():
             indices = orders[seed][step * options.batch_size : (step + 1) * options.batch_size].to(device)
-            scenes = {name: value[indices] for name, value in stored.items()}
-            scenes = {n: v if v.dtype == torch.bool else v.float() / 255 for n, v in scenes.items()}
-            for name, value in mirrored(scenes, mirror).items():
+            for name, value in mirrored(picked(stored, indices), mirror).items():
                 batch[name].copy_(value)
         for trainee in trainees:
             trainee.rate.fill_(rate)

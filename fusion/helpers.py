@@ -1,6 +1,5 @@
 """Processes that read and write scenes while the network goes on; one that dies costs no more than its own case."""
 
-import signal
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -8,15 +7,14 @@ from concurrent.futures.process import BrokenProcessPool
 import torch
 
 from fusion.errors import SceneError, UserError
-from fusion.processes import end_with_parent
+from fusion.processes import start_helper
 
 _mine = {}  # a helper's work, from `_start`
 
 
 def _start(work):
     _mine["work"] = work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    end_with_parent()
+    start_helper()
     torch.set_num_threads(1)
 
 

@@ -1,12 +1,11 @@
 """Jobs for several processes, none of which can take the others down with it."""
 
-import signal
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
 from fusion.errors import UserError
-from fusion.processes import end_with_parent
+from fusion.processes import start_helper
 
 KILLED = ("the process that worked on it was killed, most likely because memory ran out; use fewer --workers, or make "
           "its pictures smaller")
@@ -75,8 +74,7 @@ def _line(error):
 
 def _start(function):
     _task["function"] = function
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent says what is to be done
-    end_with_parent()
+    start_helper()
 
 
 def _call(item):

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 
 
@@ -21,3 +22,9 @@ def end_with_parent(*_):
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def start_helper():
+    """Called first in a pool's process: Ctrl-C, which reaches all, is for its parent to answer, with which it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from fusion.data.images import open_picture, read_image
-from fusion.data.scenes import check_completion, completion_paths, read_scene
+from fusion.data.scenes import check_completion, check_frame, completion_paths, read_scene
 from fusion.errors import SceneError
 
 LARGE = 2**25  # bytes of decoded pictures
@@ -20,10 +20,7 @@ class StoredCompletions(Sequence):
 
     def __getitem__(self, index):
         completion = read_image(self.paths[index], "RGBA")
-        height, width = self.mask.shape
-        if completion.shape[:2] != (height, width):
-            raise SceneError(f"{self.paths[index]}: {completion.shape[1]}×{completion.shape[0]}, but partial.png is "
-                             f"{width}×{height}; all pictures of a scene show the same frame")
+        check_frame(self.paths[index], completion, self.mask.shape)
         check_completion(self.paths[index], completion, self.partial, self.mask)
         return completion
 

@@ -185,11 +185,8 @@ def read_files(folder, max_completions=None, need_original=False, with_visible=F
     size = partial.shape[:2]
     named = [("mask.png", mask), ("original.png", original), *pictures.items()]
     for name, array in named:
-        if array is not None and array.shape[:2] != size:
-            raise SceneError(
-                f"{folder / name}: {array.shape[1]}×{array.shape[0]}, but partial.png is {size[1]}×{size[0]}; "
-                "all pictures of a scene show the same frame"
-            )
+        if array is not None:
+            check_frame(folder / name, array, size)
     if not mask.any():
         raise SceneError(f"{folder / 'mask.png'}: no hole in it (255 = hole); drop the scene or cut a hole")
     if not mask.all() and not partial[~mask].any() and partial[mask].any():
@@ -206,6 +203,13 @@ def read_files(folder, max_completions=None, need_original=False, with_visible=F
         visible = [pictures.get(modal_path(path).name) for path in paths]
         visible = [None if shown is None else shown >= 128 for shown in visible]
     return Scene(folder.name, partial, mask, completions, original, visible)
+
+
+def check_frame(path, picture, size):
+    """Raise SceneError unless the picture of file `path` has the `size`, (height, width), of partial.png."""
+    if picture.shape[:2] != size:
+        raise SceneError(f"{path}: {picture.shape[1]}×{picture.shape[0]}, but partial.png is {size[1]}×{size[0]}; "
+                         "all pictures of a scene show the same frame")
 
 
 def check_completion(path, completion, partial, mask):
