@@ -31,7 +31,7 @@ from fusion.data.layouts import find_raw_scenes
 from fusion.data.names import printable
 from fusion.data.new_holes import NewHole
 from fusion.data.raw_scenes import read_raw_scene
-from fusion.data.records import RECORDS, TO_BE_MADE, add_record, digest, is_done, read_records, tidy_rows
+from fusion.data.records import TO_BE_MADE, add_record, digest, is_done, read_records, tidy_records, tidy_rows
 from fusion.data.report import REPORT_COLUMNS, append_report, one_of_each, print_report, selection_panels
 from fusion.data.scenes import find_scenes, read_list, read_scene, write_scene
 from fusion.data.splits import LISTS, SplitOptions, write_lists
@@ -154,8 +154,8 @@ def create(config):
             reports[raw.id] = report
             append_report(output / "report.csv", raw, report)
             add_record(output, raw.id, made_from[raw.id])
-    tidy_rows(output / "report.csv", map(plain_cell, present(output)), key=REPORT_COLUMNS.index("file") + 3)
-    tidy_rows(output / RECORDS, present(output))
+    tidy_rows(output / "report.csv", REPORT_COLUMNS, map(plain_cell, present(output)), key=REPORT_COLUMNS.index("file"))
+    tidy_records(output, present(output))
 
     print_report(raw_scenes, reports, skipped, config.input_dir, LISTS[2])
     with atomic_file(output / "skipped.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
@@ -317,7 +317,7 @@ def synthesize(config):
             made += 1
             left_out.update(faults)
             add_record(output, scene_id, made_from)
-    tidy_rows(output / RECORDS, present(output))
+    tidy_records(output, present(output))
     write_manifest("synthesize", config, output, complete=True, skipped=skipped)
     for fault in sorted(left_out):
         print(f"left out: {printable(fault)}")

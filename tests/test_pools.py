@@ -13,6 +13,7 @@ import pytest
 
 from fusion.data import raw_scenes
 from fusion.data.images import read_image, write_image
+from fusion.data.records import RECORD_COLUMNS, RECORDS, append_rows, read_records
 from fusion.data.scenes import read_scene
 from fusion.data.toy import draw_scene
 from fusion.errors import SceneError
@@ -127,6 +128,20 @@ def test_create_goes_on_when_a_process_is_killed_or_memory_runs_out(tmp_path):
     assert scenes(output) == ["a", "b", "c"]
     process = create(tree, output, start=succeed)  # on a machine with enough memory
     assert scenes(output) == ["a", "b", "c", "killed", "memory"] and "3 already there" in process.stdout
+
+
+@pytest.mark.parametrize("left", [b"", b"scene,hol", b"scene,made_from,files\r\nscene00,0f"])
+def test_lists_that_a_killed_run_left_unfinished(left, tmp_path):
+    tree, output = write_raw(tmp_path / "raw", ["scene00", "scene01"]), tmp_path / "data"
+    output.mkdir()
+    for name in ("report.csv", RECORDS):
+        (output / name).write_bytes(left)
+    append_rows(output / RECORDS, RECORD_COLUMNS, [("scene09", "0f", "comp1.png")])
+    assert read_records(output) == {"scene09": ("0f", "comp1.png")}
+    (output / RECORDS).write_bytes(left)
+    create(tree, output, start=succeed)
+    assert set(read_records(output)) == {"scene00", "scene01"}
+    assert {scene for scene, _ in report_rows(output)} == {"scene00", "scene01"}
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")

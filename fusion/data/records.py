@@ -3,14 +3,16 @@
 import csv
 import dataclasses
 import hashlib
+import io
 import json
+import os
 from pathlib import Path
 
 from fusion.files import atomic_file
 
 RECORDS = "made_from.csv"
 TO_BE_MADE = "to be made anew"  # no digest
-COLUMNS = ("scene", "made_from", "files")
+RECORD_COLUMNS = ("scene", "made_from", "files")
 
 
 def digest(source):
@@ -42,13 +44,11 @@ def read_records(output):
 
 def add_record(output, scene_id, made_from):
     """Note that the scene's folder is whole."""
-    path = Path(output) / RECORDS
-    new = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(COLUMNS)
-        writer.writerow((scene_id, made_from, _files(Path(output) / scene_id)))
+    append_rows(Path(output) / RECORDS, RECORD_COLUMNS, [(scene_id, made_from, _files(Path(output) / scene_id))])
+
+
+def tidy_records(output, scene_ids):
+    tidy_rows(Path(output) / RECORDS, RECORD_COLUMNS, scene_ids)
 
 
 def is_done(output, scene_id, records, made_from):
@@ -66,7 +66,22 @@ def _files(folder):
     return " ".join(sorted(path.name for path in folder.glob("*.png"))) if folder.is_dir() else ""
 
 
-def tidy_rows(path, scene_ids, key=0):
+def append_rows(path, columns, rows):
+    """Append to a CSV file that begins with `columns`, also when a killed run left it empty or within a line."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    with open(path, "a+b") as file:  # one write: rows are there, or they are not
+        if not file.seek(0, os.SEEK_END):
+            writer.writerow(columns)
+        else:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                writer.writerow(())
+        writer.writerows(rows)
+        file.write(text.getvalue().encode())
+
+
+def tidy_rows(path, columns, scene_ids, key=0):
     """Rewrite a CSV file that was appended to: only scenes that are there, of each only what was written last.
 
     Args:
@@ -75,13 +90,13 @@ def tidy_rows(path, scene_ids, key=0):
     if not path.exists():
         return
     with open(path, newline="", encoding="utf-8", errors="replace") as file:
-        head, *rows = list(csv.reader(file)) or [[]]
+        rows = list(csv.reader(file))
     scene_ids, kept = set(scene_ids), {}
     for row in rows:
-        if len(row) == len(head) and row[0] in scene_ids:
+        if len(row) == len(columns) and row[0] in scene_ids:
             before = kept.setdefault(row[0], [])
             if any(row[key] == other[key] for other in before):
                 before.clear()
             before.append(row)
     with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([head, *(row for rows in kept.values() for row in rows)])
+        csv.writer(file).writerows([columns, *(row for rows in kept.values() for row in rows)])

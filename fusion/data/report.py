@@ -1,28 +1,26 @@
 """What `create` tells about its scenes: a summary on the screen, every completion's fate in report.csv, a figure."""
 
-import csv
 from collections import Counter
 
 from fusion.data.images import read_image
 from fusion.data.names import printable
+from fusion.data.records import append_rows
 from fusion.files import plain_cell
 
-REPORT_COLUMNS = ("file", "kept_as", "reason", "hole_share", "new_share", "visible_error", "background")
+COMPLETION_COLUMNS = ("file", "kept_as", "reason", "hole_share", "new_share", "visible_error", "background")
+REPORT_COLUMNS = ("scene", "hole", "hole_of_picture", *COMPLETION_COLUMNS, "layout")
 SHOWN_FOLDERS = 3  # of a layout
 SHOWN_ALIKE = 10  # messages that say the same of several scenes
 
 
 def append_report(path, raw, report):
     """One line per completion, as each scene is done, so that an interrupted run keeps what it knows."""
-    new = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(("scene", "hole", "hole_of_picture", *REPORT_COLUMNS, "layout"))
-        for row in report["completions"]:
-            values = (f"{v:.3f}" if isinstance(v, float) else v for v in (row[column] for column in REPORT_COLUMNS))
-            writer.writerow(plain_cell(printable(value)) if isinstance(value, str) else value for value in (
-                raw.id, report["hole"], f"{report['hole_share']:.3f}", *values, raw.layout))
+    rows = []
+    for row in report["completions"]:
+        values = (f"{v:.3f}" if isinstance(v, float) else v for v in (row[column] for column in COMPLETION_COLUMNS))
+        rows.append([plain_cell(printable(value)) if isinstance(value, str) else value for value in (
+            raw.id, report["hole"], f"{report['hole_share']:.3f}", *values, raw.layout)])
+    append_rows(path, REPORT_COLUMNS, rows)
 
 
 def counts(values):
