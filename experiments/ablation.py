@@ -66,11 +66,16 @@ class NoPairwiseOrder(WeightHead):
         return super().forward(x2, prior_logits, inverse_temperature, 0 * alpha, copied)  # transparent ones never meet
 
 
+class FillWithoutTemperature(NoTemperature, FillBehindCandidates):
+    pass
+
+
 PARTS = {
     "as it is": {},
     "without pairwise order": {"head": NoPairwiseOrder},
     "without temperature": {"prior": NoTemperature},
     "fill instead of prior composite": {"prior": FillBehindCandidates},
+    "without these three": {"head": NoPairwiseOrder, "prior": FillWithoutTemperature},
     "without ImageNet features": {"encoder": lambda: NoImageNet(128)},
     "without prior": {"prior": NoPrior},
     "without scene self-attention": {},
@@ -105,8 +110,7 @@ class Trainee:
         self.graph = self.stream = None
 
     def step(self):
-        half = self.batch["mask"].device.type == "cuda"
-        with torch.autocast(self.batch["mask"].device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+        with torch.autocast(self.batch["mask"].device.type, torch.bfloat16, cache_enabled=False):
             out = self.model(**inputs_of(self.batch))
             loss, parts = fusion_loss(out, self.batch, self.perceptual, 0.5, 1e-9, 4.0)
             loss = loss + self.oracle_weight * parts["oracle"].mean()
@@ -224,7 +228,8 @@ def main():
 
     synthesizer = Synthesizer(options.objects, options.backgrounds, options.coco, options.img_size, seed=1)
     count = options.steps * options.batch_size
-    with ProcessPoolExecutor(options.processes) as pool:
+    # one thread each: as many threads as cores in as many processes as cores hold each other up
+    with ProcessPoolExecutor(options.processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         jobs = pool.map(compose, [synthesizer] * count, range(count), chunksize=32)
         scenes = list(tqdm(jobs, "compose", count, mininterval=10))
     stored = {name: torch.from_numpy(np.stack([scene[name] for scene in scenes])).to(device) for name in FIELDS}
