@@ -231,8 +231,13 @@ def main():
     # one thread each: as many threads as cores in as many processes as cores hold each other up
     with ProcessPoolExecutor(options.processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         jobs = pool.map(compose, [synthesizer] * count, range(count), chunksize=32)
-        scenes = list(tqdm(jobs, "compose", count, mininterval=10))
-    stored = {name: torch.from_numpy(np.stack([scene[name] for scene in scenes])).to(device) for name in FIELDS}
+        stored = {}
+        for index, scene in enumerate(tqdm(jobs, "compose", count, mininterval=10)):
+            for name, value in scene.items():
+                if not index:
+                    stored[name] = np.empty((count, *value.shape), value.dtype)
+                stored[name][index] = value
+    stored = {name: torch.from_numpy(value).to(device) for name, value in stored.items()}
     print(f"{count} scenes composed, {time.monotonic() - start:.0f} s", flush=True)
 
     perceptual = PerceptualLoss("alex", options.lpips_weights).to(device)

@@ -155,6 +155,7 @@ def test_a_photo_that_was_blanked_before_is_no_target_but_a_window_is_no_hole(tm
     strokes = np.where((np.hypot(*(np.mgrid[:64, :64] - 24)) < 12)[..., None], 255, scene.original)
     for name, photo, is_hole in (("box", np.where(scene.mask[..., None], 255, scene.original), True),
                                  ("black", np.where(scene.mask[..., None], 0, scene.original), True),
+                                 ("grey", np.where(scene.mask[..., None], 127, scene.original), True),
                                  ("strokes", strokes, True), ("window", np.clip(window, 0, 255), False),
                                  ("whole", scene.original, False)):
         _write(tmp_path / name / "original.png", photo.astype(np.uint8))

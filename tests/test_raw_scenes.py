@@ -19,8 +19,6 @@ from fusion.data.toy import draw_scene
 from fusion.errors import SceneError
 from tests.scripts import run
 
-NOISE = np.random.default_rng(0)
-
 
 class Results:
     """A drawn scene and the pictures that a pipeline would make of it."""
@@ -37,7 +35,7 @@ class Results:
     def on(self, i, colour, noise=0.0):
         """Object i without alpha on a flat background."""
         whole = np.where(self.alphas[i][..., None] > 0, self.objects[i][..., :3], np.uint8(colour)).astype(np.float32)
-        return np.clip(whole + NOISE.normal(0, noise, whole.shape), 0, 255).astype(np.uint8)
+        return np.clip(whole + np.random.default_rng(i).normal(0, noise, whole.shape), 0, 255).astype(np.uint8)
 
     def made_up(self, i):
         """Object i, in the hole as a completer imagined it."""
@@ -186,7 +184,7 @@ def test_a_mask_that_is_no_hole_is_refused_unless_told(tmp_path):
     flat = made.photo.copy()
     flat[8:56, 10:54] = (200, 40, 40)
     with pytest.raises(SceneError, match="nothing is blanked"):
-        noisy = np.clip(flat + NOISE.normal(0, 2, flat.shape), 0, 255).astype(np.uint8)
+        noisy = np.clip(flat + np.random.default_rng(0).normal(0, 2, flat.shape), 0, 255).astype(np.uint8)
         read_raw_scene(write(tmp_path / "c", original__png=noisy, partial__png=flat, mask__png=made.mask, **comps), 5)
     part = made.mask.copy()
     part[:, :32] = 0
@@ -260,6 +258,16 @@ def test_completions_of_another_photo_or_order_of_colours_are_named(tmp_path):
     with pytest.raises(SceneError, match=r"red and blue are swapped in the completions"):
         read_raw_scene(write(tmp_path / "bgr", **files, **{
             f"comp{i}__png": made.objects[i][..., [2, 1, 0, 3]] for i in range(3)}), 5)
+    for name, turn in (("mirrored", lambda picture: picture[:, ::-1]), ("upside down", lambda picture: picture[::-1])):
+        with pytest.raises(SceneError, match=f"the completions are {name}"):
+            read_raw_scene(write(tmp_path / name, **files, **{
+                f"comp{i}__png": turn(made.objects[i]) for i in range(3)}), 5)
+    with pytest.raises(SceneError, match="the alpha of the completions is inverted"):
+        read_raw_scene(write(tmp_path / "alpha", **files, **{
+            f"comp{i}__png": np.dstack([made.on(i, 255), 255 - made.alphas[i]]) for i in range(3)}), 5)
+    whole = [np.where(made.alphas[i][..., None] > 0, made.objects[i][..., :3], made.photo) for i in range(3)]
+    assert len(read_raw_scene(write(tmp_path / "whole", **files, **{  # pictures of all, with the object's alpha
+        f"comp{i}__png": np.dstack([whole[i], made.alphas[i]]) for i in range(3)}), 5)[0].completions) == 3
     _, report = read_raw_scene(write(tmp_path / "other", **files, **{
         f"comp{i}__png": np.dstack([255 - made.objects[i][..., :3], made.alphas[i]]) for i in range(3)}), 5)
     assert any("no completion agrees with the photo anywhere" in note for note in report["notes"])
@@ -275,7 +283,7 @@ def test_any_flat_background_is_keyed(colour, kind):
     for picture in (made.on(0, colour, noise=1.5), np.asarray(Image.fromarray(made.on(0, colour)))):
         keyed, found = key_background(picture)
         assert found[:3] == kind[:3] and iou(keyed[..., 3] > 127, made.alphas[0] > 127) > 0.93
-    photo = cv2.resize(NOISE.integers(90, 250, (12, 12, 3), dtype=np.uint8), (96, 96))
+    photo = cv2.resize(np.random.default_rng(0).integers(90, 250, (12, 12, 3), dtype=np.uint8), (96, 96))
     assert key_background(photo)[1] == "opaque"
 
 

@@ -4,12 +4,26 @@ import cv2
 import numpy as np
 
 from fusion.data.agreement import grown, largest, photo_fault
-from fusion.data.new_holes import FITS, make_hole, photo_or_partial
+from fusion.data.new_holes import FITS, has_blanked_hole, make_hole, photo_or_partial
 from fusion.data.raw_holes import find_hole
 from fusion.data.raw_pictures import read_pictures
 from fusion.data.scenes import Scene
 from fusion.data.selection import WHOLE_FRAME, select_completions
 from fusion.errors import SceneError
+
+OTHER_WAYS = {  # in which completions may fit the photo: of colours (H,W,3) and shape (H,W), and what it means
+    "as they are": (lambda colours, shape: (colours, shape), ""),
+    "swapped": (lambda colours, shape: (colours[..., ::-1], shape),
+                "red and blue are swapped in the completions, which fit the photo the other way round; write them "
+                "again (cv2.imwrite takes BGR)"),
+    "mirrored": (lambda colours, shape: (colours[:, ::-1], shape[:, ::-1]),
+                 "the completions are mirrored, left to right, against the photo; write them again, or mirror it"),
+    "upside down": (lambda colours, shape: (colours[::-1], shape[::-1]),
+                    "the completions are upside down against the photo; write them again, or turn it"),
+    "transparent": (lambda colours, shape: (colours, shape),
+                    "the alpha of the completions is inverted: they fit the photo where they are transparent, and "
+                    "nowhere else; write 255 where the object is"),
+}
 
 
 def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto", new_hole=None):
@@ -40,6 +54,9 @@ def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto", 
                 check_same_photo(raw, pictures, hole)
         elif not faults:
             hole, how, removed = make_hole(raw, pictures.original, pictures.completions, pictures.visible, new_hole)
+            if has_blanked_hole(pictures.original):
+                notes.append(f"{raw.original.name}: a sharp region of one colour, was something cut out of it already? "
+                             "If so, give the whole photos with --photos DIR")
         if hole is not None:
             check_completions_fit(raw, pictures, hole)
     except SceneError as error:
@@ -79,28 +96,44 @@ def check_same_photo(raw, pictures, hole):
 
 
 def check_completions_fit(raw, pictures, hole):
-    """Raise SceneError when red and blue are swapped in the completions, and note when none fits the photo anywhere.
+    """Raise SceneError when the completions fit the photo the other way round: red and blue swapped, mirrored, the
+    object transparent; note when they fit it in no way.
 
     A single one may well be of an object that is hidden where it is not in the hole; of several one is in view.
     """
     photo = pictures.partial if pictures.partial is not None else pictures.original
     step = max(1, round(max(hole.shape) / 128))
     photo, beside = photo[::step, ::step], ~grown(hole, step + 1)[::step, ::step]
-    fitting, swapped, pixels = [], [], []
-    for whole, visible in zip(pictures.completions, pictures.visible):
-        completion = whole[::step, ::step]
-        place = (completion[..., 3] > 127) & beside
-        if visible is not None and (place & visible[::step, ::step]).any():
-            place &= visible[::step, ::step]
-        if np.count_nonzero(place) >= 20:
-            shown, colours = photo[place], completion[place][:, :3]
-            fitting.append((largest(cv2.absdiff(shown, colours)) <= FITS).sum())
-            swapped.append((largest(cv2.absdiff(shown, np.ascontiguousarray(colours[:, ::-1]))) <= FITS).sum())
-            pixels.append(len(shown))
-    if sum(swapped) > 2 * sum(fitting) and sum(swapped) > 0.3 * sum(pixels):
-        raise SceneError(f"{raw.folder}: red and blue are swapped in the completions, which fit the photo the other "
-                         "way round; write them again (cv2.imwrite takes BGR)")
-    if len(fitting) > 1 and max(fit / number for fit, number in zip(fitting, pixels)) < 0.05:
+    fits, pixels, most = dict.fromkeys(OTHER_WAYS, 0), dict.fromkeys(OTHER_WAYS, 0), []
+    for completion, visible in zip(pictures.completions, pictures.visible):
+        colours, shown = completion[::step, ::step, :3], completion[::step, ::step, 3] > 127
+        if np.count_nonzero(shown & beside) < 20:
+            continue
+        written = (colours > 2).any(2) & (colours < 253).any(2)  # programs leave black or white where nothing shows
+        hidden = ~shown & written
+        if visible is not None and (shown & beside & visible[::step, ::step]).any():
+            shown = shown & visible[::step, ::step]
+        for way, (turn, _) in OTHER_WAYS.items():
+            turned, place = turn(colours, hidden if way == "transparent" else shown)
+            place = place & beside
+            if not place.any():
+                continue
+            alike = largest(cv2.absdiff(photo[place], np.ascontiguousarray(turned[place]))) <= FITS
+            fits[way] += np.count_nonzero(alike)
+            pixels[way] += len(alike)
+            if way == "as they are":
+                most.append(alike.mean())
+    if not most:
+        return
+    shares = {way: fits[way] / max(1, pixels[way]) for way in OTHER_WAYS}
+    as_they_are = shares.pop("as they are")
+    # pictures of the whole photo under an alpha fit it where they are transparent, too
+    if as_they_are > 0.05 or len(most) < 2:
+        shares.pop("transparent")
+    way = max(shares, key=shares.get)
+    if shares[way] > max(2 * as_they_are, 0.3):
+        raise SceneError(f"{raw.folder}: {OTHER_WAYS[way][1]}")
+    if len(most) > 1 and max(most) < 0.05:
         pictures.notes.append("no completion agrees with the photo anywhere outside the hole; are they of this photo, "
                               "and in its frame?")
 
