@@ -102,12 +102,12 @@ class AmodalFusionTransformer(nn.Module):
 
         error, visible = photometric_error(padded, photo, hole)  # (B,M,1,H,W)
         cues = visible_cues(error, visible, padded[:, :, 3:])  # (B,M,H/4,W/4) each
-        prior = self.prior(cues)  # logits (B,M,H/4,W/4) and their inverse temperature (B,1,H/4,W/4)
-        prior_composite = self.prior.composite(*prior, padded, photo, hole)  # (B,3,H,W)
+        prior_logits = self.prior(cues)  # (B,M,H/4,W/4)
+        prior_composite = composite(upsample(prior_logits.detach(), 4), padded, photo, hole)["fused"]  # (B,3,H,W)
         skips, x16 = self.encoder(padded, photo, hole, error, cues, prior_composite)  # strides 2, 4, 8; 16
         tokens = self.transformer(x16, present)  # (B,M,C,H/16,W/16)
         x2 = self.decoder(tokens, skips)  # (B,M,C,H/2,W/2)
-        logits, order = self.head(x2, *prior, padded[:, :, 3], cues.copied)  # (B,M,H,W), (B,M,M)
+        logits, order = self.head(x2, prior_logits, padded[:, :, 3], cues.copied)  # (B,M,H,W), (B,M,M)
 
         logits = logits[..., : mask.shape[-2], : mask.shape[-1]]
         fused = composite(logits, candidates, partial, mask)
@@ -121,22 +121,12 @@ class VisiblePrior(nn.Module):
         super().__init__()
         self.cue_weights = nn.Parameter(torch.tensor([0.5, 0.5, 1.0, 0.6]))  # of the first four cues
         self.fill_logit = nn.Parameter(torch.tensor(0.0))
-        # Log of the factor on all logits where nothing copies the photo, and what exact copies add to it: among them
-        # the best one wins outright, among redrawn ones several share.
-        self.log_inverse_temperature = nn.Parameter(torch.tensor([-1.0, 2.8]))
 
     def forward(self, cues):
-        """cues (B,M,h,w) each → prior_logits (B,M,h,w), inverse_temperature (B,1,h,w)."""
+        """cues (B,M,h,w) each → prior_logits (B,M,h,w)."""
         weighted = [weight * cue for weight, cue in zip(self.cue_weights, cues)]
         prior_logits = sum(weighted[1:], weighted[0])
-        prior_logits = torch.cat([self.fill_logit.expand_as(prior_logits[:, :1]), prior_logits[:, 1:]], 1)
-        base, copied = self.log_inverse_temperature
-        return prior_logits, (base + copied * cues.copied[:, :1]).exp()
-
-    @torch.no_grad()
-    def composite(self, prior_logits, inverse_temperature, candidates, photo, mask):
-        """The fused image (B,3,H,W) that these logits alone would give."""
-        return composite(upsample(prior_logits * inverse_temperature, 4), candidates, photo, mask)["fused"]
+        return torch.cat([self.fill_logit.expand_as(prior_logits[:, :1]), prior_logits[:, 1:]], 1)
 
 
 class ConvEncoder(nn.Module):
@@ -266,9 +256,9 @@ class WeightHead(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x2, prior_logits, inverse_temperature, alpha, copied):
-        """x2 (B,M,C,H/2,W/2), prior_logits and copied (B,M,H/4,W/4), inverse_temperature (B,1,H/4,W/4), alpha
-        (B,M,H,W) → logits (B,M,H,W), order (B,M,M)."""
+    def forward(self, x2, prior_logits, alpha, copied):
+        """x2 (B,M,C,H/2,W/2), prior_logits and copied (B,M,H/4,W/4), alpha (B,M,H,W) → logits (B,M,H,W), order
+        (B,M,M)."""
         count, x2 = x2.shape[:2], x2.flatten(0, 1)
         correction = self.weight_head(x2).float().unflatten(0, count).squeeze(2)  # (B,M,H/2,W/2)
         pairs = F.avg_pool2d(self.order_head(x2), 2).float().unflatten(0, count)  # (B,M,2,H/4,W/4)
@@ -278,7 +268,7 @@ class WeightHead(nn.Module):
             order_logits = (order @ alpha.flatten(2)).view_as(alpha)  # over all rivals at this pixel
         logits = correction + upsample(prior_logits + order_logits)  # (B,M,H/2,W/2)
         # Logits are upsampled, not weights: alpha then cuts the objects' edges sharply at full resolution.
-        return upsample(logits * upsample(inverse_temperature)), order
+        return upsample(logits), order
 
 
 def scene_input(candidates, photo, mask):

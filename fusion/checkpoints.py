@@ -11,7 +11,8 @@ from fusion.errors import UserError
 from fusion.files import atomic_file
 
 KIND = "amodal_fusion_transformer"
-VERSION = 2
+VERSION = 3
+EARLIER = {1: "f5cd88e", 2: "aba40bf"}  # the last commits that read them
 
 
 def save_checkpoint(path, state):
@@ -60,9 +61,9 @@ def load_checkpoint(path):
         raise UserError(f"{path}: not a checkpoint of amodal_fusion_transformer.py")
     if state["version"] != VERSION:
         message = f"{path}: checkpoint format {state['version']}, this program reads {VERSION}"
-        if state["version"] == 1:
-            message += ("; the file belongs to the program before version 0.1 (commit f5cd88e), whose network was "
-                        "another one: train anew, or fine-tune the weights that ship (--init_from)")
+        if state["version"] in EARLIER:
+            message += (f"; the file belongs to an earlier program (up to commit {EARLIER[state['version']]}), whose "
+                        "network was another one: train anew, or fine-tune the weights that ship (--init_from)")
         raise UserError(message)
     for part in ("model", "ema"):
         weights = state[part].items() if isinstance(state.get(part), dict) else ()
