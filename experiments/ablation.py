@@ -36,24 +36,18 @@ from fusion.training.run import learning_rate
 FIELDS = (*INPUTS, "original")
 
 
-class FillBehindCandidates(VisiblePrior):
+class FillBehindCandidates(ConvEncoder):
     """A candidate is seen among the fill alone, not among the prior's composite."""
 
-    def composite(self, prior_logits, inverse_temperature, candidates, photo, mask):  # noqa: ARG002
-        return photo
+    def forward(self, candidates, photo, mask, error, cues, prior_composite):  # noqa: ARG002
+        return super().forward(candidates, photo, mask, error, cues, photo)
 
 
 class NoPrior(VisiblePrior):
     """The cues are inputs only; the network starts with equal weights."""
 
     def forward(self, cues):
-        return torch.zeros_like(cues.copied), torch.ones_like(cues.copied[:, :1])
-
-
-class NoTemperature(VisiblePrior):
-    def forward(self, cues):
-        prior_logits, inverse_temperature = super().forward(cues)
-        return prior_logits, torch.ones_like(inverse_temperature)
+        return torch.zeros_like(cues.copied)
 
 
 class NoImageNet(ConvEncoder):
@@ -62,20 +56,14 @@ class NoImageNet(ConvEncoder):
 
 
 class NoPairwiseOrder(WeightHead):
-    def forward(self, x2, prior_logits, inverse_temperature, alpha, copied):
-        return super().forward(x2, prior_logits, inverse_temperature, 0 * alpha, copied)  # transparent ones never meet
-
-
-class FillWithoutTemperature(NoTemperature, FillBehindCandidates):
-    pass
+    def forward(self, x2, prior_logits, alpha, copied):
+        return super().forward(x2, prior_logits, 0 * alpha, copied)  # transparent ones never meet
 
 
 PARTS = {
     "as it is": {},
     "without pairwise order": {"head": NoPairwiseOrder},
-    "without temperature": {"prior": NoTemperature},
-    "fill instead of prior composite": {"prior": FillBehindCandidates},
-    "without these three": {"head": NoPairwiseOrder, "prior": FillWithoutTemperature},
+    "fill instead of prior composite": {"encoder": lambda: FillBehindCandidates(128)},
     "without ImageNet features": {"encoder": lambda: NoImageNet(128)},
     "without prior": {"prior": NoPrior},
     "without scene self-attention": {},
