@@ -1,6 +1,6 @@
-"""What a more decided picture costs: all logits times a factor, after training.
+"""The same logits blended otherwise, after training: sharper, or with another rule of alpha.
 
-    python -m experiments.sharpening --data_dir SET --factors 1 1.5 2 4
+    python -m experiments.other_blends --data_dir SET
 
 Undecided is the share of the hole where no candidate has a weight of 0.8. A squared error likes mixtures of guesses, a
 person prefers one of them; LPIPS stands between the two.
@@ -18,8 +18,36 @@ from benchmarks.measure import report
 from fusion.data.scenes import find_scenes, read_scene
 from fusion.data.tensors import inputs_of, to_tensors
 from fusion.metrics import compare_methods, undecided_share
-from fusion.model.compositing import add_fill, composite
+from fusion.model.compositing import OPAQUE, add_fill, composite
 from fusion.perceptual import PerceptualLoss
+
+
+def sharper(factor):
+    return lambda logits, candidates: (factor * logits, candidates)
+
+
+def limited(multiple):
+    """Weights up to `multiple` times alpha, where it is 4 otherwise."""
+    def blend(logits, candidates):
+        rgb, alpha = candidates.split([3, 1], 2)
+        return logits, torch.cat([rgb, (alpha * multiple / OPAQUE).clamp(max=1)], 2)
+    return blend
+
+
+def unlimited(logits, candidates):
+    """softmax(logits + log alpha), which lets a sure network paint faint rims."""
+    rgb, alpha = candidates.split([3, 1], 2)
+    return logits + alpha.squeeze(2).clamp(min=1e-6).log(), torch.cat([rgb, (alpha > 0).float()], 2)
+
+
+BLENDS = {
+    "as it is": sharper(1),
+    "logits · 1.5": sharper(1.5),
+    "logits · 2": sharper(2),
+    "up to 1 · alpha": limited(1),
+    "up to 16 · alpha": limited(16),
+    "softmax(logits + log alpha)": unlimited,
+}
 
 
 @torch.no_grad()
@@ -27,7 +55,6 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--checkpoint", default=SHIPPED)
-    parser.add_argument("--factors", type=float, nargs="+", default=[1, 1.5, 2, 4])
     parser.add_argument("--img_size", type=int, default=256)
     parser.add_argument("--n_scenes", type=int, help="the first so many; default: all")
     parser.add_argument("--lpips_weights")
@@ -35,22 +62,22 @@ def main():
     options = parser.parse_args()
     model, _ = load_model(options.checkpoint)
     perceptual = PerceptualLoss("alex", options.lpips_weights)
-    figures = {factor: {} for factor in options.factors}
+    figures = {name: {} for name in BLENDS}
     for scene_id in tqdm(find_scenes(options.data_dir)[: options.n_scenes], disable=None):
         scene = read_scene(options.data_dir / scene_id, need_original=True).resized((options.img_size,) * 2)
         batch = {name: value[None] for name, value in to_tensors(scene, len(scene.completions)).items()}
         inputs = inputs_of(batch)
         logits, (candidates, _) = model(**inputs)["logits"], add_fill(**inputs)
-        for factor, rows in figures.items():
-            out = composite(factor * logits, candidates, batch["partial"], batch["mask"])
+        for blend, rows in figures.items():
+            out = composite(*BLENDS[blend](logits, candidates), batch["partial"], batch["mask"])
             whole = torch.where(batch["mask"] > 0.5, out["fused"], batch["original"])
             row = compare_methods(batch, {"ours": out["fused"]}) | {
                 "lpips": perceptual(whole, batch["original"]), "undecided": undecided_share({**batch, **out})}
             for name, value in row.items():
                 rows.setdefault(name, []).append(value)
-    means = [{"factor": factor, **{name: f"{torch.cat(v).nanmean().item():.4f}" for name, v in rows.items()}}
-             for factor, rows in figures.items()]
-    report(means, {"factor": "factor", "ours_psnr": "PSNR, hole", "ours_psnr_overlap": "overlap", "lpips": "LPIPS",
+    means = [{"blend": blend, **{name: f"{torch.cat(v).nanmean().item():.4f}" for name, v in rows.items()}}
+             for blend, rows in figures.items()]
+    report(means, {"blend": "blend", "ours_psnr": "PSNR, hole", "ours_psnr_overlap": "overlap", "lpips": "LPIPS",
                    "undecided": "undecided"}, options.json)
 
 
