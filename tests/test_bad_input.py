@@ -438,4 +438,4 @@ def test_checkpoints_of_another_version_or_shape(change, cases, checkpoint, tmp_
         assert process.returncode == 0, process.stderr
     else:
         assert process.returncode == 1 and process.stderr.startswith("error: ") and "model.pth" in process.stderr
-        assert ("before version 0.1 (commit f5cd88e)" in process.stderr) == (change == {"version": 1})
+        assert ("an earlier program (up to commit f5cd88e)" in process.stderr) == (change == {"version": 1})
