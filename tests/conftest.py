@@ -1,6 +1,7 @@
 """Data, weights and a trained checkpoint that tests share."""
 
 import json
+import signal
 import time
 
 import pytest
@@ -10,6 +11,9 @@ import torchvision
 from fusion.data.toy import write_dataset
 from tests.scripts import succeed
 
+for number in (signal.SIGINT, signal.SIGHUP):  # a runner in the background ignores them, and so would its children
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 torch.set_num_threads(1)  # two test processes share two cores
 
 
