@@ -155,13 +155,16 @@ def test_a_photo_that_was_blanked_before_is_no_target_but_a_window_is_no_hole(tm
     strokes = np.where((np.hypot(*(np.mgrid[:64, :64] - 24)) < 12)[..., None], 255, scene.original)
     for name, photo, is_hole in (("box", np.where(scene.mask[..., None], 255, scene.original), True),
                                  ("black", np.where(scene.mask[..., None], 0, scene.original), True),
-                                 ("grey", np.where(scene.mask[..., None], 127, scene.original), True),
+                                 ("grey", np.where(scene.mask[..., None], 127, scene.original), False),
                                  ("strokes", strokes, True), ("window", np.clip(window, 0, 255), False),
                                  ("whole", scene.original, False)):
         _write(tmp_path / name / "original.png", photo.astype(np.uint8))
         _write(tmp_path / name / "comp1.png", scene.completions[0])
         raw = {found.id: found for found in find_raw_scenes(tmp_path)[0]}[name]
         assert (photo_or_partial(raw).partial is not None) == is_hole, name
+        if not is_hole:  # grey may be a wall: it is said, and decided by nobody
+            _, report = read_raw_scene(raw, 5, new_hole=NewHole("box"))
+            assert any("was something cut out of it" in note for note in report["notes"]) == (name == "grey"), name
 
 
 def test_a_photo_of_something_else_is_refused(tree, tmp_path):

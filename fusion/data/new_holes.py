@@ -29,7 +29,7 @@ class NewHole:
 def photo_or_partial(raw):
     """`raw` with its photo as partial image when a hole was cut from that already, as pipelines do that mask first.
 
-    Such a hole is large, of one colour, and ends sharply, which the light of a window does not unless it is a
+    Such a hole is large, pure black or white, and ends sharply, which the light of a window does not unless it is a
     box, too. Nothing is decided where the layout has a partial image of its own, or a mask and no other photo. A mask
     that is all modal masks together is none of a hole, and goes.
     """
@@ -61,12 +61,15 @@ def _is_all_objects(raw):
     return np.count_nonzero(mask & objects) > 0.9 * np.count_nonzero(mask | objects)
 
 
-def has_blanked_hole(photo):
-    """Whether a photo (H,W,3) uint8 has a large sharp region of one colour, as something cut out of it leaves."""
-    packed = photo[::2, ::2].reshape(-1, 3).astype(np.int32) @ (65536, 256, 1)
-    values, counts = np.unique(packed, return_counts=True)
-    frequent = np.array([values[counts.argmax()] >> shift & 255 for shift in (16, 8, 0)])
-    for blank in (photo.max(2) <= 2, photo.min(2) >= 253, largest(np.abs(photo - frequent)) <= 2):
+def has_blanked_hole(photo, any_colour=False):
+    """Whether a photo (H,W,3) uint8 has a large sharp region, black, white or of any one colour, as a cut leaves it."""
+    blanks = [photo.max(2) <= 2, photo.min(2) >= 253]
+    if any_colour:
+        packed = photo[::2, ::2].reshape(-1, 3).astype(np.int32) @ (65536, 256, 1)
+        values, counts = np.unique(packed, return_counts=True)
+        frequent = np.array([values[counts.argmax()] >> shift & 255 for shift in (16, 8, 0)])
+        blanks.append(largest(np.abs(photo - frequent)) <= 2)
+    for blank in blanks:
         count, labels, boxes, _ = cv2.connectedComponentsWithStats(blank.astype(np.uint8), connectivity=4)
         for i in range(1, count):
             x, y, width, height, area = boxes[i]

@@ -54,7 +54,7 @@ def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto", 
                 check_same_photo(raw, pictures, hole)
         elif not faults:
             hole, how, removed = make_hole(raw, pictures.original, pictures.completions, pictures.visible, new_hole)
-            if has_blanked_hole(pictures.original):
+            if has_blanked_hole(pictures.original, any_colour=True):
                 notes.append(f"{raw.original.name}: a sharp region of one colour, was something cut out of it already? "
                              "If so, give the whole photos with --photos DIR")
         if hole is not None:
