@@ -12,7 +12,7 @@ from fusion.files import atomic_file
 
 KIND = "amodal_fusion_transformer"
 VERSION = 3
-EARLIER = {1: "f5cd88e", 2: "aba40bf"}  # the last commits that read them
+EARLIER = {1: "f5cd88e", 2: "8160f9c"}  # the last commits that read them
 
 
 def save_checkpoint(path, state):
