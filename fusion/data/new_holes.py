@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from fusion.data.agreement import largest
 from fusion.data.holes import cut_hole
 from fusion.data.images import read_image, resize
 from fusion.errors import SceneError
@@ -63,14 +62,14 @@ def _is_all_objects(raw):
 
 def has_blanked_hole(photo, any_colour=False):
     """Whether a photo (H,W,3) uint8 has a large sharp region, black, white or of any one colour, as a cut leaves it."""
-    blanks = [photo.max(2) <= 2, photo.min(2) >= 253]
+    colours = {(0, 0, 0), (255, 255, 255)}
     if any_colour:
         packed = photo[::2, ::2].reshape(-1, 3).astype(np.int32) @ (65536, 256, 1)
         values, counts = np.unique(packed, return_counts=True)
-        frequent = np.array([values[counts.argmax()] >> shift & 255 for shift in (16, 8, 0)])
-        blanks.append(largest(np.abs(photo - frequent)) <= 2)
-    for blank in blanks:
-        count, labels, boxes, _ = cv2.connectedComponentsWithStats(blank.astype(np.uint8), connectivity=4)
+        colours.add(tuple(int(values[counts.argmax()]) >> shift & 255 for shift in (16, 8, 0)))
+    for colour in colours:
+        blank = cv2.inRange(photo, *(np.clip(np.add(colour, step), 0, 255) for step in (-2, 2)))
+        count, labels, boxes, _ = cv2.connectedComponentsWithStats(blank, connectivity=4)
         for i in range(1, count):
             x, y, width, height, area = boxes[i]
             borders = (x == 0) + (y == 0) + (x + width == blank.shape[1]) + (y + height == blank.shape[0])

@@ -11,18 +11,13 @@ from fusion.data.scenes import Scene
 from fusion.data.selection import WHOLE_FRAME, select_completions
 from fusion.errors import SceneError
 
-OTHER_WAYS = {  # in which completions may fit the photo: of colours (H,W,3) and shape (H,W), and what it means
-    "as they are": (lambda colours, shape: (colours, shape), ""),
-    "swapped": (lambda colours, shape: (colours[..., ::-1], shape),
-                "red and blue are swapped in the completions, which fit the photo the other way round; write them "
-                "again (cv2.imwrite takes BGR)"),
-    "mirrored": (lambda colours, shape: (colours[:, ::-1], shape[:, ::-1]),
-                 "the completions are mirrored, left to right, against the photo; write them again, or mirror it"),
-    "upside down": (lambda colours, shape: (colours[::-1], shape[::-1]),
-                    "the completions are upside down against the photo; write them again, or turn it"),
-    "transparent": (lambda colours, shape: (colours, shape),
-                    "the alpha of the completions is inverted: they fit the photo where they are transparent, and "
-                    "nowhere else; write 255 where the object is"),
+OTHER_WAYS = {  # in which completions may fit the photo, and what that means
+    "swapped": "red and blue are swapped in the completions, which fit the photo the other way round; write them again "
+               "(cv2.imwrite takes BGR)",
+    "mirrored": "the completions are mirrored, left to right, against the photo; write them again, or mirror it",
+    "upside down": "the completions are upside down against the photo; write them again, or turn it",
+    "transparent": "the alpha of the completions is inverted: they fit the photo where they are transparent, and "
+                   "nowhere else; write 255 where the object is",
 }
 
 
@@ -104,36 +99,36 @@ def check_completions_fit(raw, pictures, hole):
     photo = pictures.partial if pictures.partial is not None else pictures.original
     step = max(1, round(max(hole.shape) / 128))
     photo, beside = photo[::step, ::step], ~grown(hole, step + 1)[::step, ::step]
-    fits, pixels, most = dict.fromkeys(OTHER_WAYS, 0), dict.fromkeys(OTHER_WAYS, 0), []
+    counts = {way: [] for way in ("as they are", *OTHER_WAYS)}  # pixels that fit, and all, of every completion
     for completion, visible in zip(pictures.completions, pictures.visible):
-        colours, shown = completion[::step, ::step, :3], completion[::step, ::step, 3] > 127
-        if np.count_nonzero(shown & beside) < 20:
+        colours, opaque = completion[::step, ::step, :3], completion[::step, ::step, 3] > 127
+        if np.count_nonzero(opaque & beside) < 20:
             continue
         written = (colours > 2).any(2) & (colours < 253).any(2)  # programs leave black or white where nothing shows
-        hidden = ~shown & written
-        if visible is not None and (shown & beside & visible[::step, ::step]).any():
-            shown = shown & visible[::step, ::step]
-        for way, (turn, _) in OTHER_WAYS.items():
-            turned, place = turn(colours, hidden if way == "transparent" else shown)
-            place = place & beside
-            if not place.any():
-                continue
-            alike = largest(cv2.absdiff(photo[place], np.ascontiguousarray(turned[place]))) <= FITS
-            fits[way] += np.count_nonzero(alike)
-            pixels[way] += len(alike)
-            if way == "as they are":
-                most.append(alike.mean())
-    if not most:
+        hidden = ~opaque & written
+        if visible is not None and (opaque & beside & visible[::step, ::step]).any():
+            opaque = opaque & visible[::step, ::step]
+        views = {"as they are": (colours, opaque), "swapped": (colours[..., ::-1], opaque),
+                 "mirrored": (colours[:, ::-1], opaque[:, ::-1]), "upside down": (colours[::-1], opaque[::-1]),
+                 "transparent": (colours, hidden)}
+        for way, (view, place) in views.items():
+            seen = place & beside
+            if seen.any():
+                alike = largest(cv2.absdiff(photo[seen], np.ascontiguousarray(view[seen]))) <= FITS
+                counts[way].append((np.count_nonzero(alike), len(alike)))
+    own = [fits / pixels for fits, pixels in counts["as they are"]]
+    if not own:
         return
-    shares = {way: fits[way] / max(1, pixels[way]) for way in OTHER_WAYS}
+    shares = {way: sum(fits for fits, _ in found) / max(1, sum(pixels for _, pixels in found))
+              for way, found in counts.items()}
     as_they_are = shares.pop("as they are")
     # pictures of the whole photo under an alpha fit it where they are transparent, too
-    if as_they_are > 0.05 or len(most) < 2:
+    if as_they_are > 0.05 or len(own) < 2:
         shares.pop("transparent")
     way = max(shares, key=shares.get)
     if shares[way] > max(2 * as_they_are, 0.3):
-        raise SceneError(f"{raw.folder}: {OTHER_WAYS[way][1]}")
-    if len(most) > 1 and max(most) < 0.05:
+        raise SceneError(f"{raw.folder}: {OTHER_WAYS[way]}")
+    if len(own) > 1 and max(own) < 0.05:
         pictures.notes.append("no completion agrees with the photo anywhere outside the hole; are they of this photo, "
                               "and in its frame?")
 
