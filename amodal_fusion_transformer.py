@@ -94,7 +94,6 @@ class AmodalFusionTransformer(nn.Module):
             fused: (B,3,H,W), equal to `partial` outside the hole.
             fill: (B,3,H,W), the smooth fill that the residual stands for.
             logits: (B,M,H,W), what the weights are made of, the fill's first.
-            order: (B,M,M), how far the row's candidate is in front of the column's; antisymmetric.
         """
         candidates, present = add_fill(partial, mask, completions, valid)  # (B,M,4,H,W), (B,M)
         padded, hole = pad_to(STRIDE, candidates, mask)
@@ -102,16 +101,13 @@ class AmodalFusionTransformer(nn.Module):
 
         error, visible = photometric_error(padded, photo, hole)  # (B,M,1,H,W)
         cues = visible_cues(error, visible, padded[:, :, 3:])  # (B,M,H/4,W/4) each
-        prior_logits = self.prior(cues)  # (B,M,H/4,W/4)
-        prior_composite = composite(upsample(prior_logits.detach(), 4), padded, photo, hole)["fused"]  # (B,3,H,W)
-        skips, x16 = self.encoder(padded, photo, hole, error, cues, prior_composite)  # strides 2, 4, 8; 16
+        skips, x16 = self.encoder(padded, photo, hole, error, cues)  # strides 2, 4, 8; 16
         tokens = self.transformer(x16, present)  # (B,M,C,H/16,W/16)
         x2 = self.decoder(tokens, skips)  # (B,M,C,H/2,W/2)
-        logits, order = self.head(x2, prior_logits, padded[:, :, 3], cues.copied)  # (B,M,H,W), (B,M,M)
+        logits = self.head(x2, self.prior(cues))[..., : mask.shape[-2], : mask.shape[-1]]  # (B,M,H,W)
 
-        logits = logits[..., : mask.shape[-2], : mask.shape[-1]]
         fused = composite(logits, candidates, partial, mask)
-        return {**fused, "fill": candidates[:, 0, :3], "logits": logits, "order": order}
+        return {**fused, "fill": candidates[:, 0, :3], "logits": logits}
 
 
 class VisiblePrior(nn.Module):
@@ -132,8 +128,8 @@ class VisiblePrior(nn.Module):
 class ConvEncoder(nn.Module):
     """Convolutional encoder, shared by all candidates: features at strides 2, 4, 8 and 16.
 
-    At strides 4, 8 and 16 come in what ImageNet features see in a candidate painted over the prior's composite, and
-    how that differs from the composite itself: does the picture make sense with this object in front?
+    At strides 4, 8 and 16 come in what ImageNet features see in a candidate painted over the filled photo, and how
+    that differs from the filled photo itself: does the picture make sense with this object in it?
     """
 
     def __init__(self, width):
@@ -151,26 +147,26 @@ class ConvEncoder(nn.Module):
         self.embed_change = nn.ModuleList(nn.Conv2d(features, c, 1, bias=False) for features, c in sizes)
         self.embed_context = nn.ModuleList(nn.Conv2d(features, c, 1, bias=False) for features, c in sizes)
 
-    def forward(self, candidates, photo, mask, error, cues, prior_composite):
-        """candidates (B,M,4,H,W), photo and prior_composite (B,3,H,W), mask (B,1,H,W), error (B,M,1,H,W), cues
-        (B,M,H/4,W/4) each → [x2, x4, x8], (B·M,C,H/s,W/s) at strides s of 2, 4 and 8, and x16, (B,M,C,H/16,W/16)."""
+    def forward(self, candidates, photo, mask, error, cues):
+        """candidates (B,M,4,H,W), photo (B,3,H,W), mask (B,1,H,W), error (B,M,1,H,W), cues (B,M,H/4,W/4) each →
+        [x2, x4, x8], (B·M,C,H/s,W/s) at strides s of 2, 4 and 8, and x16, (B,M,C,H/16,W/16)."""
         count = candidates.shape[:2]  # (B,M)
         rgb, alpha = candidates.split([3, 1], 2)
         x2 = self.stem_candidate(torch.cat([(rgb - 0.5) * alpha, alpha, error], 2).flatten(0, 1)).unflatten(0, count)
         x2 = add_shared(x2, self.stem_scene(scene_input(candidates, photo, mask)))  # (B·M,C,H/2,W/2)
-        seen4, seen8, seen16 = self.backbone_features(candidates, prior_composite)
+        seen4, seen8, seen16 = self.backbone_features(candidates, photo)
         x4 = self.down4(F.gelu(x2)) + self.embed_cues(torch.stack(cues, 2).flatten(0, 1)) + seen4
         x4 = self.block4(x4)
         x8 = self.block8(self.down8(x4) + seen8)
         x16 = self.block16(self.down16(x8) + seen16)
         return [x2, x4, x8], x16.unflatten(0, count)
 
-    def backbone_features(self, candidates, prior_composite):
+    def backbone_features(self, candidates, photo):
         """What ImageNet features see: [(B·M,C,H/s,W/s) at strides 4, 8, 16]."""
         count, (rgb, alpha) = candidates.shape[:2], candidates.split([3, 1], 2)
-        painted = torch.lerp(prior_composite[:, None], rgb, alpha).flatten(0, 1)  # (B·M,3,H,W)
+        painted = torch.lerp(photo[:, None], rgb, alpha).flatten(0, 1)  # (B·M,3,H,W)
         seen = []
-        levels = zip(self.backbone(painted), self.backbone(prior_composite))  # (B·M,F,h,w), (B,F,h,w)
+        levels = zip(self.backbone(painted), self.backbone(photo))  # (B·M,F,h,w), (B,F,h,w)
         for level, (features, context) in enumerate(levels):
             change = add_shared(features.unflatten(0, count), -context).abs()
             embedded = self.embed_painted[level](features) + self.embed_change[level](change)
@@ -243,32 +239,19 @@ class UpsamplingDecoder(nn.Module):
 
 
 class WeightHead(nn.Module):
-    """One logit per candidate and pixel: the prior's, corrected here, and by the order of each pair of candidates.
-
-    Both layers start at zero, which leaves the prior.
-    """
+    """One logit per candidate and pixel: the prior's, corrected here. It starts at zero, which leaves the prior."""
 
     def __init__(self):
         super().__init__()
-        self.weight_head = nn.Conv2d(C2, 1, 1)
-        self.order_head = nn.Conv2d(C2, 2, 1)  # margin and logit of pair_weight, see `pairwise_order`
-        for layer in (self.weight_head, self.order_head):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.correction = nn.Conv2d(C2, 1, 1)
+        nn.init.zeros_(self.correction.weight)
+        nn.init.zeros_(self.correction.bias)
 
-    def forward(self, x2, prior_logits, alpha, copied):
-        """x2 (B,M,C,H/2,W/2), prior_logits and copied (B,M,H/4,W/4), alpha (B,M,H,W) → logits (B,M,H,W), order
-        (B,M,M)."""
-        count, x2 = x2.shape[:2], x2.flatten(0, 1)
-        correction = self.weight_head(x2).float().unflatten(0, count).squeeze(2)  # (B,M,H/2,W/2)
-        pairs = F.avg_pool2d(self.order_head(x2), 2).float().unflatten(0, count)  # (B,M,2,H/4,W/4)
-        with torch.autocast(alpha.device.type, enabled=False):
-            alpha = F.avg_pool2d(alpha.float(), 4)  # (B,M,H/4,W/4)
-            order = pairwise_order(*pairs.unbind(2), alpha, copied[:, :, 0, 0])  # (B,M,M)
-            order_logits = (order @ alpha.flatten(2)).view_as(alpha)  # over all rivals at this pixel
-        logits = correction + upsample(prior_logits + order_logits)  # (B,M,H/2,W/2)
+    def forward(self, x2, prior_logits):
+        """x2 (B,M,C,H/2,W/2), prior_logits (B,M,H/4,W/4) → logits (B,M,H,W)."""
+        correction = self.correction(x2.flatten(0, 1)).float().unflatten(0, x2.shape[:2]).squeeze(2)  # (B,M,H/2,W/2)
         # Logits are upsampled, not weights: alpha then cuts the objects' edges sharply at full resolution.
-        return upsample(logits), order
+        return upsample(correction + upsample(prior_logits))
 
 
 def scene_input(candidates, photo, mask):
@@ -277,27 +260,6 @@ def scene_input(candidates, photo, mask):
     cover = alpha.sum(1)  # (B,1,H,W)
     mean = ((rgb - 0.5) * alpha).sum(1) / cover.clamp(min=1)
     return torch.cat([photo - 0.5, mask, mean, cover.log1p()], 1)
-
-
-def pairwise_order(margin, pair_weight, alpha, copied):
-    """Two candidates have one order wherever they meet: a weighted mean over all the places where they do.
-
-    Args:
-        margin: (B,M,h,w), how much speaks for a candidate's being in front here.
-        pair_weight: (B,M,h,w), the logit of how much this place counts.
-        alpha: (B,M,h,w); copied: (B,M) in [0,1], how surely each copies the photo: the more it does, the less its
-            order against the fill counts, for with exact copies the cues know better.
-
-    Returns:
-        (B,M,M), how far the row's candidate is in front of the column's; antisymmetric.
-    """
-    margin, pair_weight, alpha = margin.flatten(2), pair_weight.flatten(2), alpha.flatten(2)  # (B,M,P)
-    pair_weight = alpha * pair_weight.sigmoid()
-    total = pair_weight @ pair_weight.mT + 1e-3 * alpha.shape[2]  # who hardly meet are hardly in order
-    margin = (pair_weight * margin) @ pair_weight.mT / total  # (B,M,M): the row's, where it meets the column's
-    counts = torch.ones_like(margin)
-    counts[:, 0] = counts[:, :, 0] = 1 - copied
-    return (margin - margin.mT) * counts
 
 
 # ----------------------------------------------------------------------------

@@ -23,7 +23,6 @@ from amodal_fusion_transformer import (
     AmodalFusionTransformer,
     ConvEncoder,
     VisiblePrior,
-    WeightHead,
     fusion_loss,
 )
 from fusion.data.scenes import find_scenes, read_scene
@@ -36,13 +35,6 @@ from fusion.training.run import learning_rate
 FIELDS = (*INPUTS, "original")
 
 
-class FillBehindCandidates(ConvEncoder):
-    """A candidate is seen among the fill alone, not among the prior's composite."""
-
-    def forward(self, candidates, photo, mask, error, cues, prior_composite):  # noqa: ARG002
-        return super().forward(candidates, photo, mask, error, cues, photo)
-
-
 class NoPrior(VisiblePrior):
     """The cues are inputs only; the network starts with equal weights."""
 
@@ -51,19 +43,12 @@ class NoPrior(VisiblePrior):
 
 
 class NoImageNet(ConvEncoder):
-    def backbone_features(self, candidates, prior_composite):  # noqa: ARG002
+    def backbone_features(self, candidates, photo):  # noqa: ARG002
         return 0, 0, 0
-
-
-class NoPairwiseOrder(WeightHead):
-    def forward(self, x2, prior_logits, alpha, copied):
-        return super().forward(x2, prior_logits, 0 * alpha, copied)  # transparent ones never meet
 
 
 PARTS = {
     "as it is": {},
-    "without pairwise order": {"head": NoPairwiseOrder},
-    "fill instead of prior composite": {"encoder": lambda: FillBehindCandidates(128)},
     "without ImageNet features": {"encoder": lambda: NoImageNet(128)},
     "without prior": {"prior": NoPrior},
     "without scene self-attention": {},

@@ -11,8 +11,8 @@ from fusion.errors import UserError
 from fusion.files import atomic_file
 
 KIND = "amodal_fusion_transformer"
-VERSION = 3
-EARLIER = {1: "f5cd88e", 2: "8160f9c"}  # the last commits that read them
+VERSION = 4
+EARLIER = {1: "f5cd88e", 2: "8160f9c", 3: "e5d7be6"}  # the last commits that read them
 
 
 def save_checkpoint(path, state):
