@@ -158,7 +158,7 @@ class FusionPredictor:
         """
         scene = as_scene(partial, mask, completions)
         size = network_size(scene.mask.shape, self.img_size, len(scene.completions))
-        blend = blend_hole(scene, self.look([scene.resized(size)])[0][0])
+        blend = blend_hole(scene, self.look([scene.resized(size)])[0])
         if isinstance(partial, torch.Tensor):
             result = as_result(scene, blend)
             return {name: result[name][0] for name in ("weights", "residual", "fused")}
@@ -169,7 +169,7 @@ class FusionPredictor:
         """Fuse Scenes of any sizes, whose network size must be the same; list of dicts as of `as_result`."""
         size = network_size(scenes[0].mask.shape, self.img_size, max(len(scene.completions) for scene in scenes))
         looks = self.look([scene.resized(size) for scene in scenes])
-        return [as_result(scene, blend_hole(scene, logits)) for scene, (logits, _) in zip(scenes, looks)]
+        return [as_result(scene, blend_hole(scene, logits)) for scene, logits in zip(scenes, looks)]
 
     @torch.no_grad()
     def look(self, scenes):
@@ -179,8 +179,7 @@ class FusionPredictor:
             scenes: list of Scene, all of one size (h,w).
 
         Returns:
-            per scene its logits, (M,h,w), and how far the row's candidate is in front of the column's, (M,M), float32
-            on the CPU, M = N + 1, the fill first.
+            per scene its logits, (M,h,w) float32 on the CPU, M = N + 1, the fill first.
 
         Raises:
             SceneError: there is not memory enough.
@@ -193,13 +192,12 @@ class FusionPredictor:
         try:
             with torch.autocast(self.device.type, half, enabled=half is not None):
                 out = self.model(**batch)
-            logits, order = out["logits"].float().cpu(), out["order"].float().cpu()  # (B,M,h,w), (B,M,M)
+            logits = out["logits"].float().cpu()  # (B,M,h,w)
         except (RuntimeError, MemoryError) as error:  # CUDA and the CPU's allocator have an error each
             if "memory" not in str(error).lower():
                 raise
             raise SceneError(f"out of memory on {self.device}; lower --batch_size or --img_size") from None
-        counts = [len(scene.completions) + 1 for scene in scenes]
-        return [(logits[i, :count], order[i, :count, :count]) for i, count in enumerate(counts)]
+        return [logits[i, : len(scene.completions) + 1] for i, scene in enumerate(scenes)]
 
 
 def digest_of(model):
@@ -282,8 +280,8 @@ def fuse_folder(config, predictor, todo, sharing, writer):
                 for scene_id, *_ in group:
                     record(scene_id, Failure(str(error)))
                 continue
-            for (scene_id, _, scene), (logits, order) in zip(group, looks):
-                pending.append((scene_id, writers.submit(scene_id, scene, logits.numpy(), order.numpy())))
+            for (scene_id, _, scene), logits in zip(group, looks):
+                pending.append((scene_id, writers.submit(scene_id, scene, logits.numpy())))
                 finish(2 * max(1, config.workers))
         finish(0)
     finally:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from amodal_fusion_transformer import AmodalFusionTransformer, fusion_loss, pairwise_order
+from amodal_fusion_transformer import AmodalFusionTransformer, fusion_loss
 from fusion.data.tensors import inputs_of, to_tensors
 from fusion.data.toy import draw_scene
 from fusion.model.compositing import candidate_weights
@@ -20,8 +20,7 @@ def make_model(seed=0):
     """A network whose head is not at its neutral start, so that every layer shows in the output."""
     torch.manual_seed(seed)
     model = AmodalFusionTransformer(width=32, encoder_layers=1, decoder_layers=2, heads=2)
-    nn.init.normal_(model.head.weight_head.weight, std=0.15)
-    nn.init.normal_(model.head.order_head.weight, std=0.15)
+    nn.init.normal_(model.head.correction.weight, std=0.15)
     return model.eval()
 
 
@@ -175,29 +174,6 @@ def test_what_lies_within_another_one_is_in_front():
     with torch.no_grad():
         weights = model(photo * (1 - mask), mask, torch.stack([small, large], 1))["weights"][0, :, 28:36, 28:36]
     assert (weights[0] > 2 * weights[1]).all()
-
-
-def test_one_place_decides_the_order_wherever_two_candidates_meet():
-    alpha = torch.zeros(1, 3, 4, 8)
-    alpha[:, 1] = alpha[:, 2] = 1  # these two meet everywhere; the first covers nothing
-    margin, pair_weight = torch.zeros(2, 1, 3, 4, 8)
-    margin[:, 1, :, 0] = 5.0  # something on the left speaks for the second
-    order = pairwise_order(margin, pair_weight, alpha, torch.zeros(1, 3))
-    assert order[0, 1, 2] > 0.1 and torch.equal(order, -order.mT)
-    assert order[0, 0].abs().max() < 1e-6  # who meets nobody is in front of nobody
-    pair_weight[:, 1, :, 0] = -20.0  # what does not know anything does not count
-    assert pairwise_order(margin, pair_weight, alpha, torch.zeros(1, 3)).abs().max() < 1e-3
-
-
-def test_pairwise_order_does_not_set_an_exact_copy_against_the_fill():
-    alpha = torch.ones(1, 3, 4, 8)  # the fill, and two completions
-    margin, pair_weight = torch.zeros(2, 1, 3, 4, 8)
-    margin[:, 0] = 5.0  # everything speaks for the fill
-    copied = torch.tensor([[0.5, 1.0, 0.0]])
-    order = pairwise_order(margin, pair_weight, alpha, copied)
-    assert order[0, 1, 0] == 0 and order[0, 2, 0] < -1
-    margin[:, 1] = 7.0  # between completions it counts, whoever copies
-    assert pairwise_order(margin, pair_weight, alpha, copied)[0, 1, 2] > 1
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])

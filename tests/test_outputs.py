@@ -28,6 +28,7 @@ from fusion.output.order import (
     front_to_back,
     list_locks,
     lock_blend,
+    mean_margins,
     order_of,
     parse_locks,
     read_locks,
@@ -151,7 +152,7 @@ def squares():
     return alpha, mask
 
 
-def test_order_comes_from_pairwise_order_and_weights(tmp_path):
+def test_order_comes_from_weights_and_from_logits(tmp_path):
     alpha, mask = squares()
     weights = alpha * np.array([0.6, 0.3, 0.1])[:, None, None]
     alone = find_order(weights, alpha, mask)
@@ -160,8 +161,8 @@ def test_order_comes_from_pairwise_order_and_weights(tmp_path):
     assert first["confidence"] == first["weights"] == pytest.approx(0.6667, abs=1e-4)
     assert (second["front"], second["behind"], second["area_in_hole"]) == (2, 3, 40)
     assert alone["front_to_back"] == [[1], [2], [3]] and alone["cycles"] == []
-    pairwise = np.zeros((4, 4))  # the fill first
-    pairwise[2, 1], pairwise[1, 2] = 4, -4
+    pairwise = np.zeros((3, 3))
+    pairwise[1, 0], pairwise[0, 1] = 4, -4
     assert find_order(weights, alpha, mask, pairwise)["pairs"][0]["front"] == 1  # the weights are seen at nine tenths
     found = find_order(weights / 10, alpha, mask, pairwise)
     assert (found["pairs"][0]["front"], found["pairs"][0]["behind"]) == (2, 1)
@@ -173,6 +174,18 @@ def test_order_comes_from_pairwise_order_and_weights(tmp_path):
     assert find_order(weights, alpha, mask * 0, pairwise)["pairs"][0]["confidence"] == pytest.approx(0.982, abs=1e-3)
     write_order(tmp_path / "order.json", "상자", found)
     assert json.loads((tmp_path / "order.json").read_text(encoding="utf-8")) == {"scene": "상자", **found}
+
+
+def test_logits_tell_the_order_where_two_meet_in_the_hole_and_else_in_view():
+    alpha, mask = squares()
+    logits = np.zeros_like(alpha)
+    mask[:, 11:] = 0  # half of where 1 and 2 meet, and nothing of 2 and 3
+    logits[1] = 3 * mask - 1
+    logits[0, 0] = 100  # where they do not meet nothing counts
+    margins = mean_margins(logits, alpha, mask)
+    assert margins[1, 0] == 2 and margins[1, 2] == -1 and np.array_equal(margins, -margins.T)
+    assert margins[0, 2] == 0  # these never meet
+    assert mean_margins(logits, alpha, mask * 0)[1, 0] == 0.5
 
 
 def test_cycles_are_legal():
@@ -198,15 +211,15 @@ def test_a_lock_takes_the_losers_weight_where_both_cover():
 
 def test_order_and_locks_of_a_scene_do_not_depend_on_how_its_weights_are_kept(monkeypatch):
     torch.manual_seed(0)
-    scene, logits, pairwise = draw_scene(1, (60, 100), 4), torch.randn(5, 16, 16), torch.zeros(5, 5).numpy()
+    scene, logits = draw_scene(1, (60, 100), 4), torch.randn(5, 16, 16)
     exact, small = (blend_hole(scene, logits, kept) for kept in (True, False))
-    one, two = order_of(scene, exact, pairwise), order_of(scene, small, pairwise)
+    one, two = (order_of(scene, blend, logits.numpy()) for blend in (exact, small))
     assert len(one["pairs"]) > 3
     for a, b in zip(one["pairs"], two["pairs"], strict=True):
         assert (a["front"], a["area"]) == (b["front"], b["area"])
         assert a["confidence"] == pytest.approx(b["confidence"], abs=1e-3)
     monkeypatch.setattr("fusion.output.order.MOST_COUNTED", 4 * 60 * 100 // 4)  # every second row and column
-    sparse = order_of(scene, exact, pairwise)["pairs"]
+    sparse = order_of(scene, exact, logits.numpy())["pairs"]
     assert all(0.8 < a["area"] / b["area"] < 1.2 for a, b in zip(sparse, one["pairs"]) if b["area"] > 200)
     before = exact.colours.copy()
     for blend in (exact, small):

@@ -9,7 +9,7 @@ from fusion.errors import UserError
 from fusion.files import atomic_file
 
 INPUTS = ("partial", "mask", "completions")
-OUTPUTS = ("weights", "residual", "fused", "order")
+OUTPUTS = ("weights", "residual", "fused", "logits")
 MOST_TOKENS, MOST_COMPLETIONS = 256, 256  # a side, 16 pixels each; what the file declares
 
 

@@ -1,4 +1,4 @@
-"""Who is in front of whom, by the network's pairwise order and its weights: order.json, and locks that overrule it.
+"""Who is in front of whom, by the network's weights and logits: order.json, and locks that overrule it.
 
 Completions are numbered as in weight_1.png …; 0 is the fill, "none of these".
 """
@@ -21,20 +21,19 @@ MOST_COUNTED = 2**26  # candidates times pixels; of larger scenes every second, 
 def find_order(weights, alpha, mask, pairwise=None, locks=()):
     """Order of each two completions that meet.
 
-    Weights tell it pixel by pixel, inside the hole; the pairwise order once for the whole picture, in view as well.
+    Weights tell it inside the hole, as far as no third one hides both; the logits wherever the two meet.
 
     Args:
         weights, alpha: (N,H,W) in [0,1]; mask (H,W), 1 = hole.
-        pairwise: (M,M) `order` of the network, > 0 where the row is in front of the column, the fill first; None
-            leaves it to the weights.
+        pairwise: (N,N) of `mean_margins`, > 0 where the row is in front of the column; None leaves it to the weights.
         locks: pairs (front, behind) decided by hand.
 
     Returns:
         dict of
         pairs: list of {front, behind, confidence, area, area_in_hole[, pairwise, weights][, locked]}: areas in
             pixels where both have alpha > 0.5; pairwise and weights are the shares, 0 to 1, that speak for `front`.
-            Weights count as far as the two have any where they meet in the hole, the pairwise order for the rest; that
-            makes the confidence, from 0.5, undecided, to 1.
+            Weights count as far as the two have any where they meet in the hole, logits for the rest; that makes the
+            confidence, from 0.5, undecided, to 1.
         front_to_back: list of groups; each lies in front of the next where they meet. Objects in one group lie in
             front of each other in a circle, which woven or leaning things do.
         cycles: those groups of more than one.
@@ -47,7 +46,7 @@ def find_order(weights, alpha, mask, pairwise=None, locks=()):
     for i, j in zip(*np.nonzero(np.triu(meet, 1))):
         shares, weight = {}, won[i, j] + won[j, i]
         if pairwise is not None:
-            shares["pairwise"] = 1 / (1 + math.exp(-np.clip(pairwise[i + 1][j + 1], -50, 50)))
+            shares["pairwise"] = 1 / (1 + math.exp(-np.clip(pairwise[i, j], -50, 50)))
         if weight > 0:
             shares["weights"] = won[i, j] / weight
         if not shares:
@@ -68,11 +67,31 @@ def find_order(weights, alpha, mask, pairwise=None, locks=()):
     return {"pairs": pairs, "front_to_back": groups, "cycles": [group for group in groups if len(group) > 1]}
 
 
-def order_of(scene, blend, pairwise, locks=()):
-    """`find_order` of a Scene and its Blend."""
+def mean_margins(logits, alpha, mask):
+    """How far the row's completion is ahead of the column's in logits, (N,N), antisymmetric.
+
+    The mean over where they meet in the hole; where they meet in plain view alone, over that.
+
+    Args:
+        logits, alpha: (N,h,w); mask (h,w), 1 = hole.
+    """
+    covers, inside = (alpha > 0.5).reshape(len(alpha), -1), mask.reshape(-1) > 0.5  # (N,P), (P,)
+    hidden, logits = covers & inside, logits.reshape(covers.shape)
+    meet_hidden, meet = count_pairs(hidden, hidden), count_pairs(covers, covers)
+    total_hidden, total = count_pairs(hidden * logits, hidden), count_pairs(covers * logits, covers)
+    mean = np.where(meet_hidden > 0, total_hidden / np.maximum(meet_hidden, 1), total / np.maximum(meet, 1))
+    return mean - mean.T
+
+
+def order_of(scene, blend, logits, locks=()):
+    """`find_order` of a Scene and its Blend, made of logits (M,h,w), the fill's first."""
     step = math.ceil(math.sqrt(max(1, len(scene.completions) * scene.mask.size / MOST_COUNTED)))
     sparse = np.s_[::step, ::step]
-    alpha = np.stack([completion[..., 3][sparse] >= 128 for completion in scene.completions])
+    coarse = np.ix_(*((np.arange(few) * many + many // 2) // few  # the nearest pixel to each logit
+                      for few, many in zip(logits.shape[1:], scene.mask.shape)))
+    shapes = [[completion[..., 3][grid] >= 128 for grid in (sparse, coarse)] for completion in scene.completions]
+    alpha, coarse_alpha = map(np.stack, zip(*shapes))
+    pairwise = mean_margins(logits[1:], coarse_alpha, scene.mask[coarse])
     weights = np.stack([blend.on_picture(weight)[sparse] for weight in blend.weights]) / _one(blend)
     order = find_order(weights, alpha, scene.mask[sparse], pairwise, locks)
     for pair in order["pairs"]:

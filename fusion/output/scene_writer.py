@@ -45,13 +45,12 @@ class SceneWriter:
         return {"locks": [list(lock) for lock in self.locks.get(scene_id, [])],
                 "inpaint_command": self.inpaint_command, "seam": self.seam}
 
-    def __call__(self, scene_id, scene, logits, pairwise=None):
+    def __call__(self, scene_id, scene, logits):
         """Fuse and write a scene.
 
         Args:
             scene: Scene; None reads it, completion by completion.
             logits: (M,h,w) float32, what the network said.
-            pairwise: (M,M) float32, how far it has the row's candidate in front of the column's; None: none.
 
         Raises:
             SceneError, OSError: something is wrong with the scene, or it cannot be written.
@@ -72,7 +71,7 @@ class SceneWriter:
             row = self.measure_smaller(scene, logits)
         clear_outputs(folder)
         write_outputs(folder, scene, blend, describe(scene_id, row), self.figures)
-        write_order(folder / "order.json", scene_id, order_of(scene, blend, pairwise, self.locks.get(scene_id, ())))
+        write_order(folder / "order.json", scene_id, order_of(scene, blend, logits, self.locks.get(scene_id, ())))
         write_record(folder, self.made_by, digest, scene.mask.shape, row, self.asked(scene_id))
         write_image(folder / "fused.png", blend.fused(scene.partial))
 
