@@ -28,7 +28,7 @@ from amodal_fusion_transformer import (
 from fusion.data.scenes import find_scenes, read_scene
 from fusion.data.synthesis import Synthesizer
 from fusion.data.tensors import INPUTS, inputs_of, to_tensors
-from fusion.metrics import apply_rules, compare_methods, oracle
+from fusion.metrics import apply_rules, compare_methods, oracle, undecided_share
 from fusion.perceptual import PerceptualLoss
 from fusion.training.run import learning_rate
 
@@ -53,14 +53,16 @@ PARTS = {
     "without prior": {"prior": NoPrior},
     "without scene self-attention": {},
     "width 192 instead of 128": {},
+    "a price on doubt": {},
 }
+PRICE = 0.05  # of the entropy of the weights in the hole
 
 
-def build(part, seed):
+def build(part, seed, network=AmodalFusionTransformer):
     torch.manual_seed(seed)
-    model = AmodalFusionTransformer(width=192 if part == "width 192 instead of 128" else 128,
-                                    encoder_layers=0 if part == "without scene self-attention" else 2)
-    for name, block in PARTS[part].items():
+    model = network(width=192 if part == "width 192 instead of 128" else 128,
+                    encoder_layers=0 if part == "without scene self-attention" else 2)
+    for name, block in PARTS.get(part, {}).items():
         setattr(model, name, block())
     return model.to(memory_format=torch.channels_last)
 
@@ -68,9 +70,9 @@ def build(part, seed):
 class Trainee:
     """One network, its optimizer and averaged weights; `step` trains on what lies in `batch`."""
 
-    def __init__(self, part, seed, batch, perceptual, lr, device):
-        self.part, self.seed, self.batch, self.perceptual = part, seed, batch, perceptual
-        self.model = build(part, seed).to(device).train()
+    def __init__(self, part, seed, batch, perceptual, lr, device, network=AmodalFusionTransformer):
+        self.part, self.seed, self.batch, self.perceptual, self.lr = part, seed, batch, perceptual, lr
+        self.model = build(part, seed, network).to(device).train()
         self.averaged = copy.deepcopy(self.model).eval()
         self.rate = torch.tensor(lr, device=device)
         self.fade = torch.tensor(0.0, device=device)  # of the averaged weights, and of the pull towards the oracle
@@ -82,11 +84,18 @@ class Trainee:
         self.rate = self.optimizer.param_groups[0]["lr"]
         self.graph = self.stream = None
 
+    def set_schedule(self, step, steps):
+        self.rate.fill_(self.lr * learning_rate(step, steps, 150))
+        self.fade.fill_(1 - min(0.998, (1 + step) / (10 + step)))
+        self.oracle_weight.fill_(0.1 * max(0.0, 1 - 2 * step / steps))
+
     def step(self):
         with torch.autocast(self.batch["mask"].device.type, torch.bfloat16, cache_enabled=False):
             out = self.model(**inputs_of(self.batch))
             loss, parts = fusion_loss(out, self.batch, self.perceptual, 0.5, 1e-9, 4.0)
             loss = loss + self.oracle_weight * parts["oracle"].mean()
+            if self.part == "a price on doubt":
+                loss = loss + PRICE * doubt(out, self.batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
@@ -116,6 +125,12 @@ class Trainee:
                 self.graph.replay()
 
 
+def doubt(out, batch):
+    """Mean entropy of the weights in the hole, in nats."""
+    weights = torch.cat([out["residual"], out["weights"]], 1).clamp(min=1e-6)  # (B,M,H,W)
+    return (torch.special.entr(weights).sum(1, keepdim=True) * batch["mask"]).sum() / batch["mask"].sum()
+
+
 def compose(synthesizer, index):
     """Scene `index` as uint8 arrays, padded to n_max completions."""
     tensors = to_tensors(synthesizer(index), synthesizer.n_max)
@@ -135,21 +150,25 @@ def mirrored(batch, generator):
     return batch
 
 
+def score(out, batch, perceptual):
+    """Our PSNR in hole and overlap, LPIPS, and share of undecided pixels, (B,) each."""
+    seen = torch.where(batch["mask"] > 0.5, out["fused"], batch["original"])
+    return {**compare_methods(batch, {"ours": out["fused"]}), "lpips": perceptual(seen, batch["original"]),
+            "undecided": undecided_share({**batch, **out})}
+
+
 @torch.no_grad()
 def evaluate(model, sets, perceptual):
-    """{set: {figure: mean over its scenes}}: see `compare_methods`, and our LPIPS."""
+    """{set: {figure: mean over its scenes}}: see `score`, and `compare_methods` for oracle and visible fit."""
     results = {}
     for name, batches in sets.items():
         rows = {}
         for batch in batches:
             out = model(**inputs_of(batch))
             filled = {**batch, "fill": out["fill"]}
-            images = {"ours": out["fused"], "oracle": oracle(filled)[0], "visible_fit": apply_rules(
-                filled, rules=("visible_fit",))["visible_fit"]}
-            for key, value in compare_methods(filled, images).items():
+            images = {"oracle": oracle(filled)[0], **apply_rules(filled, rules=("visible_fit",))}
+            for key, value in (compare_methods(filled, images) | score(out, batch, perceptual)).items():
                 rows.setdefault(key, []).append(value)
-            seen = torch.where(batch["mask"] > 0.5, out["fused"], batch["original"])
-            rows.setdefault("lpips", []).append(perceptual(seen, batch["original"]))
         results[name] = {key: torch.cat(values).nanmean().item() for key, values in rows.items()}
     return results
 
@@ -165,16 +184,17 @@ def read_sets(folders, size, device):
 
 
 def report(results):
-    """Markdown: mean and spread over the seeds, per set; PSNR in hole / overlap, LPIPS."""
+    """Markdown: mean and spread over the seeds, per set; PSNR in hole / overlap, LPIPS, undecided."""
     sets = list(next(iter(results.values()))[0])
     lines = [f"| network | {' | '.join(sets)} |", "|---" * (len(sets) + 1) + "|"]
     for part, runs in results.items():
         cells = []
         for name in sets:
-            hole, overlap, lpips = ([run[name][key] for run in runs] for key in
-                                    ("ours_psnr", "ours_psnr_overlap", "lpips"))
+            hole, overlap, lpips, undecided = ([run[name][key] for run in runs] for key in
+                                               ("ours_psnr", "ours_psnr_overlap", "lpips", "undecided"))
             cells.append(" / ".join(f"{statistics.mean(v):.2f} ± {(max(v) - min(v)) / 2:.2f}" for v in (hole, overlap))
-                         + f" / {statistics.mean(lpips):.4f} ± {(max(lpips) - min(lpips)) / 2:.4f}")
+                         + f" / {statistics.mean(lpips):.4f} ± {(max(lpips) - min(lpips)) / 2:.4f}"
+                         + f" / {statistics.mean(undecided):.2f}")
         lines.append(f"| {part} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -226,15 +246,12 @@ def main():
     mirror = torch.Generator().manual_seed(0)
     begun = time.monotonic()
     for step in tqdm(range(options.steps), "train", mininterval=10):
-        rate = options.lr * learning_rate(step, options.steps, 150)
         for seed, batch in batches.items():
             indices = orders[seed][step * options.batch_size : (step + 1) * options.batch_size].to(device)
             for name, value in mirrored(picked(stored, indices), mirror).items():
                 batch[name].copy_(value)
         for trainee in trainees:
-            trainee.rate.fill_(rate)
-            trainee.fade.fill_(1 - min(0.998, (1 + step) / (10 + step)))
-            trainee.oracle_weight.fill_(0.1 * max(0.0, 1 - 2 * step / options.steps))
+            trainee.set_schedule(step, options.steps)
         if device.type == "cuda":
             ready = torch.cuda.current_stream().record_event()
             for trainee in trainees:
