@@ -12,7 +12,8 @@ from torch import nn
 from amodal_fusion_transformer import AmodalFusionTransformer, fusion_loss
 from fusion.data.tensors import inputs_of, to_tensors
 from fusion.data.toy import draw_scene
-from fusion.model.compositing import candidate_weights
+from fusion.model.compositing import add_fill, candidate_weights, composite
+from fusion.model.cues import VisibleCues, photometric_error, visible_cues
 from fusion.model.layers import DecoderLayer, position_encoding
 
 
@@ -20,7 +21,7 @@ def make_model(seed=0):
     """A network whose head is not at its neutral start, so that every layer shows in the output."""
     torch.manual_seed(seed)
     model = AmodalFusionTransformer(width=32, encoder_layers=1, decoder_layers=2, heads=2)
-    nn.init.normal_(model.head.correction.weight, std=0.15)
+    nn.init.normal_(model.head.logit.weight, std=0.15)
     return model.eval()
 
 
@@ -80,10 +81,9 @@ def test_a_faint_rim_stays_faint():
     ring = cv2.dilate(completion[..., 3], np.ones((7, 7), np.uint8)) > completion[..., 3]
     completion[ring] = (0, 255, 255, 10)
     batch = {name: t[None] for name, t in to_tensors(scene, 1).items()}
-    with torch.no_grad():
-        model = AmodalFusionTransformer().eval()
-        model.prior.fill_logit.fill_(-50.0)  # as sure of the completion as can be
-        weights = fuse(model, batch)["weights"][0, 0].numpy()
+    logits = torch.tensor([-50.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 64, 64)  # as sure of the completion as can be
+    candidates, _ = add_fill(**inputs_of(batch))
+    weights = composite(logits, candidates, batch["partial"], batch["mask"])["weights"][0, 0].numpy()
     assert weights[ring & scene.mask].max() < 0.17 and weights[~ring & (completion[..., 3] > 0)].min() > 0.99
 
 
@@ -144,36 +144,37 @@ def test_a_scene_does_not_depend_on_its_batch():
     assert torch.allclose(together[1:2], alone, atol=1e-5)
 
 
-def test_exact_copies_win_outright_and_redrawn_ones_share():
-    """An untrained network weighs two completions of one object: alike, but for noise that hides no order."""
-    model = AmodalFusionTransformer(width=32, encoder_layers=1, decoder_layers=1, heads=2).eval()
+def cues_of(photo, mask, completions):
+    """Cues of the completions, without the fill: (N,h,w) each."""
+    candidates, _ = add_fill(photo * (1 - mask), mask, completions)
+    cues = visible_cues(*photometric_error(candidates, photo, mask), candidates[:, :, 3:])
+    return VisibleCues(*(cue[0, 1:] for cue in cues))
+
+
+def square(size, start, stop):
+    picture = torch.zeros(1, 1, size, size)
+    picture[..., start:stop, start:stop] = 1
+    return picture
+
+
+@pytest.mark.parametrize("noise, copied", [(0.0, True), (0.1, False)])
+def test_cues_tell_the_better_of_two_and_whether_it_copies_the_photo(noise, copied):
     torch.manual_seed(0)
-    photo = torch.rand(1, 3, 64, 64)
-    mask = torch.zeros(1, 1, 64, 64)
-    mask[..., 24:40, 24:40] = 1
-
-    def most(noise):
-        worse = (photo + 0.1 + noise * torch.randn_like(photo)).clamp(0, 1)
-        better = (photo + noise * torch.randn_like(photo)).clamp(0, 1)
-        completions = torch.stack([torch.cat([x, torch.ones_like(mask)], 1) for x in (better, worse)], 1)
-        with torch.no_grad():
-            return model(photo * (1 - mask), mask, completions)["weights"][:, 0][mask[:, 0] > 0].min()
-
-    exact, redrawn = most(0.0), most(0.1)
-    assert exact > 0.999 and 0.35 < redrawn < 0.9
+    photo, mask, opaque = torch.rand(1, 3, 64, 64), square(64, 24, 40), torch.ones(1, 1, 64, 64)
+    drawn = [(photo + off + noise * torch.randn_like(photo)).clamp(0, 1) for off in (0, 0.1)]
+    cues = cues_of(photo, mask, torch.stack([torch.cat([rgb, opaque], 1) for rgb in drawn], 1))
+    for cue in (cues.local_fit, cues.overall_fit, cues.order):
+        assert (cue[0] > cue[1]).all()
+    ahead = (cues.overall_fit[0] - cues.overall_fit[1]).mean()
+    assert (ahead > 2) == copied and (cues.copied[0] > 0.9).all() == copied and (cues.copied[1] < 0.1).all()
 
 
-def test_what_lies_within_another_one_is_in_front():
+def test_cues_put_in_front_what_lies_within_another_one():
     """A small thing wholly in the hole, on a large one that surrounds it: nothing visible tells their order."""
-    photo = torch.full((1, 3, 64, 64), 0.5)
-    mask = torch.zeros(1, 1, 64, 64)
-    mask[..., 16:48, 16:48] = 1
-    small, large = torch.zeros(1, 4, 64, 64), torch.ones(1, 4, 64, 64)
-    small[..., 24:40, 24:40], large[:, :3] = 1, 0.45
-    model = AmodalFusionTransformer(width=32, encoder_layers=1, decoder_layers=1, heads=2).eval()
-    with torch.no_grad():
-        weights = model(photo * (1 - mask), mask, torch.stack([small, large], 1))["weights"][0, :, 28:36, 28:36]
-    assert (weights[0] > 2 * weights[1]).all()
+    photo, mask, opaque = torch.full((1, 3, 64, 64), 0.5), square(64, 16, 48), torch.ones(1, 1, 64, 64)
+    small, large = torch.cat([photo, square(64, 24, 40)], 1), torch.cat([photo - 0.05, opaque], 1)
+    within = cues_of(photo, mask, torch.stack([small, large], 1)).containment[:, 7:9, 7:9]
+    assert (within[0] > 1).all() and (within[1] < -1).all()
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
@@ -206,18 +207,11 @@ def test_attention_among_candidates_compiles_for_real():
     assert torch.allclose(*results, atol=1e-5) and torch.allclose(*grads, atol=1e-5)
 
 
-def test_untrained_network_is_the_visible_fit_rule():
-    """Two copies of one disc; the one that agrees with the visible photo must win."""
-    scene = draw_scene(3, n=1)
-    good = scene.completions[0]
-    bad = good.copy()
-    bad[..., :3] = 255 - bad[..., :3]
-    scene.completions = [bad, good]
-    batch = {name: t[None] for name, t in to_tensors(scene, 2).items()}
-    torch.manual_seed(0)
-    weights = fuse(AmodalFusionTransformer().eval(), batch)["weights"]
-    inside = (batch["mask"][:, 0] > 0) & (batch["completions"][:, 0, 3] > 0)
-    assert (weights[:, 1][inside] > 10 * weights[:, 0][inside]).all()
+def test_before_training_all_that_cover_a_pixel_weigh_alike():
+    batch = make_batch()
+    weights = fuse(AmodalFusionTransformer(width=32, heads=2).eval(), batch)["weights"]
+    covers = batch["completions"][:, :, 3] > 0
+    assert torch.allclose(weights, covers / (1 + covers.sum(1, keepdim=True)), atol=1e-5)
 
 
 def test_position_encoding_is_the_same_place_at_every_resolution():
