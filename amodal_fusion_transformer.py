@@ -324,7 +324,7 @@ class TrainConfig:
     repeat: int = option(1, "times that a composed scene is used, augmented from the second on, where making scenes is "
                             "slower than training on them; wants 1, 2, 4, 8 or 16 workers", "synthesis", least=1)
 
-    width: int = option(128, "channels of the Transformer", "model", least=8,
+    width: int = option(128, "channels of the Transformer", "model", least=8, most=8192,
                         aliases={"d_model": "equal numbers make a network of another size than elsewhere; how many "
                                             "parameters it has is printed at the start"})
     encoder_layers: int = option(2, "self-attention layers over the scene", "model", least=0, most=200,
@@ -439,6 +439,7 @@ def train(config, process, stop_signal, build=build_model):
             raise Stopped
         metrics, drawn = evaluate(run.ema.module, fusion_loss, val_loader, perceptual, config, process, stop_signal)
         run.finish_epoch(metrics, drawn, val_loader.dataset.scene_ids)
+    run.export()
 
 
 def main(build=build_model):

@@ -43,12 +43,13 @@ from fusion.data.scenes import find_scenes, read_list, read_scene
 from fusion.data.tensors import HALF_PRECISION, INPUTS, to_tensors
 from fusion.distributed import check_gpus, launch, under_launcher
 from fusion.errors import ConfigError, LpipsUnavailable, SceneError, UserError
+from fusion.files import lock_run_dir
 from fusion.helpers import Failure, Helpers
 from fusion.model.blending import blend_hole
 from fusion.output.handover import check_command, check_handover, write_handover
 from fusion.output.onnx_export import export_onnx
 from fusion.output.order import list_locks
-from fusion.output.records import read_record, state_of
+from fusion.output.records import read_record, remove_outputs, state_of
 from fusion.output.report import write_report
 from fusion.output.scene_writer import SceneWriter, as_result
 from fusion.output.tables import TABLES, remove_stale, write_failures, write_table
@@ -319,7 +320,9 @@ def find_work(config, scene_ids, writer):
 
     def has_all(scene_id, record):
         metrics, asked, now = record["metrics"], record["asked"], writer.asked(scene_id)
-        if asked["locks"] != now["locks"] or (config.evaluate and asked != now):
+        named = ["locks", *(["lpips"] if writer.perceptual else []),
+                 *(["inpaint_command", "seam"] if config.evaluate else [])]
+        if any(asked.get(name) != now[name] for name in named):
             return False
         if config.figures and "figure.png" not in record["files"]:
             return False
@@ -442,21 +445,28 @@ def run(config):
 
     scene_ids, has_originals = on_main(list_scenes, config)
     locks = on_main(list_locks, config.lock, config.locks, config.data_dir, scene_ids)
-    on_main(lambda: output_dir.mkdir(parents=True, exist_ok=True))
+    held = []  # until the process ends
+    on_main(lambda: held.append(lock_run_dir(output_dir)))
+    if on_main(lambda: held[0] is None):
+        raise ConfigError(f"{output_dir}: another run is writing to it; wait for it, or use another --output_dir")
     perceptual = load_perceptual(config, sharing) if config.metrics and has_originals else None
     writer = SceneWriter(Path(config.data_dir), output_dir, made_by, config.n_max_completions, config.figures,
-                         config.metrics, config.evaluate, command, config.seam, locks, perceptual)
+                         config.metrics, config.evaluate, command, config.seam, locks,
+                         config.lpips_net, perceptual)
     todo = on_main(find_work, config, scene_ids, writer)
     failed = sharing.gather(fuse_folder(config, predictor, todo, sharing, writer))
     if not sharing.is_main:
         return 0
+    fused = [scene_id for scene_id in scene_ids if scene_id not in failed]
     try:
-        text = write_table(output_dir, scene_ids, config.group_by) if config.metrics and has_originals else None
+        text = write_table(output_dir, fused, made_by, config.group_by) if config.metrics and has_originals else None
         if todo:  # what earlier runs say of these scenes holds no longer
             remove_stale(output_dir, (() if text else TABLES) + (() if config.report else ("report.html",)))
         print((text or "") + f"{len(todo) - len(failed)} scenes fused into {output_dir}")
-        hand_out(config, [scene_id for scene_id in scene_ids if scene_id not in failed])
+        hand_out(config, fused)
     finally:
+        for scene_id in failed:  # what an earlier run made of it is not true any more
+            remove_outputs(output_dir / scene_id)
         write_failures(output_dir, failed)
     if any("prepare_dataset.py create" in fault for fault in failed.values()):
         print(f"raw results become scenes by: {create_command(config)}", file=sys.stderr)

@@ -298,7 +298,7 @@ def synthesize(config):
     clear_leftovers(output)
     synthesizer = Synthesizer(config.objects, config.backgrounds, config.coco, config.img_size,
                               config.n_max_completions, config.hole, config.style, config.seed)
-    made_from, records = digest(None), read_records(output)
+    made_from, records = digest(synthesizer.material()), read_records(output)
     indices = {synthesizer.scene_id(index): index for index in range(config.n_scenes)}
     todo = [index for scene_id, index in indices.items()
             if config.overwrite or not is_done(output, scene_id, records, made_from)]

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from fusion.data.images import read_image, write_image
 from fusion.data.scenes import write_scene
 from fusion.data.toy import draw_scene
 from fusion.evaluation import METHODS, gap_with_interval, mean_and_interval, write_metrics
+from fusion.files import lock_run_dir
 from tests.scripts import ROOT, Running, run, torchrun
 
 SCRIPT = "amodal_fusion_transformer_inference.py"
@@ -179,7 +181,42 @@ def test_a_run_goes_on_and_never_takes_other_outputs_for_its_own(tmp_path, check
     process = fuse(data, output, checkpoint, backbone, "--no-figures", "--n_max_completions", 2, "--no-metrics")
     assert process.returncode == 0 and (output / "metrics.csv").exists() and (output / "report.html").exists()
     process = fuse(data, output, checkpoint, backbone, "--no-figures", "--overwrite", "--no-metrics")
-    assert process.returncode == 0 and not [path for path in output.iterdir() if path.is_file()]
+    assert process.returncode == 0 and [path.name for path in output.iterdir() if path.is_file()] == [".lock"]
+
+
+def test_a_scene_that_fails_leaves_nothing_of_an_earlier_run(tmp_path, checkpoint, backbone):
+    data, output = write_test_folder(tmp_path / "test"), tmp_path / "out"
+    assert fuse(data, output, checkpoint, backbone, "--no-figures").returncode == 0
+    (output / "tall" / "mine.txt").write_text("stays")
+    (data / "tall" / "comp1.png").write_bytes(b"broken since")
+    (output / "wide 1" / "scene.json").write_text("{}")
+    process = fuse(data, output, checkpoint, backbone, "--no-figures", "--overwrite")
+    assert process.returncode == 1 and "Means over 2 scenes" in process.stdout  # of four, one without an original
+    assert "tall" not in rows_of(output) and [path.name for path in (output / "tall").iterdir()] == ["mine.txt"]
+
+
+def test_another_lpips_is_measured_anew(tmp_path, checkpoint, backbone):
+    data, output = write_test_folder(tmp_path / "test"), tmp_path / "out"
+    fuse(data, output, checkpoint, backbone, "--no-figures")
+    record = json.loads((output / "tall" / "scene.json").read_text())
+    (output / "tall" / "scene.json").write_text(json.dumps(record | {"asked": record["asked"] | {"lpips": "vgg"}}))
+    process = fuse(data, output, checkpoint, backbone, "--no-figures")
+    assert "3 of 4 scenes are done already" in process.stdout
+    assert json.loads((output / "tall" / "scene.json").read_text()) == record
+
+
+def test_one_run_at_a_time_in_a_folder_and_names_that_are_text(tmp_path, checkpoint, backbone):
+    data, output = write_test_folder(tmp_path / "test"), tmp_path / "out"
+    lock = lock_run_dir(output)
+    process = fuse(data, output, checkpoint, backbone)
+    assert process.returncode == 2 and "another run is writing to it" in process.stderr
+    lock.close()
+    os.mkdir(os.fsencode(data) + b"/a\xff")
+    write_image(data / os.fsdecode(b"a\xff") / "mask.png", np.zeros((8, 8), np.uint8))
+    process = fuse(data, output, checkpoint, backbone)
+    assert process.returncode == 1 and "a folder with the name a\\xff, which is not UTF-8" in process.stderr
+    assert "Traceback" not in process.stderr
+
 
 def read_weight(path):
     with Image.open(path) as image:

@@ -212,6 +212,19 @@ def test_done_means_whole_and_still_true(tmp_path):
     assert len(report_rows(output)) == len(set(report_rows(output)))
 
 
+def test_a_scene_that_was_written_and_not_yet_recorded_is_made_again(tmp_path):
+    """What a run leaves that is stopped between the two: its raw files may change without anybody's knowing."""
+    tree, output = write_raw(tmp_path / "raw", ["a", "b", "c"]), tmp_path / "data"
+    create(tree, output, start=succeed)
+    whole = {name: (output / name).read_bytes() for name in ("made_from.csv", "report.csv")}
+    for name in whole:
+        lines = (output / name).read_text().splitlines(keepends=True)
+        (output / name).write_text("".join(line for line in lines if not line.startswith("b,")))
+    assert "2 already there, 1 of another state" in create(tree, output, start=succeed).stdout
+    for name, content in whole.items():
+        assert sorted((output / name).read_bytes().splitlines()) == sorted(content.splitlines())
+
+
 def no_memory_for_figures():
     import fusion.figures
 
@@ -261,6 +274,14 @@ def test_synthesize_passes_over_what_is_damaged_or_missing(material, tmp_path):
     for name in ("objects/broken.png", "photos/broken.png", "coco/5.png"):
         assert process.stdout.count(f"left out: {tmp_path / name}") == 1, name
     assert "1 annotations of photos that it does not name" in process.stdout
+    again = ("--objects", material["objects"], "--backgrounds", material["photos"], "--coco",
+             material["coco"] / "instances.json", "--output_dir", output, "--img_size", 64, "--workers", 2)
+    before = (output / "synthetic_0000000" / "original.png").stat().st_mtime_ns
+    succeed(SCRIPT, "synthesize", *again, "--n_scenes", 26)
+    assert (output / "synthetic_0000000" / "original.png").stat().st_mtime_ns == before
+    (material["objects"] / "0.png").unlink()
+    succeed(SCRIPT, "synthesize", *again, "--n_scenes", 26)  # other scenes come of other material
+    assert (output / "synthetic_0000000" / "original.png").stat().st_mtime_ns > before
     for folder in (material["objects"], material["photos"]):
         for path in folder.iterdir():
             path.write_bytes(b"nothing")

@@ -114,7 +114,7 @@ def test_numbers_that_are_not_finite_never_become_a_picture(tmp_path, checkpoint
     with pytest.raises(UserError, match=r"nan\.pth: 1 of its tensors"):
         FusionPredictor(tmp_path / "nan.pth", "cpu")
     scene = draw_scene(0)
-    logits, _ = predictor.look([scene])[0]
+    logits = predictor.look([scene])[0]
     logits[2, 30, 30] = torch.nan
     with pytest.raises(SceneError, match="no finite number"):
         blend_hole(scene, logits)
@@ -150,13 +150,13 @@ def test_large_scenes_stay_on_disk_and_are_fused_alike(tmp_path, predictor, monk
         monkeypatch.setattr(large_scenes, "LARGE", limit)
         small, scene = read((0, "s"))
         assert (scene is None) == (output == "large")
-        SceneWriter(tmp_path / "data", tmp_path / output, {}, 4)("s", scene, predictor.look([small])[0][0].numpy())
+        SceneWriter(tmp_path / "data", tmp_path / output, {}, 4)("s", scene, predictor.look([small])[0].numpy())
         pictures.append({path.name: path.read_bytes() for path in (tmp_path / output / "s").iterdir()})
     assert len(pictures[0]) == 9 and pictures[0] == pictures[1]
     monkeypatch.setattr("fusion.output.scene_writer.LARGEST_MEASURED", 20_000)
     writer = SceneWriter(tmp_path / "data", tmp_path / "out", {}, 4)
     stored = large_scenes.read_large(tmp_path / "data" / "s", 4)
-    row = writer.measure_smaller(stored, predictor.look([small])[0][0].numpy())
+    row = writer.measure_smaller(stored, predictor.look([small])[0].numpy())
     assert 0 < row["scale"] < 1 and row["ours_psnr"] > 10
 
 

@@ -1,6 +1,7 @@
 """Going on with a run: with other processes and batches, from another folder, after a signal at a bad moment."""
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -119,6 +120,30 @@ def test_resume_from_a_path_loses_nothing(dataset, tmp_path):
     process = run(SCRIPT, *arguments(dataset, second, "--resume", "auto"))
     assert process.returncode == 1 and "last.pth: not a state that training can go on from" in process.stderr
     assert "Traceback" not in process.stderr
+
+
+def test_the_best_weights_and_the_log_are_those_of_this_run(dataset, tmp_path):
+    first, second, weights = tmp_path / "first", tmp_path / "second", tmp_path / "weights.pth"
+    succeed(SCRIPT, *arguments(dataset, first, "--epochs", 1))
+    state = load_checkpoint(first / "last.pth")
+    save_checkpoint(first / "last.pth", {**state, "best": -1.0})  # better than all that is to come
+    second.mkdir()
+    shutil.copy(first / "last.pth", second / "early.pth")
+    # an end that came before the export was asked for, or done
+    succeed(SCRIPT, *arguments(dataset, first, "--epochs", 1, "--resume", "auto", "--export", weights))
+    assert load_checkpoint(weights)["step"] == state["step"]
+    # the best weights of another folder are not this run's
+    fork = ("--resume", first / "last.pth", "--epochs", 2, "--export", weights)
+    succeed(SCRIPT, *arguments(dataset, second, *fork))
+    assert load_checkpoint(second / "best_model.pth")["step"] == load_checkpoint(weights)["step"] == 2 * state["step"]
+    # nor can losses of different options be compared
+    other = arguments(dataset, first, "--resume", "auto", "--epochs", 2, "--img_size", 48)
+    succeed(SCRIPT, *other)
+    assert load_checkpoint(first / "best_model.pth")["step"] == 2 * state["step"]
+    # going back, or on from a save before the last lines: nothing stands in the log twice
+    before = [record["scenes"] for record in records(second)]
+    succeed(SCRIPT, *arguments(dataset, second, "--resume", second / "early.pth", "--epochs", 2))
+    assert [record["scenes"] for record in records(second)] == before
 
 
 NODES = """

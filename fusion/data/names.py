@@ -17,12 +17,16 @@ def join_id(parts):
     return unicodedata.normalize("NFC", "__".join(parts))
 
 
+def is_utf8(name):
+    """Whether a file's name can be written into UTF-8 text; Python lets other bytes pass as surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
 def fault_of_id(scene_id):
     """What keeps `scene_id` from being a folder and a line of a list; None when nothing does."""
-    try:
-        length = len(scene_id.encode())
-    except UnicodeEncodeError:
+    if not is_utf8(scene_id):
         return "its name is not UTF-8; rename it"
+    length = len(scene_id.encode())
     if length > LONGEST_ID:
         return (f"its id, the path to it joined by __, has {length} bytes, more than {LONGEST_ID}; shorten the names "
                 "or start lower with --input_dir")

@@ -52,14 +52,9 @@ def tidy_records(output, scene_ids):
 
 
 def is_done(output, scene_id, records, made_from):
-    """Whether the scene is there, whole, and from the same files with the same options; what an earlier version of this
-    program wrote has no record and passes when it is whole."""
-    folder = Path(output) / scene_id
-    files = _files(folder)
-    if scene_id in records:
-        return records[scene_id] == (made_from, files)
-    names = set(files.split())
-    return {"mask.png", "partial.png", "comp1.png"} <= names and all((folder / name).stat().st_size for name in names)
+    """Whether the scene is there, whole, and from the same files with the same options. Without a record it is not: a
+    run that was stopped may have written its folder and no more, and what it was made from nobody knows."""
+    return records.get(scene_id) == (made_from, _files(Path(output) / scene_id))
 
 
 def _files(folder):

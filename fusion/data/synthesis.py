@@ -65,6 +65,11 @@ class Synthesizer:
         self.faults, self._told = faults + more + missing, set()
         self.img_size, self.n_max, self.hole, self.style, self.seed = img_size, n_max_completions, hole, style, seed
 
+    def material(self):
+        """(name, bytes) of every file that scenes are made of: with others, other scenes come out."""
+        photos = [annotations.photo for annotations in self.photos]
+        return [(path.name, path.stat().st_size) for path in (*self.cutouts, *self.backgrounds, *photos)]
+
     @staticmethod
     def scene_id(index):
         return f"synthetic_{index:07d}"

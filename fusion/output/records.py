@@ -81,7 +81,7 @@ def state_of(folder, input_folder, made_by, has_all):
 
 
 def clear_outputs(folder):
-    """Make the output folder of a scene, without anything of an earlier run; fused.png goes first.
+    """Make the output folder of a scene, without anything of an earlier run.
 
     Raises:
         SceneError: it is a link: what it points to is nobody's to write to.
@@ -89,6 +89,12 @@ def clear_outputs(folder):
     if folder.is_symlink():
         raise SceneError(f"{folder}: a link, which is not followed; remove it")
     folder.mkdir(parents=True, exist_ok=True)
-    for name in sorted(os.listdir(folder), key=lambda name: name != "fused.png"):
-        if OUTPUT.fullmatch(name):
-            (folder / name).unlink(missing_ok=True)
+    remove_outputs(folder)
+
+
+def remove_outputs(folder):
+    """Remove what an earlier run wrote of a scene, fused.png first; nothing else, and nothing behind a link."""
+    if folder.is_dir() and not folder.is_symlink():
+        for name in sorted(os.listdir(folder), key=lambda name: name != "fused.png"):
+            if OUTPUT.fullmatch(name):
+                (folder / name).unlink(missing_ok=True)

@@ -12,10 +12,11 @@ MOST_PRINTED = 20
 TABLES = ("metrics.csv", "summary.md", "summary.png")
 
 
-def write_table(output_dir, scene_ids, group_by=None):
+def write_table(output_dir, scene_ids, made_by, group_by=None):
     """Collect the metrics of all scenes of a run into one table; returns its summary, None without originals.
 
     Args:
+        made_by: of `write_record`: what other weights or options left there is none of this table.
         group_by: regular expression; scenes whose ids share what it matches at their start, or its first group, count
             as cut from one photo.
     """
@@ -24,7 +25,7 @@ def write_table(output_dir, scene_ids, group_by=None):
     def rows():
         for scene_id in scene_ids:
             record = read_record(output_dir / scene_id)
-            if record and record["metrics"]:
+            if record and record["metrics"] and record["made_by"] == made_by:
                 match = pattern.match(scene_id) if pattern else None
                 yield record["metrics"] | ({"photo": match[pattern.groups and 1]} if match else {})
 

@@ -13,7 +13,7 @@ from fusion import distributed
 from fusion.checkpoints import export_weights, load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from fusion.errors import UserError
 from fusion.figures import draw_curves, draw_scenes
-from fusion.files import lock_run_dir
+from fusion.files import lock_run_dir, write_text
 from fusion.training.tensorboard import add_figure, add_record, open_board
 
 
@@ -33,6 +33,14 @@ def average(decay):
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
 
     return update
+
+
+def logged_after(line, scenes):
+    """Whether a line of metrics.jsonl was written when more `scenes` had been seen; no other line is judged."""
+    try:
+        return json.loads(line)["scenes"] > scenes
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def check_same_model(path, stored, config, model_options):
@@ -116,6 +124,7 @@ class Run:
     """
 
     PARTS = ("model", "ema", "optimizer", "scaler")
+    JUDGED_BY = ("data_dir", "val_list", "val_dir", "img_size", "n_max_completions", "lpips_weight", "lpips_net")
     COUNTS = ("epoch", "step", "scenes_done", "nominal_batch", "bad_steps", "best", "metrics")
 
     def __init__(self, model, config, process, training_scenes):
@@ -223,8 +232,6 @@ class Run:
             self.best = metrics["loss"]
             self.save("best_model.pth")
         self.save("last.pth")
-        if self.process.is_main and self.finished and self.config.export:
-            export_weights(self.folder / "best_model.pth", self.config.export)
         if self.process.is_main:
             print(f"epoch {epoch}, step {self.step}: " + describe(metrics), flush=True)
             draw_curves(self.folder / "curves.png", self.folder / "metrics.jsonl")
@@ -235,6 +242,12 @@ class Run:
                 draw_scenes(path, drawn, scene_ids[: len(drawn)])
                 if self.board:
                     add_figure(self.board, path, self.step)
+
+    def export(self):
+        """Write the weights that `export` asks for, when the run has ended, also if that was long ago."""
+        if self.process.is_main and self.config.export:
+            best = self.folder / "best_model.pth"  # a run from elsewhere that had ended has none here
+            export_weights(best if best.exists() else self.folder / "last.pth", self.config.export)
 
     def save(self, name):
         """Write CHECKPOINT_DIR/name from rank 0; all ranks must call it, for their random states."""
@@ -276,12 +289,23 @@ class Run:
         """
         if path is not None:
             self._restore(path, model_options)
+        if self.process.is_main:
+            self.cut_log()
         places = set(self.process.gather((self.epoch, self.scenes_done)))
         if len(places) > 1:
             raise UserError(f"the processes stand at different places of training, {sorted(places)} (epochs, scenes): "
                             f"every node must see the same --checkpoint_dir; put {self.folder} on a disk they share")
         if path is not None and Path(path).resolve() != (self.folder / "last.pth").resolve():
             self.save("last.pth")  # what a restart goes on from
+
+    def cut_log(self):
+        """Leave out of metrics.jsonl what is about to be done again: a killed run has logged more than it saved."""
+        log = self.folder / "metrics.jsonl"
+        if log.exists():
+            lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if not logged_after(line, self.scenes)]
+            if len(kept) < len(lines):
+                write_text(log, "".join(kept))
 
     def _restore(self, path, model_options):
         state = load_checkpoint(path)
@@ -302,10 +326,12 @@ class Run:
             raise UserError(f"{path}: not a state that training can go on from ({error!r}); use another file") from None
         now = {**dataclasses.asdict(self.config), "processes": self.process.world_size,
                "training_scenes": self.training_scenes, "scenes per step": self.batch}
-        changed = [f"{name} {then[name]} → {value}" for name, value in now.items()
-                   if name in then and then[name] != value and name not in ("resume", "max_steps")]
+        changed = {name: f"{name} {then[name]} → {value}" for name, value in now.items()
+                   if name in then and then[name] != value and name not in ("resume", "max_steps")}
         if changed and self.process.is_main:
-            print(f"resumed from {path} with other options: {', '.join(changed)}", flush=True)
+            print(f"resumed from {path} with other options: {', '.join(changed.values())}", flush=True)
+        if not changed.keys().isdisjoint(self.JUDGED_BY) or not (self.folder / "best_model.pth").exists():
+            self.best = math.inf  # a loss that means something else, or weights that lie in another folder
         for group, decay in zip(self.optimizer.param_groups, (self.config.weight_decay, 0.0)):
             group["weight_decay"] = decay  # came with that of then
         self.previous_scenes = self.scenes
