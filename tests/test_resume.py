@@ -138,7 +138,8 @@ def test_the_best_weights_and_the_log_are_those_of_this_run(dataset, tmp_path):
     assert load_checkpoint(second / "best_model.pth")["step"] == load_checkpoint(weights)["step"] == 2 * state["step"]
     # nor can losses of different options be compared
     other = arguments(dataset, first, "--resume", "auto", "--epochs", 2, "--img_size", 48)
-    succeed(SCRIPT, *other)
+    assert "kept as" in succeed(SCRIPT, *other).stdout
+    assert (first / f"best_model_until_step_{state['step']}.pth").exists()
     assert load_checkpoint(first / "best_model.pth")["step"] == 2 * state["step"]
     # going back, or on from a save before the last lines: nothing stands in the log twice
     before = [record["scenes"] for record in records(second)]

@@ -330,8 +330,12 @@ class Run:
                    if name in then and then[name] != value and name not in ("resume", "max_steps")}
         if changed and self.process.is_main:
             print(f"resumed from {path} with other options: {', '.join(changed.values())}", flush=True)
-        if not changed.keys().isdisjoint(self.JUDGED_BY) or not (self.folder / "best_model.pth").exists():
-            self.best = math.inf  # a loss that means something else, or weights that lie in another folder
+        best, judged = self.folder / "best_model.pth", not changed.keys().isdisjoint(self.JUDGED_BY)
+        if judged or not best.exists():
+            self.best = math.inf  # of a loss that means something else now, or of weights that lie in another folder
+        if judged and best.exists() and self.process.is_main:
+            kept = best.rename(self.folder / f"best_model_until_step_{self.step}.pth")
+            print(f"the validation loss means something else now: the best weights so far are kept as {kept}")
         for group, decay in zip(self.optimizer.param_groups, (self.config.weight_decay, 0.0)):
             group["weight_decay"] = decay  # came with that of then
         self.previous_scenes = self.scenes
