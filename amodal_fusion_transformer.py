@@ -324,7 +324,7 @@ class TrainConfig:
     repeat: int = option(1, "times that a composed scene is used, augmented from the second on, where making scenes is "
                             "slower than training on them; wants 1, 2, 4, 8 or 16 workers", "synthesis", least=1)
 
-    width: int = option(128, "channels of the Transformer", "model", least=8, most=8192,
+    width: int = option(128, "channels of the Transformer", "model", least=8, most=65536,
                         aliases={"d_model": "equal numbers make a network of another size than elsewhere; how many "
                                             "parameters it has is printed at the start"})
     encoder_layers: int = option(2, "self-attention layers over the scene", "model", least=0, most=200,

@@ -133,7 +133,7 @@ def scale_the_loss():
     """As --amp fp16 does on a GPU: a factor that is too large at first and is halved until nothing overflows."""
     poison_one_scene()
     scaler = torch.amp.GradScaler
-    torch.amp.GradScaler = lambda **_: scaler("cpu", init_scale=2.0**125)
+    torch.amp.GradScaler = lambda **_: scaler("cpu", init_scale=2.0**127)
 
 
 def test_an_overflow_of_half_precision_is_no_bad_scene(dataset, tmp_path):
