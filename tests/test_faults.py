@@ -133,14 +133,15 @@ def scale_the_loss():
     """As --amp fp16 does on a GPU: a factor that is too large at first and is halved until nothing overflows."""
     poison_one_scene()
     scaler = torch.amp.GradScaler
-    torch.amp.GradScaler = lambda **_: scaler("cpu", init_scale=2.0**127)
+    torch.amp.GradScaler = lambda **_: scaler("cpu", init_scale=2.0**125)
 
 
 def test_an_overflow_of_half_precision_is_no_bad_scene(dataset, tmp_path):
     folder = tmp_path / "run"
     process = run(SCRIPT, *arguments(dataset, folder, "--epochs", 3), setup=scale_the_loss)
     assert process.returncode == 0, process.stderr
-    assert sum(record["skipped"] > 0 for record in records(folder)) == 6  # nothing but overflows so far
+    # nothing but overflows, save in the first step: a head of zeros lets no gradient through to what comes before it
+    assert [record["skipped"] > 0 for record in records(folder)] == [False] + [True] * 5
     lines = (folder / "bad_steps_rank0.txt").read_text().splitlines()
     assert len(lines) == 3 and all("train_3" in line for line in lines)
 
