@@ -55,7 +55,8 @@ class AmodalFusionTransformer(nn.Module):
     """Partial image, mask and any number of completions → one weight map per completion.
 
     The smooth fill of the hole competes as candidate 0: its weight is the residual, "none of these". All candidates
-    share every layer and carry no slot number, so their order cannot matter. Before training all weigh alike.
+    share every layer and carry no slot number, so their order cannot matter. Untrained, the network is a soft version
+    of the strongest simple rule (who agrees best with the visible photo wins); it learns where that rule errs.
 
     Args:
         width: channels of the tokens, a multiple of 8 and of `heads`.
@@ -71,6 +72,7 @@ class AmodalFusionTransformer(nn.Module):
         super().__init__()
         if width % 8 or width % heads:
             raise UserError(f"width {width} must be a multiple of 8 and of heads, {heads}")
+        self.prior = VisiblePrior()
         self.encoder = ConvEncoder(width)
         self.transformer = SceneTransformer(width, heads, encoder_layers, decoder_layers)
         self.decoder = UpsamplingDecoder(width)
@@ -102,10 +104,25 @@ class AmodalFusionTransformer(nn.Module):
         skips, x16 = self.encoder(padded, photo, hole, error, cues)  # strides 2, 4, 8; 16
         tokens = self.transformer(x16, present)  # (B,M,C,H/16,W/16)
         x2 = self.decoder(tokens, skips)  # (B,M,C,H/2,W/2)
-        logits = self.head(x2)[..., : mask.shape[-2], : mask.shape[-1]]  # (B,M,H,W)
+        logits = self.head(x2, self.prior(cues))[..., : mask.shape[-2], : mask.shape[-1]]  # (B,M,H,W)
 
         fused = composite(logits, candidates, partial, mask)
         return {**fused, "fill": candidates[:, 0, :3], "logits": logits}
+
+
+class VisiblePrior(nn.Module):
+    """Logits by the visible cues alone, a soft relative of visible fit: all that an untrained network knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.cue_weights = nn.Parameter(torch.tensor([0.5, 0.5, 1.0, 0.6]))  # of the first four cues
+        self.fill_logit = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, cues):
+        """cues (B,M,h,w) each → prior_logits (B,M,h,w)."""
+        weighted = [weight * cue for weight, cue in zip(self.cue_weights, cues)]
+        prior_logits = sum(weighted[1:], weighted[0])
+        return torch.cat([self.fill_logit.expand_as(prior_logits[:, :1]), prior_logits[:, 1:]], 1)
 
 
 class ConvEncoder(nn.Module):
@@ -222,21 +239,19 @@ class UpsamplingDecoder(nn.Module):
 
 
 class WeightHead(nn.Module):
-    """One logit per candidate and pixel, zero at the start.
-
-    Logits are upsampled, not weights: alpha then cuts the objects' edges sharply at full resolution.
-    """
+    """One logit per candidate and pixel: the prior's, corrected here. It starts at zero, which leaves the prior."""
 
     def __init__(self):
         super().__init__()
-        self.logit = nn.Conv2d(C2, 1, 1)
-        nn.init.zeros_(self.logit.weight)
-        nn.init.zeros_(self.logit.bias)
+        self.correction = nn.Conv2d(C2, 1, 1)
+        nn.init.zeros_(self.correction.weight)
+        nn.init.zeros_(self.correction.bias)
 
-    def forward(self, x2):
-        """x2 (B,M,C,H/2,W/2) → logits (B,M,H,W)."""
-        logits = self.logit(x2.flatten(0, 1)).float().unflatten(0, x2.shape[:2]).squeeze(2)  # (B,M,H/2,W/2)
-        return upsample(logits)
+    def forward(self, x2, prior_logits):
+        """x2 (B,M,C,H/2,W/2), prior_logits (B,M,H/4,W/4) → logits (B,M,H,W)."""
+        correction = self.correction(x2.flatten(0, 1)).float().unflatten(0, x2.shape[:2]).squeeze(2)  # (B,M,H/2,W/2)
+        # Logits are upsampled, not weights: alpha then cuts the objects' edges sharply at full resolution.
+        return upsample(correction + upsample(prior_logits))
 
 
 def scene_input(candidates, photo, mask):

@@ -19,7 +19,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from amodal_fusion_transformer import AmodalFusionTransformer, ConvEncoder, fusion_loss
+from amodal_fusion_transformer import (
+    AmodalFusionTransformer,
+    ConvEncoder,
+    VisiblePrior,
+    fusion_loss,
+)
 from fusion.data.scenes import find_scenes, read_scene
 from fusion.data.synthesis import Synthesizer
 from fusion.data.tensors import INPUTS, inputs_of, to_tensors
@@ -30,6 +35,13 @@ from fusion.training.run import learning_rate
 FIELDS = (*INPUTS, "original")
 
 
+class NoPrior(VisiblePrior):
+    """The cues are inputs only; the network starts with equal weights."""
+
+    def forward(self, cues):
+        return torch.zeros_like(cues.copied)
+
+
 class NoImageNet(ConvEncoder):
     def backbone_features(self, candidates, photo):  # noqa: ARG002
         return 0, 0, 0
@@ -38,6 +50,7 @@ class NoImageNet(ConvEncoder):
 PARTS = {
     "as it is": {},
     "without ImageNet features": {"encoder": lambda: NoImageNet(128)},
+    "without prior": {"prior": NoPrior},
     "without scene self-attention": {},
     "width 192 instead of 128": {},
     "a price on doubt": {},

