@@ -1,0 +1,58 @@
+"""How often order.json names the object that really stands in front, on composed scenes, whose order is known.
+
+    python -m experiments.order_accuracy --objects MATERIAL/val/objects --backgrounds MATERIAL/val/backgrounds \\
+        --coco MATERIAL/val/coco/instances.json --style pix2gestalt
+
+Pairs that meet on at least 20 pixels of the hole; by the confidence, by the weights alone, and by the logits alone.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from amodal_fusion_transformer_inference import SHIPPED, FusionPredictor
+from benchmarks.measure import report
+from fusion.data.synthesis import STYLES, Synthesizer
+from fusion.model.blending import blend_hole
+from fusion.output.order import order_of
+
+LEAST_AREA = 20
+NAMES = ("confidence", "weights", "logits")
+
+
+def judge(predictor, composition, size):
+    """For each pair of a scene whether (confidence, weights, logits) name the front one, (P,3) bool."""
+    scene, shown = composition.scene, composition.shown
+    logits = predictor.look([scene.resized((size, size))])[0]
+    rows = []
+    for pair in order_of(scene, blend_hole(scene, logits), logits.numpy())["pairs"]:
+        front, behind = shown[pair["front"] - 1], shown[pair["behind"] - 1]
+        if None not in (front, behind) and front != behind and pair["area_in_hole"] >= LEAST_AREA:
+            right = front > behind  # objects are numbered from back to front
+            rows.append([right, *((pair.get(name, 0) > 0.5) == right for name in ("weights", "pairwise"))])
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("objects", "backgrounds", "coco"):
+        parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--checkpoint", default=SHIPPED)
+    parser.add_argument("--style", choices=STYLES, default="mixed")
+    parser.add_argument("--n_scenes", type=int, default=80)
+    parser.add_argument("--seed", type=int, default=99)
+    options = parser.parse_args()
+    synthesizer = Synthesizer(options.objects, options.backgrounds, options.coco, 128, style=options.style,
+                              seed=options.seed)
+    predictor = FusionPredictor(options.checkpoint, device="cpu")
+    rows = [row for index in tqdm(range(options.n_scenes), disable=None)
+            for row in judge(predictor, synthesizer.compose(index), predictor.img_size)]
+    shares = np.mean(rows, 0)
+    report([{"pairs": len(rows), **{name: f"{share:.2f}" for name, share in zip(NAMES, shares)}}],
+           {"pairs": "pairs", **{name: name for name in NAMES}}, None)
+
+
+if __name__ == "__main__":
+    main()
