@@ -38,12 +38,13 @@ from tqdm import tqdm
 from amodal_fusion_transformer import load_model
 from fusion.config import option, parse
 from fusion.data.large_scenes import is_large, read_large
+from fusion.data.names import is_utf8, printable
 from fusion.data.pictures import as_scene
 from fusion.data.scenes import find_scenes, read_list, read_scene
 from fusion.data.tensors import HALF_PRECISION, INPUTS, to_tensors
 from fusion.distributed import check_gpus, launch, under_launcher
 from fusion.errors import ConfigError, LpipsUnavailable, SceneError, UserError
-from fusion.files import lock_run_dir
+from fusion.files import take_output
 from fusion.helpers import Failure, Helpers
 from fusion.model.blending import blend_hole
 from fusion.output.handover import check_command, check_handover, write_handover
@@ -392,6 +393,11 @@ def list_scenes(config):
         if config.scene_list or not data_dir.is_dir():
             raise
         raise SceneError(f"{error}\n  {create_command(config)}") from None
+    for scene_id in scene_ids:
+        if not is_utf8(scene_id):
+            raise SceneError(f"{data_dir}: a folder with the name {printable(scene_id)}, which is not UTF-8, as lists "
+                             "and reports are; rename it, or if it looks right to you, set a UTF-8 locale "
+                             "(export LC_ALL=C.UTF-8)")
     return scene_ids, any((data_dir / scene_id / "original.png").exists() for scene_id in scene_ids)
 
 
@@ -446,13 +452,10 @@ def run(config):
     scene_ids, has_originals = on_main(list_scenes, config)
     locks = on_main(list_locks, config.lock, config.locks, config.data_dir, scene_ids)
     held = []  # until the process ends
-    on_main(lambda: held.append(lock_run_dir(output_dir)))
-    if on_main(lambda: held[0] is None):
-        raise ConfigError(f"{output_dir}: another run is writing to it; wait for it, or use another --output_dir")
+    on_main(lambda: held.append(take_output(output_dir)))
     perceptual = load_perceptual(config, sharing) if config.metrics and has_originals else None
     writer = SceneWriter(Path(config.data_dir), output_dir, made_by, config.n_max_completions, config.figures,
-                         config.metrics, config.evaluate, command, config.seam, locks,
-                         config.lpips_net, perceptual)
+                         config.metrics, config.evaluate, command, config.seam, locks, perceptual)
     todo = on_main(find_work, config, scene_ids, writer)
     failed = sharing.gather(fuse_folder(config, predictor, todo, sharing, writer))
     if not sharing.is_main:

@@ -38,7 +38,7 @@ from fusion.data.splits import LISTS, SplitOptions, write_lists
 from fusion.data.synthesis import STYLES, Synthesizer
 from fusion.errors import ConfigError, SceneError
 from fusion.figures import draw_selection
-from fusion.files import atomic_file, lock_run_dir, plain_cell, write_text
+from fusion.files import atomic_file, plain_cell, take_output, write_text
 from fusion.pool import run_jobs
 
 PREVIEWED_SCENES = 8
@@ -172,16 +172,6 @@ def create(config):
         print(f"error: {share:.0%} of the scenes are bad, more than --max_bad {config.max_bad:.0%}", file=sys.stderr)
         return 1
     return 0
-
-
-def take_output(output):
-    """Make the output folder and keep other runs out of it; returns the lock, to be held."""
-    output.mkdir(parents=True, exist_ok=True)
-    lock = lock_run_dir(output)
-    if lock is None:
-        raise ConfigError(f"{output}: another run of this program is writing to it; wait for it, or use another "
-                          "--output_dir")
-    return lock
 
 
 def present(output):

@@ -19,12 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from amodal_fusion_transformer import (
-    AmodalFusionTransformer,
-    ConvEncoder,
-    VisiblePrior,
-    fusion_loss,
-)
+from amodal_fusion_transformer import AmodalFusionTransformer, ConvEncoder, VisiblePrior, fusion_loss
 from fusion.data.scenes import find_scenes, read_scene
 from fusion.data.synthesis import Synthesizer
 from fusion.data.tensors import INPUTS, inputs_of, to_tensors
@@ -133,7 +128,11 @@ def doubt(out, batch):
 
 def compose(synthesizer, index):
     """Scene `index` as uint8 arrays, padded to n_max completions."""
-    tensors = to_tensors(synthesizer(index), synthesizer.n_max)
+    return to_bytes(to_tensors(synthesizer(index), synthesizer.n_max))
+
+
+def to_bytes(tensors):
+    """What training takes of a scene's tensors, in a quarter of the memory."""
     return {name: (value if value.dtype == torch.bool else (value * 255).round().byte()).numpy()
             for name, value in tensors.items() if name in FIELDS}
 

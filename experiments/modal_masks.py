@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from amodal_fusion_transformer import C2, AmodalFusionTransformer, ConvEncoder
-from experiments.ablation import FIELDS, Trainee, mirrored, picked, score
+from experiments.ablation import Trainee, mirrored, picked, score, to_bytes
 from fusion.data.synthesis import Synthesizer
 from fusion.data.tensors import inputs_of, to_tensors
 from fusion.perceptual import PerceptualLoss
@@ -48,14 +48,13 @@ def compose(synthesizer, index, given):
     """Scene `index` as uint8 arrays, modal masks (if `given`) as a fifth channel."""
     composition = synthesizer.compose(index)
     scene = composition.scene
-    tensors = {name: value for name, value in to_tensors(scene, synthesizer.n_max).items() if name in FIELDS}
+    tensors = to_tensors(scene, synthesizer.n_max)
     modal = tensors["completions"][:, 3:] * (1 - tensors["mask"])  # (N,1,H,W)
     for slot, number in enumerate(composition.shown):
         if given and number is not None:
             modal[slot, 0] = torch.from_numpy(composition.objects[number].visible & ~scene.mask)
     tensors["completions"] = torch.cat([tensors["completions"], modal], 1)
-    return {name: (value if value.dtype == torch.bool else (value * 255).round().byte()).numpy()
-            for name, value in tensors.items()}
+    return to_bytes(tensors)
 
 
 def compose_all(synthesizer, count, given):

@@ -5,6 +5,8 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+from fusion.errors import ConfigError
+
 
 @contextmanager
 def atomic_file(path):
@@ -56,4 +58,16 @@ def lock_run_dir(folder):
         return None
     for leftover in folder.glob(".*.tmp*"):  # of an `atomic_file` whose process was killed
         leftover.unlink(missing_ok=True)
+    return lock
+
+
+def take_output(output):
+    """Make the output folder and keep other runs out of it; returns the lock, to be held.
+
+    Raises:
+        ConfigError: another run is writing to it.
+    """
+    lock = lock_run_dir(output)
+    if lock is None:
+        raise ConfigError(f"{output}: another run is writing to it; wait for it, or use another --output_dir")
     return lock

@@ -54,6 +54,7 @@ class PerceptualLoss(nn.Module):
 
     def __init__(self, net="vgg", weights=None):
         super().__init__()
+        self.net = net
         with warnings.catch_warnings():  # lpips still asks torchvision the old way
             warnings.simplefilter("ignore")
             self.lpips = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)  # the linear heads come with the package

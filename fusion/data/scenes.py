@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 
 from fusion.data.images import FEW, comment_of, read_image, resize, write_image
-from fusion.data.names import is_utf8, printable
 from fusion.errors import SceneError
 
 # In the header of a prepared completion: its alpha was decided on when it was written. A completed background may be
@@ -80,11 +79,6 @@ def find_scenes(data_dir):
         path.name for path in data_dir.iterdir()
         if not path.name.startswith(".") and any((path / name).exists() for name in ("mask.png", "partial.png"))
     )
-    for scene_id in scene_ids:
-        if not is_utf8(scene_id):
-            raise SceneError(f"{data_dir}: a folder with the name {printable(scene_id)}, which is not UTF-8, as lists "
-                             "and reports are; rename it, or if it looks right to you, set a UTF-8 locale "
-                             "(export LC_ALL=C.UTF-8)")
     if not scene_ids:
         raise SceneError(
             f"{data_dir}: no scene here (a scene is a folder with partial.png, mask.png, comp1.png …); if these are "

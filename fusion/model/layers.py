@@ -121,6 +121,6 @@ def add_shared(x, shared):
     return (x + shared[:, None]).flatten(0, 1)
 
 
-def upsample(x, factor=2):
-    """Bilinear, (…,h,w) of 4 dimensions → (…,factor·h,factor·w)."""
-    return F.interpolate(x, scale_factor=factor, mode="bilinear")
+def upsample(x):
+    """Bilinear, (…,h,w) of 4 dimensions → (…,2h,2w)."""
+    return F.interpolate(x, scale_factor=2, mode="bilinear")

@@ -38,14 +38,13 @@ class SceneWriter:
     inpaint_command: list | None = None  # of `check_command`
     seam: int = 0
     locks: dict = field(default_factory=dict)  # scene id → of `parse_locks`
-    lpips_net: str = "alex"
     perceptual: torch.nn.Module | None = field(default=None, repr=False)
 
     def asked(self, scene_id):
         """What the user decided for a scene, and what its record keeps: outputs made otherwise are made anew."""
         return {"locks": [list(lock) for lock in self.locks.get(scene_id, [])],
                 "inpaint_command": self.inpaint_command, "seam": self.seam,
-                "lpips": self.lpips_net if self.perceptual is not None else None}
+                "lpips": None if self.perceptual is None else self.perceptual.net}
 
     def __call__(self, scene_id, scene, logits):
         """Fuse and write a scene.

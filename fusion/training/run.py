@@ -66,11 +66,6 @@ def lock_checkpoint_dir(config, process):
     lock = lock_run_dir(folder) if process.is_main else None
     if process.any(process.is_main and lock is None):
         raise UserError(f"{folder}: another run is writing there; wait for it, or choose another --checkpoint_dir")
-    log = folder / "metrics.jsonl"
-    if process.is_main and log.exists():  # a killed run may have left half a line
-        whole = log.read_bytes().rpartition(b"\n")
-        if whole[2]:
-            log.write_bytes(whole[0] + whole[1])
     return lock
 
 
@@ -299,11 +294,12 @@ class Run:
             self.save("last.pth")  # what a restart goes on from
 
     def cut_log(self):
-        """Leave out of metrics.jsonl what is about to be done again: a killed run has logged more than it saved."""
+        """Leave out of metrics.jsonl half a line, and what is about to be done again: a killed run has logged more than
+        it saved."""
         log = self.folder / "metrics.jsonl"
         if log.exists():
             lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if not logged_after(line, self.scenes)]
+            kept = [line for line in lines if line.endswith("\n") and not logged_after(line, self.scenes)]
             if len(kept) < len(lines):
                 write_text(log, "".join(kept))
 
