@@ -45,7 +45,6 @@ from fusion.data.tensors import HALF_PRECISION, INPUTS, to_tensors
 from fusion.distributed import check_gpus, launch, under_launcher
 from fusion.errors import ConfigError, LpipsUnavailable, SceneError, UserError
 from fusion.files import take_output
-from fusion.helpers import Failure, Helpers
 from fusion.model.blending import blend_hole
 from fusion.output.handover import check_command, check_handover, write_handover
 from fusion.output.onnx_export import export_onnx
@@ -55,6 +54,7 @@ from fusion.output.report import write_report
 from fusion.output.scene_writer import SceneWriter, as_result
 from fusion.output.tables import TABLES, remove_stale, write_failures, write_table
 from fusion.perceptual import PerceptualLoss
+from fusion.pool import Failure, Helpers
 from fusion.sharing import Sharing
 
 SHIPPED = Path(__file__).parent / "pretrained" / "amodal_fusion_transformer.pth"
@@ -244,12 +244,11 @@ class SceneReader:
 def fuse_folder(config, predictor, todo, sharing, writer):
     """Fuse and write this process's share of the scenes `todo`. Returns {scene id: what went wrong}."""
     reader = SceneReader(Path(config.data_dir), config.n_max_completions, predictor.img_size)
-    readers, writers = Helpers(reader, config.workers), Helpers(writer, config.workers)
     failed, pending, crowded = {}, deque(), []
     most = MOST_CANDIDATE_PIXELS // predictor.img_size**2 - 1
     bar = tqdm(total=len(todo), desc="fuse", disable=None if sharing.is_main else True)
 
-    def finish(at_most):
+    def finish(writers, at_most):
         while len(pending) > at_most:  # bounds the memory that waiting scenes take
             scene_id, job = pending.popleft()
             record(scene_id, writers.outcome(job))
@@ -259,7 +258,7 @@ def fuse_folder(config, predictor, todo, sharing, writer):
             failed[scene_id] = str(outcome)
         bar.update(sharing.finish(1) - bar.n)
 
-    def read():
+    def read(readers):
         batch = config.batch_size
         items = ((chunk, scene_id) for chunk in sharing.take(math.ceil(len(todo) / batch))
                  for scene_id in todo[chunk * batch : (chunk + 1) * batch])
@@ -274,8 +273,8 @@ def fuse_folder(config, predictor, todo, sharing, writer):
                       f"(--n_max_completions {most} keeps that size)", file=sys.stderr)
             yield chunk, scene_id, *outcome
 
-    try:
-        for group in batches(read()):
+    with bar, Helpers(reader, config.workers) as readers, Helpers(writer, config.workers) as writers:
+        for group in batches(read(readers)):
             try:
                 looks = predictor.look([small for _, small, _ in group])
             except SceneError as error:
@@ -284,12 +283,8 @@ def fuse_folder(config, predictor, todo, sharing, writer):
                 continue
             for (scene_id, _, scene), logits in zip(group, looks):
                 pending.append((scene_id, writers.submit(scene_id, scene, logits.numpy())))
-                finish(2 * max(1, config.workers))
-        finish(0)
-    finally:
-        readers.close()
-        writers.close()
-        bar.close()
+                finish(writers, 2 * max(1, config.workers))
+        finish(writers, 0)
     return failed
 
 

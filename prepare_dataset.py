@@ -14,7 +14,6 @@ import dataclasses
 import os
 import shutil
 import sys
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,7 +38,7 @@ from fusion.data.synthesis import STYLES, Synthesizer
 from fusion.errors import ConfigError, SceneError
 from fusion.figures import draw_selection
 from fusion.files import atomic_file, plain_cell, take_output, write_text
-from fusion.pool import run_jobs
+from fusion.pool import Failure, Helpers
 
 PREVIEWED_SCENES = 8
 HOPELESS = 10  # scenes that could not be composed, and none that could: the material is to blame
@@ -145,10 +144,11 @@ def create(config):
 
     write_manifest("create", config, output, complete=False)
     reports, skipped = {}, {printable(name, ""): printable(fault, "") for name, fault in faults.items()}
-    with closing(run_jobs(partial(create_scene, config=config), todo, config.workers)) as jobs:
-        for raw, report, fault in tqdm(jobs, total=len(todo), desc="create", disable=None):
-            if fault:  # of this scene: it stops nobody else's
-                skipped[raw.id] = printable(fault)
+    with Helpers(partial(create_scene, config=config), config.workers) as helpers:
+        jobs = helpers.map(todo, 4 * config.workers)
+        for raw, report in tqdm(jobs, total=len(todo), desc="create", disable=None):
+            if isinstance(report, Failure):  # of this scene: it stops nobody else's
+                skipped[raw.id] = printable(report)
                 remove_scene(output / raw.id)
                 continue
             reports[raw.id] = report
@@ -295,11 +295,12 @@ def synthesize(config):
     leave_only(indices, output, config)
     write_manifest("synthesize", config, output, complete=False)
     left_out, skipped, made = set(synthesizer.faults), {}, 0
-    with closing(run_jobs(partial(compose_scene, synthesizer, output), todo, config.workers)) as jobs:
-        for index, faults, fault in tqdm(jobs, total=len(todo), desc="synthesize", disable=None):
+    with Helpers(partial(compose_scene, synthesizer, output), config.workers) as helpers:
+        jobs = helpers.map(todo, 4 * config.workers)
+        for index, faults in tqdm(jobs, total=len(todo), desc="synthesize", disable=None):
             scene_id = synthesizer.scene_id(index)
-            if fault:
-                skipped[scene_id] = printable(fault)
+            if isinstance(faults, Failure):
+                skipped[scene_id] = printable(faults)
                 remove_scene(output / scene_id)
                 if not made and len(skipped) == HOPELESS:
                     raise SceneError(f"none of {HOPELESS} scenes could be composed: {skipped[scene_id]}")
@@ -354,9 +355,9 @@ def check(config):
             except SceneError as error:
                 faults.append(str(error))
     folders = [data_dir / scene_id for scene_id in scene_ids]
-    with closing(run_jobs(check_scene, folders, config.workers)) as jobs:
-        found = {folder: fault or result
-                 for folder, result, fault in tqdm(jobs, total=len(folders), desc="check", disable=None)}
+    with Helpers(check_scene, config.workers) as helpers:
+        jobs = helpers.map(folders, 4 * config.workers)
+        found = dict(tqdm(jobs, total=len(folders), desc="check", disable=None))  # None, or what is wrong
     faults += [found[folder] if str(folder) in found[folder] else f"{folder}: {found[folder]}"
                for folder in folders if found[folder]]
     for fault in faults:

@@ -1,4 +1,4 @@
-"""Pools of prepare_dataset.py: what goes wrong in one job stops no other, and what is done is known to be done."""
+"""Helper processes: what goes wrong in one job stops no other, and what is done is known to be done."""
 
 import csv
 import functools
@@ -18,7 +18,7 @@ from fusion.data.scenes import read_scene
 from fusion.data.toy import draw_scene
 from fusion.errors import SceneError
 from fusion.files import lock_run_dir
-from fusion.pool import run_jobs
+from fusion.pool import Failure, Helpers
 from prepare_dataset import put_scene
 from tests.scripts import Running, run, succeed
 from tests.test_processes import alive
@@ -64,15 +64,23 @@ def job(item):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_job_but_the_faulty_ones_is_done(workers):
     items = ["a", "bb", "killed", "memory", "ccc", "bad", "killed", "disk", *"defghijk"]
-    found = list(run_jobs(job, items, workers))
-    assert sorted(item for item, *_ in found) == sorted(items)
-    faults = {item: fault for item, _, fault in found if fault}
+    with Helpers(job, workers) as helpers:
+        found = list(helpers.map(items, 4))
+    assert [item for item, _ in found] == items
+    faults = {item: outcome for item, outcome in found if isinstance(outcome, Failure)}
     assert set(faults) == {"killed", "memory", "bad", "disk"}
     assert "was killed" in faults["killed"] and "memory ran out" in faults["memory"]
     assert faults["bad"] == "bad: no scene" and faults["disk"] == "x.png: No space left"
-    assert all(result == len(item) for item, result, fault in found if not fault)
-    with pytest.raises(ZeroDivisionError):
-        list(run_jobs(job, ["a", "bug"], workers))
+    assert all(outcome == len(item) for item, outcome in found if item not in faults)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_fault_of_the_program_is_raised(workers):
+    with Helpers(job, workers) as helpers:
+        assert helpers.outcome(helpers.submit("aa")) == 2
+        assert helpers.outcome(helpers.submit("memory")).startswith("memory ran out")
+        with pytest.raises(ZeroDivisionError):
+            helpers.outcome(helpers.submit("bug"))
 
 
 def die_late(item):
@@ -84,11 +92,36 @@ def die_late(item):
 
 def test_a_process_that_dies_between_two_jobs_is_no_crash():
     found = []
-    for entry in run_jobs(die_late, range(8), 2):
-        found.append(entry)
-        time.sleep(0.2)  # the pool breaks while the caller writes its report
-    assert sorted(item for item, *_ in found) == list(range(8))
-    assert [item for item, _, fault in found if fault] == [2]
+    with Helpers(die_late, 2) as helpers:
+        for entry in helpers.map(range(8), 2):
+            found.append(entry)
+            time.sleep(0.2)  # the pool breaks while the caller writes its report
+    assert [item for item, _ in found] == list(range(8))
+    assert [item for item, outcome in found if isinstance(outcome, Failure)] == [2]
+
+
+def be_alone_or_die(folder, number):
+    """Beside another one of its kind, number 1 or 4 takes too much memory for this machine."""
+    (folder / str(os.getpid())).touch()
+    time.sleep(0.3)
+    others = [int(path.name) for path in folder.iterdir() if path.name != str(os.getpid())]
+    if number in (1, 4) and any(map(alive, others)):
+        os.kill(os.getpid(), signal.SIGKILL)
+    (folder / str(os.getpid())).unlink()
+    return number
+
+
+def test_jobs_that_were_lost_with_another_one_are_done_again_one_at_a_time(tmp_path):
+    with Helpers(functools.partial(be_alone_or_die, tmp_path), 3) as helpers:
+        assert dict(helpers.map(range(7), 3)) == {number: number for number in range(7)}
+
+
+def test_jobs_that_nobody_waits_for_are_abandoned():
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), Helpers(time.sleep, 2) as helpers:
+        for _ in helpers.map([0, 60, 60, 60], 3):
+            raise KeyboardInterrupt
+    assert time.monotonic() - start < 20
 
 
 def test_a_scene_whose_writing_was_cut_off_by_a_dying_process_is_written_again(tmp_path):

@@ -1,8 +1,6 @@
-"""The network from Python, and the helper processes of the inference script."""
+"""The network from Python, and what bounds its memory."""
 
-import os
 import re
-import signal
 
 import numpy as np
 import pytest
@@ -20,7 +18,6 @@ from fusion.data.tensors import to_tensors
 from fusion.data.toy import draw_scene
 from fusion.errors import SceneError, UserError
 from fusion.figures import draw_scene as draw_figure
-from fusion.helpers import Failure, Helpers
 from fusion.model.blending import blend_hole
 from fusion.model.compositing import add_fill, composite
 from fusion.output.scene_writer import SceneWriter, for_figure
@@ -189,24 +186,3 @@ def test_figures_have_bounds(tmp_path):
         draw_figure(tmp_path / "figure.png", for_figure(scene, blend), "title")
         with Image.open(tmp_path / "figure.png") as figure:
             assert figure.width < 1400 and figure.height < 3000, figure.size
-
-
-def work(number):
-    if number == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if number == 3:
-        raise MemoryError
-    if number == 4:
-        raise PermissionError(13, "Permission denied", "there")
-    return number * number
-
-
-def test_a_helper_that_dies_costs_its_own_case_only():
-    helpers = Helpers(work, 2)
-    outcomes = dict(helpers.map(range(12), 4))
-    helpers.close()
-    failures = {number: outcome for number, outcome in outcomes.items() if isinstance(outcome, Failure)}
-    assert set(failures) == {2, 3, 4} and len(outcomes) == 12
-    assert "killed" in failures[2] and "out of memory" in failures[3] and failures[4] == "there: Permission denied"
-    assert all(outcomes[number] == number * number for number in set(range(12)) - {2, 3, 4})
-    assert [outcome for _, outcome in Helpers(work, 0).map([3, 6], 1)][1] == 36
