@@ -57,6 +57,7 @@ def main():
     parser.add_argument("--checkpoint", default=SHIPPED)
     parser.add_argument("--img_size", type=int, default=256)
     parser.add_argument("--n_scenes", type=int, help="the first so many; default: all")
+    parser.add_argument("--least_alpha", type=float, default=0, help="completions end where theirs is less")
     parser.add_argument("--lpips_weights")
     parser.add_argument("--json", help="file to write the figures to")
     options = parser.parse_args()
@@ -66,6 +67,8 @@ def main():
     for scene_id in tqdm(find_scenes(options.data_dir)[: options.n_scenes], disable=None):
         scene = read_scene(options.data_dir / scene_id, need_original=True).resized((options.img_size,) * 2)
         batch = {name: value[None] for name, value in to_tensors(scene, len(scene.completions)).items()}
+        alpha = batch["completions"][:, :, 3]
+        alpha[alpha < options.least_alpha] = 0
         inputs = inputs_of(batch)
         logits, (candidates, _) = model(**inputs)["logits"], add_fill(**inputs)
         for blend, rows in figures.items():

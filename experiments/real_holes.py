@@ -42,6 +42,14 @@ def cut(photo, objects, rng):
     return crop, hole[crop], rng.permutation(chosen)
 
 
+def distance_by_alpha(photo, objects):
+    """{least alpha of a range: root mean square distance of completions from their photo there, colours in [0,1]}."""
+    rgba = np.stack(objects) / 255  # (N,H,W,4)
+    squared = ((rgba[..., :3] - photo / 255) ** 2).mean(3)
+    ranges = (1 / 255, 0.1), (0.1, 0.25), (0.25, 0.5), (0.5, 0.98), (0.98, 1.01)
+    return {least: squared[(rgba[..., 3] >= least) & (rgba[..., 3] < below)].mean() ** 0.5 for least, below in ranges}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input_dir", type=Path, required=True)
@@ -54,6 +62,8 @@ def main():
     for folder in sorted(path.parent for path in options.input_dir.glob("*/photo.*")):
         photo = read_image(next(folder.glob("photo.*")), "RGB")
         objects = [resize(read_image(path, "RGBA"), photo.shape[:2]) for path in sorted(folder.glob("obj_*.png"))]
+        distances = ", ".join(f"{at:.2f}: {rms:.3f}" for at, rms in distance_by_alpha(photo, objects).items())
+        print(f"{folder.name}: distance of its completions from the photo, by alpha from {distances}")
         made = 0
         while made < options.per_photo:
             drawn = cut(photo, objects, rng)
