@@ -324,8 +324,7 @@ def find_work(config, scene_ids, writer):
             return False
         if not config.metrics or not (data_dir / scene_id / "original.png").exists():
             return True
-        return metrics is not None and (not config.evaluate or "telea_ours_psnr" in metrics) and (
-            writer.perceptual is None or "ours_lpips" in metrics or min(record["size"]) < 32)
+        return metrics is not None and (not config.evaluate or "telea_ours_psnr" in metrics)
 
     data_dir, output_dir = Path(config.data_dir), Path(config.output_dir)
     states = {scene_id: state_of(output_dir / scene_id, data_dir / scene_id, made_by,

@@ -155,10 +155,11 @@ def squares():
 def test_order_comes_from_weights_and_from_logits(tmp_path):
     alpha, mask = squares()
     weights = alpha * np.array([0.6, 0.3, 0.1])[:, None, None]
-    alone = find_order(weights, alpha, mask)
+    alone = find_order(weights, alpha, mask, np.zeros((3, 3)))
     first, second = alone["pairs"]
     assert (first["front"], first["behind"], first["area"], first["area_in_hole"]) == (1, 2, 40, 40)
-    assert first["confidence"] == first["weights"] == pytest.approx(0.6667, abs=1e-4)
+    assert first["weights"] == pytest.approx(0.6667, abs=1e-4)
+    assert first["confidence"] == pytest.approx(0.9 * 0.6667 + 0.1 / 2, abs=1e-3)
     assert (second["front"], second["behind"], second["area_in_hole"]) == (2, 3, 40)
     assert alone["front_to_back"] == [[1], [2], [3]] and alone["cycles"] == []
     pairwise = np.zeros((3, 3))
@@ -170,7 +171,6 @@ def test_order_comes_from_weights_and_from_logits(tmp_path):
     assert found["pairs"][0]["confidence"] == pytest.approx(0.91 * 0.982 + 0.09 / 3, abs=1e-3)
     locked = find_order(weights / 10, alpha, mask, pairwise, locks=[(1, 2)])["pairs"][0]
     assert (locked["front"], locked["confidence"], locked["locked"]) == (1, 1.0, True)
-    assert find_order(weights, alpha, mask * 0)["pairs"] == []  # weights mean nothing in plain view
     assert find_order(weights, alpha, mask * 0, pairwise)["pairs"][0]["confidence"] == pytest.approx(0.982, abs=1e-3)
     write_order(tmp_path / "order.json", "상자", found)
     assert json.loads((tmp_path / "order.json").read_text(encoding="utf-8")) == {"scene": "상자", **found}
@@ -256,7 +256,7 @@ def write_reported(root):
     write_image(output / names[1] / "residual_mask.png", read_image(data / names[1] / "mask.png", "L"))
     for name, ours in zip(names, (20.5, 30.25)):
         metrics = {"ours_psnr": ours, "visible_fit_psnr": 21.0, "oracle_psnr": 35.0, "ours_psnr_overlap": math.nan}
-        write_record(output / name, {}, "", (60, 100), metrics, {})
+        write_record(output / name, {}, "", metrics, {})
     write_order(output / names[0] / "order.json", names[0], {"pairs": [{"front": 2, "behind": 1}],
                                                             "front_to_back": [[2], [1]], "cycles": []})
     return data, output, names

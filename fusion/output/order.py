@@ -18,19 +18,19 @@ from fusion.files import write_text
 MOST_COUNTED = 2**26  # candidates times pixels; of larger scenes every second, third … row and column is counted
 
 
-def find_order(weights, alpha, mask, pairwise=None, locks=()):
+def find_order(weights, alpha, mask, pairwise, locks=()):
     """Order of each two completions that meet.
 
     Weights tell it inside the hole, as far as no third one hides both; the logits wherever the two meet.
 
     Args:
         weights, alpha: (N,H,W) in [0,1]; mask (H,W), 1 = hole.
-        pairwise: (N,N) of `mean_margins`, > 0 where the row is in front of the column; None leaves it to the weights.
+        pairwise: (N,N) of `mean_margins`, > 0 where the row is in front of the column.
         locks: pairs (front, behind) decided by hand.
 
     Returns:
         dict of
-        pairs: list of {front, behind, confidence, area, area_in_hole[, pairwise, weights][, locked]}: areas in
+        pairs: list of {front, behind, confidence, area, area_in_hole, pairwise[, weights][, locked]}: areas in
             pixels where both have alpha > 0.5; pairwise and weights are the shares, 0 to 1, that speak for `front`.
             Weights count as far as the two have any where they meet in the hole, logits for the rest; that makes the
             confidence, from 0.5, undecided, to 1.
@@ -44,16 +44,12 @@ def find_order(weights, alpha, mask, pairwise=None, locks=()):
     won = count_pairs(covers[:, inside] * weights.reshape(len(alpha), -1)[:, inside], covers[:, inside])
     pairs = []
     for i, j in zip(*np.nonzero(np.triu(meet, 1))):
-        shares, weight = {}, won[i, j] + won[j, i]
-        if pairwise is not None:
-            shares["pairwise"] = 1 / (1 + math.exp(-np.clip(pairwise[i, j], -50, 50)))
+        confidence, weight = 1 / (1 + math.exp(-np.clip(pairwise[i, j], -50, 50))), won[i, j] + won[j, i]
+        shares = {"pairwise": confidence}
         if weight > 0:
             shares["weights"] = won[i, j] / weight
-        if not shares:
-            continue  # they meet in plain view alone, where weights mean nothing
-        decided = weight / meet_hidden[i, j] if weight > 0 else 0  # what lies behind a third one has hardly any weight
-        decided = decided if pairwise is not None else 1
-        confidence = decided * shares.get("weights", 0) + (1 - decided) * shares.get("pairwise", 0)
+            decided = weight / meet_hidden[i, j]  # what lies behind a third one has hardly any weight
+            confidence = decided * shares["weights"] + (1 - decided) * confidence
         front, behind = int(i) + 1, int(j) + 1
         locked = (front, behind) in locks or (behind, front) in locks
         if (behind, front) in locks or (confidence < 0.5 and not locked):

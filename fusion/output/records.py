@@ -15,7 +15,7 @@ from fusion.errors import SceneError
 from fusion.files import write_text
 
 RECORD = "scene.json"
-KEYS = {"made_by", "input", "size", "files", "metrics", "asked"}
+KEYS = {"made_by", "input", "files", "metrics", "asked"}
 # all that a run may have written into a scene's folder; with --overwrite nothing of an earlier one stays
 OUTPUT = re.compile(r"fused\.png|residual_mask\.png|figure\.png|order\.json|weight_\d+\.png|scene\.json|\..*\.tmp.*")
 
@@ -41,19 +41,18 @@ def read_record(folder):
     return record if isinstance(record, dict) and set(record) >= KEYS else None
 
 
-def write_record(folder, made_by, source, size, metrics, asked):
+def write_record(folder, made_by, source, metrics, asked):
     """Write scene.json for what stands in `folder`, and fused.png, which is to follow.
 
     Args:
-        made_by: dict of checkpoint digest and options; source: `input_digest`; size: (height, width); metrics: a row of
-            `evaluate_scene`, or None; asked: what the user decided for this scene alone, a dict.
+        made_by: dict of checkpoint digest and options; source: `input_digest`; metrics: a row of `evaluate_scene`, or
+            None; asked: what the user decided for this scene alone, a dict.
     """
     files = [name for name in sorted(os.listdir(folder)) if OUTPUT.fullmatch(name) and not name.startswith(".")]
     if metrics is not None:
         metrics = {name: None if isinstance(value, float) and math.isnan(value) else value
                    for name, value in metrics.items()}
-    record = {"made_by": made_by, "input": source, "size": size, "files": [*files, "fused.png"], "metrics": metrics,
-              "asked": asked}
+    record = {"made_by": made_by, "input": source, "files": [*files, "fused.png"], "metrics": metrics, "asked": asked}
     write_text(folder / RECORD, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
 
 

@@ -73,7 +73,7 @@ class SceneWriter:
         clear_outputs(folder)
         write_outputs(folder, scene, blend, describe(scene_id, row), self.figures)
         write_order(folder / "order.json", scene_id, order_of(scene, blend, logits, self.locks.get(scene_id, ())))
-        write_record(folder, self.made_by, digest, scene.mask.shape, row, self.asked(scene_id))
+        write_record(folder, self.made_by, digest, row, self.asked(scene_id))
         write_image(folder / "fused.png", blend.fused(scene.partial))
 
     def blend(self, scene, logits, exact=True):
