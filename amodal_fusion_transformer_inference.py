@@ -90,6 +90,8 @@ class InferenceConfig:
     gpus: int | None = option(None, "processes that share the scenes, one per GPU; 0: the CPU; None: one, by --device",
                               "network", least=0)
     amp: str = option("off", "half precision", "network", tuple(HALF_PRECISION))
+    sharpness: float = option(1.0, "factor of the network's logits: above 1 the picture is more decided, less of a "
+                              "blend", "network", least=0, most=100)
     batch_size: int = option(4, "scenes per forward pass; scenes of different sizes never share one",
                              "network", least=1)
     export_onnx: str | None = option(None, "write the network to this ONNX file, and stop", "network")
@@ -128,12 +130,13 @@ class FusionPredictor:
         device: "auto" (a GPU if there is one), "cuda", "cuda:1" or "cpu".
         img_size: the network sees a scene at the area of img_size², px; None takes what the checkpoint recommends.
         amp: "off", "bf16" or "fp16".
+        sharpness: factor of the logits; 0 weighs alike all that covers a pixel, a large one picks a single candidate.
 
     Raises:
         UserError: the checkpoint cannot be used, or there is no such device.
     """
 
-    def __init__(self, checkpoint=None, device="auto", img_size=None, amp="off"):
+    def __init__(self, checkpoint=None, device="auto", img_size=None, amp="off", sharpness=1.0):
         found = torch.cuda.is_available()
         if str(device).startswith("cuda") and not found:
             raise ConfigError(f"--device {device}, but there is no GPU; use --device cpu")
@@ -142,7 +145,7 @@ class FusionPredictor:
         self.digest = digest_of(self.model)
         self.model.to(self.device)
         self.img_size = img_size or config.get("inference_size") or config["img_size"]
-        self.amp = amp
+        self.amp, self.sharpness = amp, sharpness
 
     def fuse(self, partial, mask, completions):
         """Weigh and fuse the completions of one scene.
@@ -181,7 +184,7 @@ class FusionPredictor:
             scenes: list of Scene, all of one size (h,w).
 
         Returns:
-            per scene its logits, (M,h,w) float32 on the CPU, M = N + 1, the fill first.
+            per scene its logits times sharpness, (M,h,w) float32 on the CPU, M = N + 1, the fill first.
 
         Raises:
             SceneError: there is not memory enough.
@@ -194,7 +197,7 @@ class FusionPredictor:
         try:
             with torch.autocast(self.device.type, half, enabled=half is not None):
                 out = self.model(**batch)
-            logits = out["logits"].float().cpu()  # (B,M,h,w)
+            logits = self.sharpness * out["logits"].float().cpu()  # (B,M,h,w)
         except (RuntimeError, MemoryError) as error:  # CUDA and the CPU's allocator have an error each
             if "memory" not in str(error).lower():
                 raise
@@ -425,9 +428,10 @@ def choose_device(config, sharing):
 def run(config):
     """Fuse the folder, together with the other processes of a launcher; returns the exit status."""
     sharing = Sharing()
-    predictor = FusionPredictor(config.checkpoint, choose_device(config, sharing), config.img_size, config.amp)
+    predictor = FusionPredictor(config.checkpoint, choose_device(config, sharing), config.img_size, config.amp,
+                                config.sharpness)
     made_by = {"checkpoint": predictor.digest, "img_size": predictor.img_size,
-               "n_max_completions": config.n_max_completions, "amp": config.amp}
+               "n_max_completions": config.n_max_completions, "amp": config.amp, "sharpness": config.sharpness}
     output_dir = Path(config.output_dir)
     command = check_command(config.inpaint_command) if config.inpaint_command else None
 

@@ -48,9 +48,7 @@ PARTS = {
     "without prior": {"prior": NoPrior},
     "without scene self-attention": {},
     "width 192 instead of 128": {},
-    "a price on doubt": {},
 }
-PRICE = 0.05  # of the entropy of the weights in the hole
 
 
 def build(part, seed, network=AmodalFusionTransformer):
@@ -89,8 +87,6 @@ class Trainee:
             out = self.model(**inputs_of(self.batch))
             loss, parts = fusion_loss(out, self.batch, self.perceptual, 0.5, 1e-9, 4.0)
             loss = loss + self.oracle_weight * parts["oracle"].mean()
-            if self.part == "a price on doubt":
-                loss = loss + PRICE * doubt(out, self.batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
@@ -118,12 +114,6 @@ class Trainee:
         else:
             with torch.cuda.stream(self.stream):
                 self.graph.replay()
-
-
-def doubt(out, batch):
-    """Mean entropy of the weights in the hole, in nats."""
-    weights = torch.cat([out["residual"], out["weights"]], 1).clamp(min=1e-6)  # (B,M,H,W)
-    return (torch.special.entr(weights).sum(1, keepdim=True) * batch["mask"]).sum() / batch["mask"].sum()
 
 
 def compose(synthesizer, index):

@@ -162,8 +162,8 @@ def test_a_run_goes_on_and_never_takes_other_outputs_for_its_own(tmp_path, check
     state = load_checkpoint(tmp_path / "weights.pth")
     next(iter(state["model"].values())).add_(0.01)
     save_checkpoint(tmp_path / "weights.pth", state)
-    for weights, size in ((checkpoint, 80), (tmp_path / "weights.pth", 64)):
-        process = fuse(data, output, weights, backbone, "--img_size", size)
+    for weights, size, sharpness in ((checkpoint, 80, 1), (checkpoint, 64, 2), (tmp_path / "weights.pth", 64, 1)):
+        process = fuse(data, output, weights, backbone, "--img_size", size, "--sharpness", sharpness)
         assert process.returncode == 2 and "were made by other weights or with other options" in process.stderr
     assert marker.read_bytes() == b"mine" and rows_of(output) == again
 

@@ -43,6 +43,20 @@ def test_the_lines_of_the_documents_run(checkpoint, monkeypatch):
     assert np.allclose(total, scene.mask, atol=1e-5)
 
 
+def test_sharpness_decides_between_nobody_and_a_single_one(checkpoint):
+    scene = draw_scene(2, (64, 64), 3)
+    largest = {}
+    for sharpness in (0, 1, 4, 100):
+        result = FusionPredictor(checkpoint, "cpu", 64, sharpness=sharpness).fuse(scene.partial, scene.mask,
+                                                                                  scene.completions)
+        weights = np.concatenate([result["weights"], result["residual"][None]])[:, scene.mask]
+        assert np.allclose(weights.sum(0), 1, atol=1e-5)
+        largest[sharpness] = weights.max(0)
+    covers = np.stack([completion[..., 3] > 0 for completion in scene.completions])[:, scene.mask]
+    assert np.allclose(largest[0], 1 / (1 + covers.sum(0)), atol=1e-5)
+    assert largest[0].mean() < largest[1].mean() < largest[4].mean() < largest[100].mean()
+
+
 def test_pictures_arrays_and_tensors_are_fused_alike(predictor):
     scene = draw_scene(1, (50, 70), 3)
     mask = scene.mask.astype(np.uint8) * 255
