@@ -47,15 +47,13 @@ PARTS = {
     "without ImageNet features": {"encoder": lambda: NoImageNet(128)},
     "without prior": {"prior": NoPrior},
     "without scene self-attention": {},
-    "width 192 instead of 128": {},
 }
 
 
-def build(part, seed, network=AmodalFusionTransformer):
+def build(part, seed):
     torch.manual_seed(seed)
-    model = network(width=192 if part == "width 192 instead of 128" else 128,
-                    encoder_layers=0 if part == "without scene self-attention" else 2)
-    for name, block in PARTS.get(part, {}).items():
+    model = AmodalFusionTransformer(encoder_layers=0 if part == "without scene self-attention" else 2)
+    for name, block in PARTS[part].items():
         setattr(model, name, block())
     return model.to(memory_format=torch.channels_last)
 
@@ -63,9 +61,9 @@ def build(part, seed, network=AmodalFusionTransformer):
 class Trainee:
     """One network, its optimizer and averaged weights; `step` trains on what lies in `batch`."""
 
-    def __init__(self, part, seed, batch, perceptual, lr, device, network=AmodalFusionTransformer):
+    def __init__(self, part, seed, batch, perceptual, lr, device):
         self.part, self.seed, self.batch, self.perceptual, self.lr = part, seed, batch, perceptual, lr
-        self.model = build(part, seed, network).to(device).train()
+        self.model = build(part, seed).to(device).train()
         self.averaged = copy.deepcopy(self.model).eval()
         self.rate = torch.tensor(lr, device=device)
         self.fade = torch.tensor(0.0, device=device)  # of the averaged weights, and of the pull towards the oracle
@@ -117,14 +115,10 @@ class Trainee:
 
 
 def compose(synthesizer, index):
-    """Scene `index` as uint8 arrays, padded to n_max completions."""
-    return to_bytes(to_tensors(synthesizer(index), synthesizer.n_max))
-
-
-def to_bytes(tensors):
-    """What training takes of a scene's tensors, in a quarter of the memory."""
-    return {name: (value if value.dtype == torch.bool else (value * 255).round().byte()).numpy()
-            for name, value in tensors.items() if name in FIELDS}
+    """Scene `index` as uint8 arrays, a quarter of the memory, padded to n_max completions."""
+    tensors = to_tensors(synthesizer(index), synthesizer.n_max)
+    return {name: (tensors[name] if name == "valid" else (tensors[name] * 255).round().byte()).numpy()
+            for name in FIELDS}
 
 
 def picked(stored, indices):
@@ -139,24 +133,20 @@ def mirrored(batch, generator):
     return batch
 
 
-def score(out, batch, perceptual):
-    """Our PSNR in hole and overlap, LPIPS, and share of undecided pixels, (B,) each."""
-    seen = torch.where(batch["mask"] > 0.5, out["fused"], batch["original"])
-    return {**compare_methods(batch, {"ours": out["fused"]}), "lpips": perceptual(seen, batch["original"]),
-            "undecided": undecided_share({**batch, **out})}
-
-
 @torch.no_grad()
 def evaluate(model, sets, perceptual):
-    """{set: {figure: mean over its scenes}}: see `score`, and `compare_methods` for oracle and visible fit."""
+    """{set: {figure: mean over its scenes}}: of `compare_methods`, LPIPS, and the share of undecided pixels."""
     results = {}
     for name, batches in sets.items():
         rows = {}
         for batch in batches:
             out = model(**inputs_of(batch))
             filled = {**batch, "fill": out["fill"]}
-            images = {"oracle": oracle(filled)[0], **apply_rules(filled, rules=("visible_fit",))}
-            for key, value in (compare_methods(filled, images) | score(out, batch, perceptual)).items():
+            images = {"ours": out["fused"], "oracle": oracle(filled)[0], **apply_rules(filled, rules=("visible_fit",))}
+            whole = torch.where(batch["mask"] > 0.5, out["fused"], batch["original"])
+            figures = compare_methods(filled, images) | {"lpips": perceptual(whole, batch["original"]),
+                                                         "undecided": undecided_share({**batch, **out})}
+            for key, value in figures.items():
                 rows.setdefault(key, []).append(value)
         results[name] = {key: torch.cat(values).nanmean().item() for key, values in rows.items()}
     return results
