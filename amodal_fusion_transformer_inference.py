@@ -36,7 +36,7 @@ import torch
 from tqdm import tqdm
 
 from amodal_fusion_transformer import load_model
-from fusion.config import option, parse
+from fusion.config import check_values, option, parse
 from fusion.data.large_scenes import is_large, read_large
 from fusion.data.names import is_utf8, printable
 from fusion.data.pictures import as_scene
@@ -133,10 +133,11 @@ class FusionPredictor:
         sharpness: factor of the logits; 0 weighs alike all that covers a pixel, a large one picks a single candidate.
 
     Raises:
-        UserError: the checkpoint cannot be used, or there is no such device.
+        UserError: the checkpoint cannot be used, there is no such device, or sharpness is not from 0 to 100.
     """
 
     def __init__(self, checkpoint=None, device="auto", img_size=None, amp="off", sharpness=1.0):
+        self.sharpness = check_values({"sharpness": str(sharpness)}, InferenceConfig, "FusionPredictor")["sharpness"]
         found = torch.cuda.is_available()
         if str(device).startswith("cuda") and not found:
             raise ConfigError(f"--device {device}, but there is no GPU; use --device cpu")
@@ -145,7 +146,7 @@ class FusionPredictor:
         self.digest = digest_of(self.model)
         self.model.to(self.device)
         self.img_size = img_size or config.get("inference_size") or config["img_size"]
-        self.amp, self.sharpness = amp, sharpness
+        self.amp = amp
 
     def fuse(self, partial, mask, completions):
         """Weigh and fuse the completions of one scene.
@@ -431,7 +432,8 @@ def run(config):
     predictor = FusionPredictor(config.checkpoint, choose_device(config, sharing), config.img_size, config.amp,
                                 config.sharpness)
     made_by = {"checkpoint": predictor.digest, "img_size": predictor.img_size,
-               "n_max_completions": config.n_max_completions, "amp": config.amp, "sharpness": config.sharpness}
+               "n_max_completions": config.n_max_completions, "amp": config.amp,
+               **({"sharpness": config.sharpness} if config.sharpness != 1 else {})}  # younger than some outputs
     output_dir = Path(config.output_dir)
     command = check_command(config.inpaint_command) if config.inpaint_command else None
 
@@ -479,6 +481,8 @@ def main():
     quiet = int(os.environ.get("RANK", "0")) > 0  # one process of a launcher speaks
     try:
         if config.export_onnx:
+            if config.sharpness != 1:
+                raise ConfigError(f"--sharpness {config.sharpness} is not part of an ONNX file: leave it out")
             print(export_onnx(FusionPredictor(config.checkpoint, "cpu").model, config.export_onnx))
             sys.exit(0)
         check_options(config)

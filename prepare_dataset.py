@@ -154,6 +154,7 @@ def create(config):
             reports[raw.id] = report
             append_report(output / "report.csv", raw, report)
             add_record(output, raw.id, made_from[raw.id])
+    clear_leftovers(output)  # of processes that were killed
     tidy_rows(output / "report.csv", REPORT_COLUMNS, map(plain_cell, present(output)), key=REPORT_COLUMNS.index("file"))
     tidy_records(output, present(output))
 
@@ -308,6 +309,7 @@ def synthesize(config):
             made += 1
             left_out.update(faults)
             add_record(output, scene_id, made_from)
+    clear_leftovers(output)  # of processes that were killed
     tidy_records(output, present(output))
     write_manifest("synthesize", config, output, complete=True, skipped=skipped)
     for fault in sorted(left_out):

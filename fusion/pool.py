@@ -5,11 +5,12 @@ from collections import deque
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
-from fusion.errors import UserError
-from fusion.processes import start_helper
+from fusion.errors import SceneError, UserError
+from fusion.processes import kill_group, no_interrupt, start_helper
 
 KILLED = ("the process that worked on it was killed, most likely because memory ran out; use fewer --workers, or make "
           "its pictures smaller")
+ATTEMPTS = 5  # to start the processes
 _mine = {}  # in a helper process: its work
 
 
@@ -23,9 +24,17 @@ class Job:
     def __init__(self, arguments):
         self.arguments, self.future, self.alone = arguments, Future(), False
 
+    def begin(self, pool):
+        """Whether a process of the pool could take it; else the pool is broken."""
+        try:
+            self.future = pool.submit(_do, self.arguments)
+        except BrokenProcessPool:
+            return False
+        return True
+
 
 class Helpers:
-    """Processes for one kind of work, which end with this one; use it as a context.
+    """Processes for one kind of work, which end with this one; they are there within a `with`.
 
     Args:
         work: callable that the helpers get once, a function or an object; arguments and results are pickled.
@@ -35,22 +44,44 @@ class Helpers:
     def __init__(self, work, count):
         self.work, self.count = work, count
         self.pool, self.begun = None, []  # jobs of this pool whose outcome nobody has asked for
-        self.restart()
+
+    def __enter__(self):
+        try:
+            self.restart()
+        except BaseException:  # Ctrl-C for one
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        """Ends jobs that nobody waits for any more, too, as after Ctrl-C."""
+        if self.pool:
+            end(self.pool)
 
     def restart(self):
+        """Fork the processes now, before a network starts its threads.
+
+        Raises:
+            SceneError: they are killed as soon as they start.
+        """
+        for _ in range(ATTEMPTS if self.count else 0):
+            with no_interrupt():
+                self.pool = ProcessPoolExecutor(self.count, initializer=_start, initargs=(self.work,))
+                try:
+                    started = self.pool.submit(int)
+                except BrokenProcessPool:
+                    continue
+            if not isinstance(started.exception(), BrokenProcessPool):
+                return
         if self.count:
-            self.pool = ProcessPoolExecutor(self.count, initializer=_start, initargs=(self.work,))
-            self.pool.submit(int).result()  # fork them now, before a network starts its threads
+            raise SceneError(f"helper processes were killed as they started, {ATTEMPTS} times; use fewer --workers")
 
     def submit(self, *arguments):
         """Start work(*arguments). Returns a job for `outcome`."""
         job = Job(arguments)
         if self.count:
-            try:
-                job.future = self.pool.submit(_do, arguments)
-            except BrokenProcessPool:
+            while not job.begin(self.pool):
                 self.recover()
-                job.future = self.pool.submit(_do, arguments)
             self.begun.append(job)
         return job
 
@@ -78,9 +109,13 @@ class Helpers:
         by itself."""
         for job in self.begun:
             if isinstance(job.future.exception(), BrokenProcessPool) and not job.alone:
-                with ProcessPoolExecutor(1, initializer=_start, initargs=(self.work,)) as single:
-                    job.future, job.alone = single.submit(_do, job.arguments), True
+                with no_interrupt():
+                    single = ProcessPoolExecutor(1, initializer=_start, initargs=(self.work,))
+                    job.alone = job.begin(single)
+                try:
                     wait([job.future])
+                finally:
+                    end(single)
         self.restart()
 
     def map(self, items, ahead):
@@ -96,20 +131,16 @@ class Helpers:
             item, job = jobs.popleft()
             yield item, self.outcome(job)
 
-    def __enter__(self):
-        return self
 
-    def __exit__(self, *_):
-        """Abandons jobs that have begun and that nobody waits for any more, as after Ctrl-C."""
-        if not self.count:
-            return
-        processes = list((self.pool._processes or {}).values())  # there is no public way to end a job that runs
-        self.pool.shutdown(wait=not self.begun, cancel_futures=True)
-        if self.begun:
-            for process in processes:
-                process.terminate()
-            for process in processes:
-                process.join(5)
+def end(pool):
+    """End a pool's processes whatever they do, and what they have started."""
+    processes = list((pool._processes or {}).values())  # there is no public way to end a job that runs
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        kill_group(process.pid)
+        process.kill()
+    for process in processes:
+        process.join(5)
 
 
 def _start(work):

@@ -1,5 +1,6 @@
 """Processes that help another one, and end with it."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -19,12 +20,36 @@ def end_with_parent(*_):
     def watch():
         while os.getppid() == number and parent.is_alive():
             parent.join(1)
+        kill_group(os.getpid())
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 def start_helper():
-    """Called first in a pool's process: Ctrl-C, which reaches all, is for its parent to answer, with which it ends."""
+    """Called first in a pool's process: Ctrl-C is for its parent to answer, with which it ends. It leads a group of
+    processes, so that the programs that it starts end with it, too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
     end_with_parent()
+
+
+def kill_group(number):
+    """Kill the process of this number and what it has started, if it leads a group; else nobody."""
+    with contextlib.suppress(AttributeError, ProcessLookupError):  # no such call on Windows, no such group
+        if os.getpgid(number) == number:
+            os.killpg(number, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def no_interrupt():
+    """Ctrl-C waits until this is over: one that comes while a process forks can leave locks held for ever."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -6,11 +6,14 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from fusion import pool
 from fusion.data import raw_scenes
 from fusion.data.images import read_image, write_image
 from fusion.data.records import RECORD_COLUMNS, RECORDS, append_rows, read_records
@@ -20,7 +23,7 @@ from fusion.errors import SceneError
 from fusion.files import lock_run_dir
 from fusion.pool import Failure, Helpers
 from prepare_dataset import put_scene
-from tests.scripts import Running, run, succeed
+from tests.scripts import ROOT, Running, run, succeed
 from tests.test_processes import alive
 
 SCRIPT = "prepare_dataset.py"
@@ -116,12 +119,78 @@ def test_jobs_that_were_lost_with_another_one_are_done_again_one_at_a_time(tmp_p
         assert dict(helpers.map(range(7), 3)) == {number: number for number in range(7)}
 
 
-def test_jobs_that_nobody_waits_for_are_abandoned():
+def start_a_program(folder, _):
+    """A program that goes on for long, from a process that answers nothing any more."""
+    program = subprocess.Popen(["sleep", "60"])
+    (folder / f"{program.pid}").touch()
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def test_jobs_that_nobody_waits_for_end_with_the_programs_that_they_have_started(tmp_path):
     start = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), Helpers(time.sleep, 2) as helpers:
-        for _ in helpers.map([0, 60, 60, 60], 3):
-            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), Helpers(functools.partial(start_a_program, tmp_path), 2) as helpers:
+        jobs = [helpers.submit(number) for number in range(4)]
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+    assert len(jobs) == 4 and time.monotonic() - start < 20
+    assert not any(alive(int(path.name)) for path in tmp_path.iterdir())
+
+
+def die_then_sleep(marker, _):
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+def test_a_job_that_is_done_again_can_be_interrupted(tmp_path):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+    start, before = time.monotonic(), signal.signal(signal.SIGALRM, interrupt)
+    signal.alarm(2)
+    try:
+        with pytest.raises(KeyboardInterrupt), Helpers(functools.partial(die_then_sleep, tmp_path / "x"), 2) as helpers:
+            helpers.outcome(helpers.submit(0))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
     assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize("deaths", [3, 1000])
+def test_processes_that_are_killed_as_they_start_are_started_again(deaths, tmp_path, monkeypatch):
+    def die():
+        (tmp_path / str(os.getpid())).touch()
+        if len(list(tmp_path.iterdir())) <= deaths:
+            os.kill(os.getpid(), signal.SIGKILL)
+    monkeypatch.setattr(pool, "start_helper", die)
+    if deaths == 3:
+        with Helpers(job, 1) as helpers:
+            assert dict(helpers.map(["a", "bb"], 2)) == {"a": 1, "bb": 2}
+    else:
+        with pytest.raises(SceneError, match="killed as they started"), Helpers(job, 1):
+            pass
+
+
+INTERRUPTED_FORK = """
+import logging, multiprocessing, os, signal
+from fusion.pool import Helpers
+if __name__ == "__main__":
+    os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        with Helpers(len, 2):
+            print("not interrupted")
+    except KeyboardInterrupt:
+        logging.getLogger().setLevel(10)  # takes the lock that a fork takes
+        print("interrupted,", len(multiprocessing.active_children()), "left")
+"""
+
+
+def test_ctrl_c_during_a_fork_is_answered_after_it():
+    process = subprocess.run([sys.executable, "-c", INTERRUPTED_FORK], cwd=ROOT, capture_output=True, text=True,
+                             timeout=60, check=False)
+    assert (process.stdout, process.stderr) == ("interrupted, 0 left\n", "")
 
 
 def test_a_scene_whose_writing_was_cut_off_by_a_dying_process_is_written_again(tmp_path):

@@ -16,7 +16,7 @@ from fusion.data.images import write_image
 from fusion.data.scenes import write_scene
 from fusion.data.tensors import to_tensors
 from fusion.data.toy import draw_scene
-from fusion.errors import SceneError, UserError
+from fusion.errors import ConfigError, SceneError, UserError
 from fusion.figures import draw_scene as draw_figure
 from fusion.model.blending import blend_hole
 from fusion.model.compositing import add_fill, composite
@@ -55,6 +55,9 @@ def test_sharpness_decides_between_nobody_and_a_single_one(checkpoint):
     covers = np.stack([completion[..., 3] > 0 for completion in scene.completions])[:, scene.mask]
     assert np.allclose(largest[0], 1 / (1 + covers.sum(0)), atol=1e-5)
     assert largest[0].mean() < largest[1].mean() < largest[4].mean() < largest[100].mean()
+    for wrong in (-1, 101, float("nan"), "abc", None):
+        with pytest.raises(ConfigError, match="sharpness"):
+            FusionPredictor(checkpoint, "cpu", sharpness=wrong)
 
 
 def test_pictures_arrays_and_tensors_are_fused_alike(predictor):
