@@ -43,7 +43,8 @@ class Helpers:
 
     def __init__(self, work, count):
         self.work, self.count = work, count
-        self.pool, self.begun = None, []  # jobs of this pool whose outcome nobody has asked for
+        self.pool, self.processes = None, []
+        self.begun = []  # jobs of this pool whose outcome nobody has asked for
 
     def __enter__(self):
         try:
@@ -56,7 +57,7 @@ class Helpers:
     def __exit__(self, *_):
         """Ends jobs that nobody waits for any more, too, as after Ctrl-C."""
         if self.pool:
-            end(self.pool)
+            end(self.pool, self.processes)
 
     def restart(self):
         """Fork the processes now, before a network starts its threads.
@@ -71,6 +72,7 @@ class Helpers:
                     started = self.pool.submit(int)
                 except BrokenProcessPool:
                     continue
+                self.processes = processes_of(self.pool)
             if not isinstance(started.exception(), BrokenProcessPool):
                 return
         if self.count:
@@ -107,15 +109,17 @@ class Helpers:
     def recover(self):
         """A process that dies takes all jobs of its pool with it, and nobody knows whose it was: each of them again,
         by itself."""
+        end(self.pool, self.processes)  # a process that was killed has not ended the programs that it ran
         for job in self.begun:
             if isinstance(job.future.exception(), BrokenProcessPool) and not job.alone:
                 with no_interrupt():
                     single = ProcessPoolExecutor(1, initializer=_start, initargs=(self.work,))
                     job.alone = job.begin(single)
+                    processes = processes_of(single)
                 try:
                     wait([job.future])
                 finally:
-                    end(single)
+                    end(single, processes)
         self.restart()
 
     def map(self, items, ahead):
@@ -132,9 +136,12 @@ class Helpers:
             yield item, self.outcome(job)
 
 
-def end(pool):
+def processes_of(pool):
+    return list((pool._processes or {}).values())  # there is no public way to end a job that runs
+
+
+def end(pool, processes):
     """End a pool's processes whatever they do, and what they have started."""
-    processes = list((pool._processes or {}).values())  # there is no public way to end a job that runs
     pool.shutdown(wait=False, cancel_futures=True)
     for process in processes:
         kill_group(process.pid)

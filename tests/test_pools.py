@@ -137,6 +137,19 @@ def test_jobs_that_nobody_waits_for_end_with_the_programs_that_they_have_started
     assert not any(alive(int(path.name)) for path in tmp_path.iterdir())
 
 
+def start_a_program_and_die(folder, _):
+    program = subprocess.Popen(["sleep", "60"])
+    (folder / f"{program.pid}").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_leaves_no_program_behind(tmp_path):
+    with Helpers(functools.partial(start_a_program_and_die, tmp_path), 2) as helpers:
+        assert "was killed" in helpers.outcome(helpers.submit(0))
+        assert len(list(tmp_path.iterdir())) == 2  # done again
+    assert not any(alive(int(path.name)) for path in tmp_path.iterdir())
+
+
 def die_then_sleep(marker, _):
     if not marker.exists():
         marker.touch()
