@@ -133,20 +133,24 @@ def mirrored(batch, generator):
     return batch
 
 
+def score(out, batch, perceptual):
+    """Our PSNR in hole and overlap, LPIPS, and share of undecided pixels, (B,) each."""
+    whole = torch.where(batch["mask"] > 0.5, out["fused"], batch["original"])
+    return {**compare_methods(batch, {"ours": out["fused"]}), "lpips": perceptual(whole, batch["original"]),
+            "undecided": undecided_share({**batch, **out})}
+
+
 @torch.no_grad()
 def evaluate(model, sets, perceptual):
-    """{set: {figure: mean over its scenes}}: of `compare_methods`, LPIPS, and the share of undecided pixels."""
+    """{set: {figure: mean over its scenes}}: see `score`, and `compare_methods` for oracle and visible fit."""
     results = {}
     for name, batches in sets.items():
         rows = {}
         for batch in batches:
             out = model(**inputs_of(batch))
             filled = {**batch, "fill": out["fill"]}
-            images = {"ours": out["fused"], "oracle": oracle(filled)[0], **apply_rules(filled, rules=("visible_fit",))}
-            whole = torch.where(batch["mask"] > 0.5, out["fused"], batch["original"])
-            figures = compare_methods(filled, images) | {"lpips": perceptual(whole, batch["original"]),
-                                                         "undecided": undecided_share({**batch, **out})}
-            for key, value in figures.items():
+            images = {"oracle": oracle(filled)[0], **apply_rules(filled, rules=("visible_fit",))}
+            for key, value in (compare_methods(filled, images) | score(out, batch, perceptual)).items():
                 rows.setdefault(key, []).append(value)
         results[name] = {key: torch.cat(values).nanmean().item() for key, values in rows.items()}
     return results

@@ -15,9 +15,9 @@ from tqdm import tqdm
 from amodal_fusion_transformer import load_model
 from amodal_fusion_transformer_inference import SHIPPED
 from benchmarks.measure import report
+from experiments.ablation import score
 from fusion.data.scenes import find_scenes, read_scene
 from fusion.data.tensors import inputs_of, to_tensors
-from fusion.metrics import compare_methods, undecided_share
 from fusion.model.compositing import OPAQUE, add_fill, composite
 from fusion.perceptual import PerceptualLoss
 
@@ -73,10 +73,7 @@ def main():
         logits, (candidates, _) = model(**inputs)["logits"], add_fill(**inputs)
         for blend, rows in figures.items():
             out = composite(*BLENDS[blend](logits, candidates), batch["partial"], batch["mask"])
-            whole = torch.where(batch["mask"] > 0.5, out["fused"], batch["original"])
-            row = compare_methods(batch, {"ours": out["fused"]}) | {
-                "lpips": perceptual(whole, batch["original"]), "undecided": undecided_share({**batch, **out})}
-            for name, value in row.items():
+            for name, value in score(out, batch, perceptual).items():
                 rows.setdefault(name, []).append(value)
     means = [{"blend": blend, **{name: f"{torch.cat(v).nanmean().item():.4f}" for name, v in rows.items()}}
              for blend, rows in figures.items()]

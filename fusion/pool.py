@@ -2,7 +2,7 @@
 
 import sys
 from collections import deque
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
 from fusion.errors import SceneError, UserError
@@ -22,7 +22,7 @@ class Job:
     """One call of the work, under way or done."""
 
     def __init__(self, arguments):
-        self.arguments, self.future, self.alone = arguments, Future(), False
+        self.arguments, self.future, self.alone = arguments, None, False
 
     def begin(self, pool):
         """Whether a process of the pool could take it; else the pool is broken."""
@@ -43,8 +43,7 @@ class Helpers:
 
     def __init__(self, work, count):
         self.work, self.count = work, count
-        self.pool, self.processes = None, []
-        self.begun = []  # jobs of this pool whose outcome nobody has asked for
+        self.pool, self.begun = None, []  # jobs of this pool whose outcome nobody has asked for
 
     def __enter__(self):
         try:
@@ -57,7 +56,7 @@ class Helpers:
     def __exit__(self, *_):
         """Ends jobs that nobody waits for any more, too, as after Ctrl-C."""
         if self.pool:
-            end(self.pool, self.processes)
+            end(self.pool)
 
     def restart(self):
         """Fork the processes now, before a network starts its threads.
@@ -65,18 +64,18 @@ class Helpers:
         Raises:
             SceneError: they are killed as soon as they start.
         """
-        for _ in range(ATTEMPTS if self.count else 0):
+        if not self.count:
+            return
+        for _ in range(ATTEMPTS):
             with no_interrupt():
                 self.pool = ProcessPoolExecutor(self.count, initializer=_start, initargs=(self.work,))
                 try:
                     started = self.pool.submit(int)
                 except BrokenProcessPool:
                     continue
-                self.processes = processes_of(self.pool)
             if not isinstance(started.exception(), BrokenProcessPool):
                 return
-        if self.count:
-            raise SceneError(f"helper processes were killed as they started, {ATTEMPTS} times; use fewer --workers")
+        raise SceneError(f"helper processes were killed as they started, {ATTEMPTS} times; use fewer --workers")
 
     def submit(self, *arguments):
         """Start work(*arguments). Returns a job for `outcome`."""
@@ -109,17 +108,16 @@ class Helpers:
     def recover(self):
         """A process that dies takes all jobs of its pool with it, and nobody knows whose it was: each of them again,
         by itself."""
-        end(self.pool, self.processes)  # a process that was killed has not ended the programs that it ran
+        end(self.pool)  # a process that was killed has not ended the programs that it ran
         for job in self.begun:
             if isinstance(job.future.exception(), BrokenProcessPool) and not job.alone:
                 with no_interrupt():
                     single = ProcessPoolExecutor(1, initializer=_start, initargs=(self.work,))
                     job.alone = job.begin(single)
-                    processes = processes_of(single)
                 try:
                     wait([job.future])
                 finally:
-                    end(single, processes)
+                    end(single)
         self.restart()
 
     def map(self, items, ahead):
@@ -136,12 +134,9 @@ class Helpers:
             yield item, self.outcome(job)
 
 
-def processes_of(pool):
-    return list((pool._processes or {}).values())  # there is no public way to end a job that runs
-
-
-def end(pool, processes):
+def end(pool):
     """End a pool's processes whatever they do, and what they have started."""
+    processes = list((pool._processes or {}).values())  # there is no public way to end a job that runs
     pool.shutdown(wait=False, cancel_futures=True)
     for process in processes:
         kill_group(process.pid)

@@ -38,9 +38,6 @@ def start_helper():
 def kill_group(number):
     """Kill the process of this number, which may have ended already, and what it has started, if it leads a group."""
     with contextlib.suppress(AttributeError, ProcessLookupError):  # no such call on Windows, no such group
-        with contextlib.suppress(ProcessLookupError):
-            if os.getpgid(number) != number:
-                return
         os.killpg(number, signal.SIGKILL)
 
 
