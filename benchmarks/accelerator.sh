@@ -31,9 +31,9 @@ ablation() {
       --processes $CORES ${LPIPS:+--lpips_weights $LPIPS} --json $OUT/ablation.json ${OPTIONS:-}
 }
 
-recipe() {
+recipe() {  # the same steps by one process on a GPU
   python3 amodal_fusion_transformer.py --config pretrained/recipe.yaml $TRAIN --val_dir $SETS/validation \
-      ${LPIPS:+--lpips_weights $LPIPS} --checkpoint_dir $OUT/recipe ${RECIPE_OPTIONS:-}
+      --gpus 1 --batch_size 8 ${LPIPS:+--lpips_weights $LPIPS} --checkpoint_dir $OUT/recipe ${RECIPE_OPTIONS:-}
 }
 
 tables() {
