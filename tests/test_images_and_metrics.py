@@ -114,7 +114,7 @@ def test_push_pull_keeps_what_is_known_and_is_smooth_elsewhere():
     mask[..., 10:25, 15:35] = 1
     filled = push_pull(x * (1 - mask), 1 - mask)
     assert torch.equal(filled[mask == 0], x[mask == 0])
-    assert (filled - x).abs().max() < 0.15
+    assert (filled - x).abs().max() < 0.06  # a ramp is a membrane; without relaxation 0.12
     assert torch.equal(push_pull(x, torch.zeros_like(mask)), torch.zeros_like(x))
     constant = fill_hole(torch.full((1, 3, 37, 50), 0.3) * (1 - mask), mask)
     assert torch.allclose(constant, torch.full_like(constant, 0.3), atol=1e-6)
