@@ -38,9 +38,10 @@ def push_pull(values, known):
     pulled = weighted / known.clamp(min=1e-6)
     for level in reversed(range(count)):
         weighted, known = levels[level]
-        pulled = weighted + (1 - known) * F.interpolate(pulled, size=known.shape[-2:], mode="bilinear")
-        for _ in range(min(2**level, MOST_STEPS)):  # a step costs a quarter of one at the level below
-            pulled = weighted + (1 - known) * mean_of_four(pulled)
+        unknown = 1 - known
+        pulled = weighted + unknown * F.interpolate(pulled, size=known.shape[-2:], mode="bilinear")
+        for _ in range(min(2**level, MOST_STEPS)):  # the coarser, the cheaper
+            pulled = weighted + unknown * mean_of_four(pulled)
     return pulled
 
 
