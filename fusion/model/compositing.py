@@ -56,7 +56,10 @@ def mean_of_four(x):
     if torch.compiler.is_exporting():  # this is slower than slices, which in a graph of any size take minutes to export
         cross = torch.tensor([[0, 0.25, 0], [0.25, 0, 0.25], [0, 0.25, 0]]).expand(x.shape[1], 1, 3, 3)
         return F.conv2d(x, cross, groups=x.shape[1])
-    return (x[..., 1:-1, :-2] + x[..., 1:-1, 2:] + x[..., :-2, 1:-1] + x[..., 2:, 1:-1]) / 4
+    total = x[..., 1:-1, :-2] + x[..., 1:-1, 2:]
+    total += x[..., :-2, 1:-1]  # in place: photos may be large
+    total += x[..., 2:, 1:-1]
+    return total.div_(4)
 
 
 def fill_hole(partial, mask):
