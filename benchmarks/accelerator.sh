@@ -33,7 +33,8 @@ ablation() {
 
 recipe() {  # the same steps by one process on a GPU
   python3 amodal_fusion_transformer.py --config pretrained/recipe.yaml $TRAIN --val_dir $SETS/validation \
-      --gpus 1 --batch_size 8 ${LPIPS:+--lpips_weights $LPIPS} --checkpoint_dir $OUT/recipe ${RECIPE_OPTIONS:-}
+      --gpus 1 --batch_size 8 ${LPIPS:+--lpips_weights $LPIPS} --checkpoint_dir $OUT/recipe \
+      --export $OUT/recipe.pth ${RECIPE_OPTIONS:-}
 }
 
 tables() {
