@@ -214,6 +214,13 @@ def digest_of(model):
     return digest.hexdigest()[:16]
 
 
+def digest_of_code():
+    """A text that changes with the code that the network and its blend are made of, comments included."""
+    root = Path(__file__).parent
+    files = [root / "amodal_fusion_transformer.py", *sorted((root / "fusion" / "model").glob("*.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
 def network_size(size, img_size, completions=1):
     """(height, width) that the network sees: the scene's aspect, the area of img_size², multiples of 16.
 
@@ -314,7 +321,7 @@ def find_work(config, scene_ids, writer):
     """The scenes that are still to be fused, in order.
 
     Raises:
-        ConfigError: other weights or options made outputs that are there.
+        ConfigError: other weights, code or options made outputs that are there.
     """
     made_by = writer.made_by
 
@@ -338,9 +345,9 @@ def find_work(config, scene_ids, writer):
     if other and not config.overwrite:
         record = read_record(output_dir / other[0])
         before = json.dumps(record["made_by"]) if record else "an earlier version of this program"
-        raise ConfigError(f"{len(other)} of the scenes in {output_dir} were made by other weights or with other "
-                          f"options ({other[0]}: {before}; now {json.dumps(made_by)}); choose another "
-                          "--output_dir, or make them anew with --overwrite")
+        raise ConfigError(f"{len(other)} of the scenes in {output_dir} were made by other weights, by other code "
+                          f"of the network or with other options ({other[0]}: {before}; now {json.dumps(made_by)}); "
+                          "choose another --output_dir, or make them anew with --overwrite")
     todo = scene_ids if config.overwrite else [scene_id for scene_id in scene_ids if states[scene_id] != "done"]
     if len(todo) < len(scene_ids):
         print(f"{len(scene_ids) - len(todo)} of {len(scene_ids)} scenes are done already (anew with --overwrite)")
@@ -431,9 +438,8 @@ def run(config):
     sharing = Sharing()
     predictor = FusionPredictor(config.checkpoint, choose_device(config, sharing), config.img_size, config.amp,
                                 config.sharpness)
-    made_by = {"checkpoint": predictor.digest, "img_size": predictor.img_size,
-               "n_max_completions": config.n_max_completions, "amp": config.amp,
-               **({"sharpness": config.sharpness} if config.sharpness != 1 else {})}  # younger than some outputs
+    made_by = {"checkpoint": predictor.digest, "code": digest_of_code(), "img_size": predictor.img_size,
+               "n_max_completions": config.n_max_completions, "amp": config.amp, "sharpness": config.sharpness}
     output_dir = Path(config.output_dir)
     command = check_command(config.inpaint_command) if config.inpaint_command else None
 

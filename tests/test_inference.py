@@ -164,7 +164,7 @@ def test_a_run_goes_on_and_never_takes_other_outputs_for_its_own(tmp_path, check
     save_checkpoint(tmp_path / "weights.pth", state)
     for weights, size, sharpness in ((checkpoint, 80, 1), (checkpoint, 64, 2), (tmp_path / "weights.pth", 64, 1)):
         process = fuse(data, output, weights, backbone, "--img_size", size, "--sharpness", sharpness)
-        assert process.returncode == 2 and "were made by other weights or with other options" in process.stderr
+        assert process.returncode == 2 and "were made by other weights, by other code" in process.stderr
     assert marker.read_bytes() == b"mine" and rows_of(output) == again
 
     # with --overwrite nothing stays of the earlier runs
@@ -193,6 +193,18 @@ def test_a_scene_that_fails_leaves_nothing_of_an_earlier_run(tmp_path, checkpoin
     process = fuse(data, output, checkpoint, backbone, "--no-figures", "--overwrite")
     assert process.returncode == 1 and "Means over 2 scenes" in process.stdout  # of four, one without an original
     assert "tall" not in rows_of(output) and [path.name for path in (output / "tall").iterdir()] == ["mine.txt"]
+
+
+def test_outputs_of_other_code_are_refused(tmp_path, checkpoint, backbone):
+    data, output = write_test_folder(tmp_path / "test"), tmp_path / "out"
+    fuse(data, output, checkpoint, backbone, "--no-figures", "--no-metrics")
+    record = json.loads((output / "tall" / "scene.json").read_text())
+    record["made_by"]["code"] = "of before the network was changed"
+    (output / "tall" / "scene.json").write_text(json.dumps(record))
+    process = fuse(data, output, checkpoint, backbone, "--no-figures", "--no-metrics")
+    assert process.returncode == 2 and "1 of the scenes" in process.stderr and "of before the network" in process.stderr
+    process = fuse(data, output, checkpoint, backbone, "--no-figures", "--no-metrics", "--overwrite")
+    assert process.returncode == 0 and "4 scenes fused" in process.stdout
 
 
 def test_another_lpips_is_measured_anew(tmp_path, checkpoint, backbone):
