@@ -25,6 +25,7 @@ from fusion.data.synthesis import Synthesizer
 from fusion.data.tensors import INPUTS, inputs_of, to_tensors
 from fusion.metrics import apply_rules, compare_methods, oracle, undecided_share
 from fusion.perceptual import PerceptualLoss
+from fusion.training.muon import Muon
 from fusion.training.run import learning_rate
 
 FIELDS = (*INPUTS, "original")
@@ -61,7 +62,7 @@ def build(part, seed):
 class Trainee:
     """One network, its optimizer and averaged weights; `step` trains on what lies in `batch`."""
 
-    def __init__(self, part, seed, batch, perceptual, lr, device):
+    def __init__(self, part, seed, batch, perceptual, optimizer, lr, device):
         self.part, self.seed, self.batch, self.perceptual, self.lr = part, seed, batch, perceptual, lr
         self.model = build(part, seed).to(device).train()
         self.averaged = copy.deepcopy(self.model).eval()
@@ -70,8 +71,11 @@ class Trainee:
         self.oracle_weight = torch.tensor(0.0, device=device)
         self.parameters = list(self.model.parameters())
         on_gpu = device.type == "cuda"  # a graph reads its learning rate from a tensor
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=self.rate, weight_decay=0.05, capturable=on_gpu,
-                                           foreach=on_gpu)
+        if optimizer == "muon":
+            self.optimizer = Muon(self.parameters, lr=self.rate, weight_decay=0.05)
+        else:
+            self.optimizer = torch.optim.AdamW(self.parameters, lr=self.rate, weight_decay=0.05, capturable=on_gpu,
+                                               foreach=on_gpu)
         self.rate = self.optimizer.param_groups[0]["lr"]
         self.graph = self.stream = None
 
@@ -192,6 +196,7 @@ def main():
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--img_size", type=int, default=128)
+    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
     parser.add_argument("--lr", type=float, default=7e-4)
     parser.add_argument("--lpips_weights")
     parser.add_argument("--seconds", type=float, help="stop training after so long, wherever it stands")
@@ -219,7 +224,7 @@ def main():
     perceptual = PerceptualLoss("alex", options.lpips_weights).to(device)
     first = picked(stored, slice(options.batch_size))
     batches = {seed: {name: value.clone() for name, value in first.items()} for seed in options.seeds}
-    trainees = [Trainee(part, seed, batches[seed], perceptual, options.lr, device)
+    trainees = [Trainee(part, seed, batches[seed], perceptual, options.optimizer, options.lr, device)
                 for part in options.parts for seed in options.seeds]
     if device.type == "cuda":
         for trainee in trainees:

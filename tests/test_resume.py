@@ -122,6 +122,18 @@ def test_resume_from_a_path_loses_nothing(dataset, tmp_path):
     assert "Traceback" not in process.stderr
 
 
+def test_muon_goes_on_where_it_was_and_with_no_other_optimizer(dataset, tmp_path):
+    straight, folder = tmp_path / "straight", tmp_path / "run"
+    succeed(SCRIPT, *arguments(dataset, straight, "--max_steps", 4, "--optimizer", "muon"))
+    succeed(SCRIPT, *arguments(dataset, folder, "--max_steps", 2, "--optimizer", "muon"))
+    go_on = arguments(dataset, folder, "--max_steps", 4, "--resume", "auto")
+    process = run(SCRIPT, *go_on)
+    assert process.returncode == 1 and "was trained with optimizer=muon, not adamw" in process.stderr
+    succeed(SCRIPT, *go_on, "--optimizer", "muon")
+    unbroken, broken = (load_checkpoint(path / "last.pth")["model"] for path in (straight, folder))
+    assert all(torch.equal(unbroken[name], broken[name]) for name in unbroken)
+
+
 def test_the_best_weights_and_the_log_are_those_of_this_run(dataset, tmp_path):
     first, second, weights = tmp_path / "first", tmp_path / "second", tmp_path / "weights.pth"
     succeed(SCRIPT, *arguments(dataset, first, "--epochs", 1))

@@ -18,6 +18,7 @@ from fusion.data.datasets import AmodalFusionDataset, recolour
 from fusion.data.tensors import to_tensors, training_precision
 from fusion.data.toy import draw_scene, write_dataset
 from fusion.errors import ConfigError
+from fusion.training.muon import Muon
 from fusion.training.run import learning_rate
 from tests.conftest import SMALL, records
 from tests.scripts import ROOT, run, succeed, torchrun
@@ -229,3 +230,27 @@ def test_oracle_term_is_least_when_the_nearest_candidate_wins():
     batch["completions"][:, :, 3] = 1
     batch["completions"][:, 1, :3] = batch["original"]
     assert term(2) < min(term(0), term(1)) < math.inf
+
+
+def test_muon_steps_as_the_library_says():
+    """Matrices as torch's Muon, up to its bfloat16; a convolution as the matrix that it is; the rest as AdamW."""
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=generator) for shape in ((8, 24), (24, 8), (8, 6, 2, 2), (8,), (1, 8, 1, 1))]
+    start[2] = start[2].contiguous(memory_format=torch.channels_last)
+    ours = [x.clone().requires_grad_() for x in start]
+    matrices = [x.clone().flatten(1).requires_grad_() for x in start[:3]]
+    others = [x.clone().requires_grad_() for x in start[3:]]
+    options = {"lr": 0.01, "weight_decay": 0.1}
+    optimizers = (Muon(ours, **options), torch.optim.AdamW(others, **options),
+                  torch.optim.Muon(matrices, **options, adjust_lr_fn="match_rms_adamw"))
+    for _ in range(3):
+        for mine, theirs in zip(ours, matrices + others):
+            mine.grad = torch.randn(mine.shape, generator=generator)
+            theirs.grad = mine.grad.reshape(theirs.shape)
+        for optimizer in optimizers:
+            optimizer.step()
+    for mine, theirs, before in zip(ours, matrices + others, start):
+        moved, expected = (mine - before).flatten(), theirs.flatten() - before.flatten()
+        assert torch.nn.functional.cosine_similarity(moved, expected, 0) > (0.99 if mine.dim() > 1 else 0.999999)
+        assert torch.allclose(moved.norm(), expected.norm(), rtol=0.05)
+    assert torch.allclose(ours[3], others[0], atol=1e-6) and torch.allclose(ours[4], others[1], atol=1e-6)

@@ -14,6 +14,7 @@ from fusion.checkpoints import export_weights, load_checkpoint, rng_state, save_
 from fusion.errors import UserError
 from fusion.figures import draw_curves, draw_scenes
 from fusion.files import lock_run_dir, write_text
+from fusion.training.muon import Muon
 from fusion.training.tensorboard import add_figure, add_record, open_board
 
 
@@ -44,7 +45,7 @@ def logged_after(line, scenes):
 
 
 def check_same_model(path, stored, config, model_options):
-    """Raise UserError when the network of checkpoint `path` is not the one that `config` describes."""
+    """Raise UserError when the network, or optimizer, of checkpoint `path` is not the one that `config` describes."""
     for name in model_options:
         wanted = getattr(config, name)
         if stored[name] != wanted:
@@ -129,7 +130,7 @@ class Run:
         matrices = [p for p in self.model.parameters() if p.dim() > 1]
         others = [p for p in self.model.parameters() if p.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr)
+        self.optimizer = {"adamw": torch.optim.AdamW, "muon": Muon}[config.optimizer](groups, lr=config.lr)
         self.scaler = torch.amp.GradScaler(enabled=config.amp == "fp16" and process.device.type == "cuda")
         self.training_scenes = training_scenes
         self.batch = self.nominal_batch = process.world_size * config.batch_size * config.accumulate
@@ -309,7 +310,8 @@ class Run:
             raise UserError(f"{path}: weights alone, no training run to go on with; start from them by "
                             f"--init_from {path}")
         try:
-            check_same_model(path, state["config"], self.config, model_options)
+            stored = {"optimizer": "adamw", **state["config"]}  # the only one before there was a choice
+            check_same_model(path, stored, self.config, (*model_options, "optimizer"))
             for part in self.PARTS:
                 getattr(self, part).load_state_dict(state[part])
             for count in self.COUNTS:
