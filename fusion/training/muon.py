@@ -24,22 +24,18 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure=None):
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     is_matrix = parameter.dim() > 1 and min(parameter.shape[0], parameter[0].numel()) > 1
                     move = (self._muon if is_matrix else self._adam)(parameter.grad, self.state[parameter])
                     parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * move)
-        return loss
 
     def _muon(self, gradient, state):
-        momentum = state.setdefault("momentum", torch.zeros_like(gradient))
-        momentum.mul_(MOMENTUM).add_(gradient)
+        if not state:
+            state["momentum"] = torch.zeros_like(gradient)
+        momentum = state["momentum"].mul_(MOMENTUM).add_(gradient)
         ahead = gradient + MOMENTUM * momentum  # Nesterov's
         matrix = orthogonalized(ahead.flatten(1))
         return (RMS_OF_ADAM * max(matrix.shape) ** 0.5 * matrix).view_as(gradient)
