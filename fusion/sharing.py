@@ -46,9 +46,10 @@ class Sharing:
         return values[0]
 
     def gather(self, items):
-        """The dicts of all processes as one; waits for the slowest."""
-        if self.world_size == 1:
+        """The dicts of all processes as one; waits for the slowest. The last that they exchange."""
+        if not dist.is_initialized():
             return items
         dicts = [None] * self.world_size
         dist.all_gather_object(dicts, items)
+        dist.destroy_process_group()  # left to the interpreter's end, its threads may abort the process
         return {key: value for items in dicts for key, value in items.items()}
