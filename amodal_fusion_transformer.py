@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fusion import distributed
-from fusion.checkpoints import averaged_weights, check_shapes, load_checkpoint
+from fusion.checkpoints import averaged_weights, check_shapes, check_writable, load_checkpoint
 from fusion.config import check_values, option, parse
 from fusion.data.tensors import HALF_PRECISION
 from fusion.engine import evaluate, train_one_epoch
@@ -437,7 +437,7 @@ def train(config, process, stop_signal, build=build_model):
 
     torch.manual_seed(config.seed)
     model = build(vars(config)).to(process.device)
-    if config.init_from:
+    if config.init_from and checkpoint is None:
         weights, stored = load_model(config.init_from)
         check_same_model(config.init_from, stored, config, MODEL_OPTIONS)
         model.load_state_dict(weights.state_dict())
@@ -465,6 +465,8 @@ def main(build=build_model):
     with ending(config, stop_signal):
         if not config.data_dir and not (config.val_dir and (config.train_dir or config.synthesize)):
             raise ConfigError("no data set: give --data_dir, or data_dir in the YAML file")
+        if config.export:
+            check_writable(config.export)
         train(config, distributed.join(config.gpus), stop_signal, build)
 
 

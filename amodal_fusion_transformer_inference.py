@@ -99,8 +99,9 @@ class InferenceConfig:
     overwrite: bool = option(False, "fuse scenes again whose outputs are there", "output")
     figures: bool = option(True, "draw figure.png per scene", "output")
     metrics: bool = option(True, "with originals: metrics.csv, summary.md and summary.png", "output")
-    group_by: str | None = option(None, "regular expression; scenes whose ids share what it matches at their start are "
-                                        "of one photo, for the intervals; None: those with the same original", "output")
+    group_by: str | None = option(None, "regular expression; scenes whose ids share what it matches at their start "
+                                        "(its first group, if it has one) are of one photo, for the intervals; None: "
+                                        "those with the same original", "output")
     evaluate: bool = option(False, "in the metrics, also what two inpainters make of the fused images", "output")
     inpaint_command: str | None = option(None, "with --evaluate, also what this program makes of them: "
                                                "'CMD {image} {mask} {output}'", "output")

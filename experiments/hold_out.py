@@ -1,30 +1,64 @@
 """Divide cut-outs, backgrounds and annotated photos into training and validation by file: every eighth is held out.
 
     python -m experiments.hold_out --objects OBJECTS --backgrounds PHOTOS --coco COCO/instances.json \\
-        --output_dir MATERIAL
+        --output_dir MATERIAL --subject "(mv_images_[0-9]+|multi_image_[a-z]+)_"
     python prepare_dataset.py synthesize --objects MATERIAL/train/objects --backgrounds MATERIAL/train/backgrounds \\
         --coco MATERIAL/train/coco/instances.json --output_dir DATA --n_scenes 8000
 
-By name, not by chance: the same folders give the same two parts on any machine. Files are linked; with --max_side they
-are copied, the larger ones scaled down, which makes the material small enough to be carried to another machine.
+By name, not by chance: the same folders give the same two parts on any machine. What would be held out but is among the
+training files, too, as a copy under another name or as the same subject from another side, is in neither part. Files
+are linked; with --max_side they are copied, the larger ones scaled down, which makes the material small enough to be
+carried to another machine.
 """
 
 import argparse
 import json
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from fusion.data.images import IMAGE_SUFFIXES, resize
 from fusion.files import write_text
 
 HELD_OUT = 8  # one file in so many
+ALIKE = 3  # of 255: mean distance of the thumbnails of two copies
 
 
-def part_of(index):
-    return "val" if index % HELD_OUT == 0 else "train"
+def divide(files, subject=None):
+    """Sorted paths → {"train": paths, "val": paths}; what is left out of both is printed.
+
+    Args:
+        subject: compiled expression; files show one thing when they agree in what it finds in their names, or in its
+            first group.
+
+    Raises:
+        OSError: a file is no picture.
+    """
+    parts = {"train": [f for i, f in enumerate(files) if i % HELD_OUT], "val": []}
+    subjects = {found[subject.groups and 1] for f in parts["train"] if subject and (found := subject.search(f.name))}
+    thumbnails = np.stack([thumbnail(path) for path in tqdm(parts["train"], files[0].parent.name, disable=None)])
+    for path in files[::HELD_OUT]:
+        distances = np.abs(thumbnails - thumbnail(path)).mean((1, 2, 3))
+        found = subject and subject.search(path.name)
+        if distances.min() < ALIKE:
+            print(f"left out: {path.name}, a copy of {parts['train'][distances.argmin()].name}")
+        elif found and found[subject.groups and 1] in subjects:
+            print(f"left out: {path.name}, whose subject is in training")
+        else:
+            parts["val"].append(path)
+    return parts
+
+
+def thumbnail(path):
+    """(24,24,4) int16, colours times alpha."""
+    with Image.open(path) as image:
+        rgba = np.asarray(image.convert("RGBA").resize((24, 24)), np.int16)
+    return np.concatenate([rgba[..., :3] * rgba[..., 3:] // 255, rgba[..., 3:]], 2)
 
 
 def put(source, target, max_side):
@@ -45,9 +79,38 @@ def put(source, target, max_side):
     return scale
 
 
-def scaled(polygons, scale):
-    """COCO polygons [[x, y, …], …] in pixels of a picture that has been scaled."""
-    return [[round(number * scale, 1) for number in polygon] for polygon in polygons]
+def scaled(value, scale):
+    """Numbers of a COCO file, in lists or alone, that count pixels of a picture that has been scaled."""
+    return [scaled(one, scale) for one in value] if isinstance(value, list) else round(value * scale, 1)
+
+
+def scaled_annotation(annotation, scale):
+    """An annotation of COCO's or COCOA's in a picture that has been scaled. Masks in run lengths are left out."""
+    new = {name: value for name, value in annotation.items() if not isinstance(value, dict)}
+    new |= {name: scaled(new[name], scale) for name in ("segmentation", "bbox") if name in new}
+    if "area" in new:
+        new["area"] = round(new["area"] * scale**2, 1)
+    if "regions" in new:
+        new["regions"] = [scaled_annotation(region, scale) for region in new["regions"]]
+    return new
+
+
+def divide_coco(file, output_dir, max_side):
+    """The photos of a COCO or COCOA file, and their annotations."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    photos = {file.parent / photo["file_name"]: photo for photo in content["images"]}
+    for part, paths in divide(sorted(photos)).items():
+        scales, kept = {}, []
+        for path in paths:
+            photo = photos[path]
+            scale = put(path, output_dir / part / "coco" / photo["file_name"], max_side)
+            scales[photo["id"]] = scale
+            kept.append(photo | {name: round(photo[name] * scale) for name in ("width", "height") if name in photo})
+        annotations = [scaled_annotation(a, scales[a["image_id"]]) for a in content["annotations"]
+                       if a["image_id"] in scales and not a.get("iscrowd")]
+        annotations = [a for a in annotations if "segmentation" in a or "regions" in a]
+        write_text(output_dir / part / "coco" / file.name,
+                   json.dumps({**content, "images": kept, "annotations": annotations}))
 
 
 def main():
@@ -57,26 +120,29 @@ def main():
     parser.add_argument("--coco", type=Path, required=True)
     parser.add_argument("--output_dir", type=Path, required=True, help="a folder that does not exist yet")
     parser.add_argument("--max_side", type=int, help="copy, scaled down to this many pixels; default: link")
+    parser.add_argument("--subject", type=re.compile, help="regular expression; cut-outs show one thing when what it "
+                                                           "finds in their names, or its first group, is the same")
     options = parser.parse_args()
-    options.output_dir.mkdir(parents=True)
-    for name in ("objects", "backgrounds"):
-        folder = getattr(options, name)
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        for index, path in enumerate(files):
-            put(path, options.output_dir / part_of(index) / name / path.relative_to(folder), options.max_side)
-    content = json.loads(options.coco.read_text(encoding="utf-8"))
-    photos = sorted(content["images"], key=lambda photo: photo["file_name"])
+    if options.max_side is not None and options.max_side < 32:
+        parser.error("--max_side: at least 32")
+    if options.output_dir.exists():
+        parser.error(f"{options.output_dir} exists; remove it, or choose another --output_dir")
+    unfinished = options.output_dir.with_name(options.output_dir.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        for name in ("objects", "backgrounds"):
+            folder = getattr(options, name)
+            files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+            if len(files) <= HELD_OUT:
+                sys.exit(f"error: {folder}: {len(files)} pictures, too few to hold some out")
+            for part, paths in divide(files, options.subject if name == "objects" else None).items():
+                for path in paths:
+                    put(path, unfinished / part / name / path.relative_to(folder), options.max_side)
+        divide_coco(options.coco, unfinished, options.max_side)
+    except OSError as error:
+        sys.exit(f"error: {error}")
+    unfinished.rename(options.output_dir)
     for part in ("train", "val"):
-        kept = [photo for index, photo in enumerate(photos) if part_of(index) == part]
-        scales = {}
-        for photo in kept:
-            name = photo["file_name"]
-            target = options.output_dir / part / "coco" / name
-            scales[photo["id"]] = put(options.coco.parent / name, target, options.max_side)
-        annotations = [{**a, "segmentation": scaled(a["segmentation"], scales[a["image_id"]])}
-                       for a in content["annotations"] if a["image_id"] in scales and not a.get("iscrowd")]
-        write_text(options.output_dir / part / "coco" / options.coco.name,
-                   json.dumps({**content, "images": kept, "annotations": annotations}))
         print(f"{part}: {len(list((options.output_dir / part).rglob('*.*')))} files")
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import tempfile
 import warnings
 import zipfile
 
@@ -31,6 +32,17 @@ def save_checkpoint(path, state):
         os.close(folder)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise UserError(f"{path}: could not be written ({error}); the file from before is untouched") from error
+
+
+def check_writable(path):
+    """Raise UserError unless a checkpoint can be written to `path`: better now than when training has ended."""
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder; name a file")
+    try:
+        with tempfile.TemporaryFile(dir=os.path.dirname(os.path.abspath(path))):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def load_checkpoint(path):

@@ -39,9 +39,9 @@ def train_one_epoch(run, network, criterion, loader, sampler, perceptual, stop_s
     autocast = torch.autocast(process.device.type, half, enabled=half is not None)
     batches = read_batches(loader)
     quiet = None if process.is_main else True  # None: a bar only where there is a terminal
-    sums, summed, logged_at, skipped = {}, 0, time.monotonic(), 0  # sums: of each term, and over how many batches
+    sums, summed, skipped, logged_at = {}, 0, 0, time.monotonic()  # sums: of each term, and over how many batches
     bar = tqdm(range(steps), desc=f"epoch {run.epoch + 1}/{config.epochs}", disable=quiet, leave=False)
-    for _ in bar:
+    for number in bar:
         rate, oracle_weight = run.rate, run.oracle_weight
         for group in run.optimizer.param_groups:
             group["lr"] = rate
@@ -78,7 +78,8 @@ def train_one_epoch(run, network, criterion, loader, sampler, perceptual, stop_s
         run.optimizer.zero_grad(set_to_none=True)
         run.advance()
 
-        if run.is_due(config.log_every):
+        stopped = stop_signal.agreed(process)
+        if run.is_due(config.log_every) or number == steps - 1 or stopped:  # every step stands in a line
             names = sorted(sums)
             means = process.sum([float(sums[name][0]) / sums[name][1] for name in names])
             record = {name: mean / process.world_size for name, mean in zip(names, means)}
@@ -87,8 +88,8 @@ def train_one_epoch(run, network, criterion, loader, sampler, perceptual, stop_s
                        "scenes_per_second": run.batch * summed / seconds}
             run.log("train", record)
             bar.set_postfix(loss=f"{record['loss']:.4f}")
-            sums, summed = {}, 0
-        if stop_signal.agreed(process):
+            sums, summed, skipped = {}, 0, 0
+        if stopped:
             return True
         if run.is_due(config.save_every):
             run.save("last.pth")

@@ -146,14 +146,15 @@ def write_metrics(output_dir, rows):
         numbers[: len(given)] = given
         if not np.isnan(numbers).all():
             table[column] = numbers
+    names = list(photos)
     order = sorted(range(len(scenes)), key=lambda i: scenes[i])
     with atomic_file(output_dir / "metrics.csv") as temporary, \
             open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["scene", *table])
+        writer.writerow(["scene", "photo", *table])
         for i in order:
             cells = ("" if math.isnan(numbers[i]) else f"{numbers[i]:.6g}" for numbers in table.values())
-            writer.writerow([plain_cell(scenes[i][0]), *cells])
+            writer.writerow([plain_cell(scenes[i][0]), plain_cell(names[scenes[i][1]]), *cells])
     photo = np.array([photo for _, photo in scenes])
     intervals = mean_and_interval(table, photo)
     text = summarize(table, intervals, photo)
@@ -218,9 +219,10 @@ def _percentiles(resampled):
 
 def summarize(table, intervals, photo):
     """Markdown report of the columns of metrics.csv; what no scene has is left out."""
-    lines = [f"Means over {len(photo)} scenes cut from {photo.max() + 1} photos, inside the hole, with 95 % bootstrap "
-             "intervals over photos for PSNR (dB). Overlap: where two completions meet. Undecided: share of the hole "
-             "where no weight reaches 0.8.", ""]
+    photos = f"{photo.max() + 1} photo{'s' if photo.max() else ''}"
+    lines = [f"Means over {len(photo)} scenes cut from {photos}, inside the hole, with 95 % bootstrap intervals over "
+             "photos for PSNR (dB). Overlap: where two completions meet. Undecided: share of the hole where no weight, "
+             "that of the fill included, reaches 0.8.", ""]
     metrics = [metric for metric in METRICS if f"ours_{metric}" in table]
     lines += _header("method", *(METRICS[metric] for metric in metrics))
     for method in METHODS:

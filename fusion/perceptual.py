@@ -40,7 +40,7 @@ def find_backbone(net, weights=None):
     except Exception as error:
         raise LpipsUnavailable(
             f"LPIPS needs torchvision's ImageNet weights and could not download them ({error}). Fetch {url} and put "
-            f"it at {cached}, or name the file with --lpips_weights; --lpips_weight 0 trains with L1 alone."
+            f"it at {cached}, or name the file with --lpips_weights; training with --lpips_weight 0 does without."
         ) from None
 
 

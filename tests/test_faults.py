@@ -121,12 +121,21 @@ def test_a_step_without_a_finite_gradient_is_skipped_and_its_scenes_named(datase
     assert state["step"] == 6 and all(torch.isfinite(value).all() for value in state["model"].values())
 
 
-def test_gradient_that_stays_nan_ends_training_with_the_scenes(dataset, tmp_path):
-    process = run(SCRIPT, *arguments(dataset, tmp_path / "run", "--epochs", 50, "--max_bad_steps", 3, "--lr", 1e30,
+def test_gradient_that_stays_nan_ends_training_with_the_scenes(tmp_path):
+    data = write_dataset(tmp_path / "data", train=20)
+    process = run(SCRIPT, *arguments(data, tmp_path / "run", "--epochs", 50, "--max_bad_steps", 3, "--lr", 1e30,
                                      "--warmup_steps", 1))
     assert process.returncode == 1 and "no finite gradient for 3 steps in a row" in process.stderr
     lines = (tmp_path / "run" / "bad_steps_rank0.txt").read_text().splitlines()
     assert len(lines) == 3 and "train_" in lines[0]
+
+
+def test_a_run_that_diverged_says_so_and_exports_nothing(dataset, tmp_path):
+    weights = tmp_path / "weights.pth"
+    process = run(SCRIPT, *arguments(dataset, tmp_path / "run", "--epochs", 2, "--lr", 1e30, "--warmup_steps", 1,
+                                     "--export", weights))
+    assert process.returncode == 1 and "diverged, its validation loss is nan; begin anew" in process.stderr
+    assert "Warning" not in process.stderr and not weights.exists()
 
 
 def scale_the_loss():
@@ -192,14 +201,14 @@ def test_the_log_is_whole_and_leftovers_go(dataset, tmp_path):
     common = ("--epochs", 3, "--figure_scenes", 0, "--oracle_fade", 0.8)  # the oracle term is not in the last step
     succeed(SCRIPT, *arguments(dataset, folder, *common, "--log_every", 3))
     assert not [path.name for path in folder.iterdir() if ".tmp" in path.name]
-    assert [record["step"] for record in records(folder)] == [1, 3, 6]  # two steps an epoch: the fourth is not logged
+    assert [record["step"] for record in records(folder)] == [1, 2, 3, 4, 6]  # two steps an epoch, whose end has a line
     assert (folder / "curves.png").exists()
     succeed(SCRIPT, *arguments(dataset, tmp_path / "all", *common))
     every = {record["step"]: record for record in records(tmp_path / "all")}
     last = records(folder)[-1]
     assert last["loss"] == pytest.approx((every[5]["loss"] + every[6]["loss"]) / 2, rel=1e-5)
     assert last["oracle"] == pytest.approx(every[5]["oracle"], rel=1e-5) and "oracle" not in every[6]
-    assert records(folder)[1]["loss"] == pytest.approx(every[3]["loss"], rel=1e-5)
+    assert [record["loss"] for record in records(folder)[2:4]] == [every[step]["loss"] for step in (3, 4)]
 
 
 def lack_shared_memory():

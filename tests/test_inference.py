@@ -72,8 +72,8 @@ def test_inference_writes_every_output_at_the_scenes_size(tmp_path, checkpoint, 
 
 def test_metrics_stand_beside_rules_and_oracle(tmp_path, checkpoint, backbone):
     data, output = write_test_folder(tmp_path / "test"), tmp_path / "out"
-    process = fuse(data, output, checkpoint, backbone, "--no-figures", "--evaluate", "--group_by", "(?:)")
-    assert process.returncode == 0 and "3 scenes cut from 1 photos" in process.stdout
+    process = fuse(data, output, checkpoint, backbone, "--no-figures", "--evaluate", "--group_by", "(x)?")
+    assert process.returncode == 0 and "3 scenes cut from 3 photos" in process.stdout  # that names no photo
     with open(output / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert {row["scene"] for row in rows} == {"wide 1", "tall", "넓은 장면"}
@@ -129,8 +129,10 @@ def test_what_no_scene_has_is_left_out_of_the_table(tmp_path):
     text = write_metrics(tmp_path, iter(rows))
     assert "nan" not in text and "PSNR overlap" not in text and "LPIPS" not in text
     assert "2 scenes cut from 2 photos" in text and "| 0.5000 |" in text
+    assert "2 scenes cut from 1 photo, " in write_metrics(tmp_path, [row | {"photo": "p"} for row in rows])
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
     assert "psnr_overlap" not in lines[0] and [line.split(",")[0] for line in lines[1:]] == ["'=2+3", "b3"]
+    assert [line.split(",")[1] for line in lines] == ["photo", "p", "p"]
     assert write_metrics(tmp_path, []) is None
 
 

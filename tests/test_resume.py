@@ -122,6 +122,29 @@ def test_resume_from_a_path_loses_nothing(dataset, tmp_path):
     assert "Traceback" not in process.stderr
 
 
+def test_going_on_needs_no_weights_that_the_run_began_with(dataset, checkpoint, tmp_path):
+    first, common = tmp_path / "first.pth", ("--resume", "auto", "--epochs", 1)
+    shutil.copy(checkpoint, first)
+    run_arguments = arguments(dataset, tmp_path / "run", *common, "--init_from", first)
+    succeed(SCRIPT, *run_arguments, "--max_steps", 1)
+    first.unlink()
+    assert "starting at step 1" in succeed(SCRIPT, *run_arguments).stdout
+
+
+def test_where_the_weights_cannot_go_is_told_before_training(dataset, tmp_path):
+    for path, said in ((tmp_path, "is a folder"), (tmp_path / "none" / "w.pth", "cannot be written (No such file")):
+        process = run(SCRIPT, *arguments(dataset, tmp_path / "run", "--export", path))
+        assert process.returncode == 1 and said in process.stderr and not (tmp_path / "run").exists()
+
+
+def test_every_step_stands_in_one_line_of_the_log(dataset, tmp_path):
+    """Stopped in the middle of an epoch and gone on with; epochs of two steps, lines of three."""
+    folder, common = tmp_path / "run", ("--epochs", 3, "--log_every", 3, "--resume", "auto")
+    succeed(SCRIPT, *arguments(dataset, folder, *common, "--max_steps", 1))
+    succeed(SCRIPT, *arguments(dataset, folder, *common))
+    assert [record["step"] for record in records(folder)] == [1, 2, 3, 4, 6]
+
+
 def test_muon_goes_on_where_it_was_and_with_no_other_optimizer(dataset, tmp_path):
     straight, folder = tmp_path / "straight", tmp_path / "run"
     succeed(SCRIPT, *arguments(dataset, straight, "--max_steps", 4, "--optimizer", "muon"))

@@ -22,6 +22,15 @@ def is_utf8(name):
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
+def photo_of(scene_id, pattern):
+    """Name of a scene's photo: what `pattern` (compiled, or None) finds at the start of its id, or its first group.
+
+    None when that is nothing.
+    """
+    match = pattern and pattern.match(scene_id)
+    return match[pattern.groups and 1] or None if match else None
+
+
 def fault_of_id(scene_id):
     """What keeps `scene_id` from being a folder and a line of a list; None when nothing does."""
     if not is_utf8(scene_id):

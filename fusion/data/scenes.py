@@ -99,7 +99,8 @@ def read_list(path, data_dir):
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise SceneError(
-            f"{path}: no such list; write it with: python prepare_dataset.py split --data_dir {data_dir}"
+            f"{path}: no such list, seen from the current folder; prepare_dataset.py split --data_dir {data_dir} "
+            "writes train_list.txt and val_list.txt there"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SceneError(f"{path}: not a readable UTF-8 list ({error})") from None

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from fusion.config import option
 from fusion.data.images import read_image, resize
-from fusion.data.names import fault_of_id, printable
+from fusion.data.names import fault_of_id, photo_of, printable
 from fusion.data.scenes import find_scenes
 from fusion.errors import ConfigError, SceneError
 from fusion.files import write_text
@@ -55,10 +55,7 @@ def write_lists(data_dir, options):
     scene_ids = [scene_id for scene_id in find_scenes(data_dir) if scene_id not in faults]
     trainable = [scene_id for scene_id in scene_ids if (data_dir / scene_id / "original.png").is_file()]
 
-    group_of = {}
-    for scene_id in trainable:
-        match = pattern.match(scene_id) if pattern else None
-        group_of[scene_id] = match[match.re.groups and 1] if match else scene_id
+    group_of = {scene_id: photo_of(scene_id, pattern) or scene_id for scene_id in trainable}
     twins, joined = same_photo(data_dir, trainable), {}
     for scene_id, other in twins:
         first, second = sorted(_root(joined, group_of[one]) for one in (scene_id, other))

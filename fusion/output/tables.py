@@ -4,6 +4,7 @@ import csv
 import re
 import sys
 
+from fusion.data.names import photo_of
 from fusion.evaluation import write_metrics
 from fusion.files import atomic_file, plain_cell
 from fusion.output.records import read_record
@@ -26,8 +27,8 @@ def write_table(output_dir, scene_ids, made_by, group_by=None):
         for scene_id in scene_ids:
             record = read_record(output_dir / scene_id)
             if record and record["metrics"] and record["made_by"] == made_by:
-                match = pattern.match(scene_id) if pattern else None
-                yield record["metrics"] | ({"photo": match[pattern.groups and 1]} if match else {})
+                photo = photo_of(scene_id, pattern)
+                yield record["metrics"] | ({"photo": photo} if photo else {})
 
     return write_metrics(output_dir, rows())
 

@@ -219,6 +219,9 @@ class Run:
 
         Args:
             drawn: the first validation scenes as `fusion.figures.draw_scenes` takes them, with their `scene_ids`.
+
+        Raises:
+            UserError: the validation loss is not finite.
         """
         epoch, self.metrics = self.epoch + 1, metrics
         self.log("val", metrics)
@@ -230,6 +233,11 @@ class Run:
         self.save("last.pth")
         if self.process.is_main:
             print(f"epoch {epoch}, step {self.step}: " + describe(metrics), flush=True)
+        if not math.isfinite(metrics["loss"]):
+            raise UserError(f"{self.folder}: training has diverged, its validation loss is {metrics['loss']}; begin "
+                            "anew with a lower --lr and another --checkpoint_dir, from best_model.pth by --init_from "
+                            "if there is one")
+        if self.process.is_main:
             draw_curves(self.folder / "curves.png", self.folder / "metrics.jsonl")
             if drawn and (epoch % self.config.figure_every == 0 or epoch == self.config.epochs):
                 figures = Path(self.config.figure_dir or self.folder)
@@ -244,6 +252,7 @@ class Run:
         if self.process.is_main and self.config.export:
             best = self.folder / "best_model.pth"  # a run from elsewhere that had ended has none here
             export_weights(best if best.exists() else self.folder / "last.pth", self.config.export)
+            print(f"exported to {self.config.export}")
 
     def save(self, name):
         """Write CHECKPOINT_DIR/name from rank 0; all ranks must call it, for their random states."""
