@@ -138,7 +138,8 @@ class FusionPredictor:
     """
 
     def __init__(self, checkpoint=None, device="auto", img_size=None, amp="off", sharpness=1.0):
-        self.sharpness = check_values({"sharpness": str(sharpness)}, InferenceConfig, "FusionPredictor")["sharpness"]
+        options = check_values({"sharpness": str(sharpness), "amp": amp}, InferenceConfig, "FusionPredictor")
+        self.sharpness, self.amp = options["sharpness"], options["amp"]
         found = torch.cuda.is_available()
         if str(device).startswith("cuda") and not found:
             raise ConfigError(f"--device {device}, but there is no GPU; use --device cpu")
@@ -147,7 +148,6 @@ class FusionPredictor:
         self.digest = digest_of(self.model)
         self.model.to(self.device)
         self.img_size = img_size or config.get("inference_size") or config["img_size"]
-        self.amp = amp
 
     def fuse(self, partial, mask, completions):
         """Weigh and fuse the completions of one scene.

@@ -191,7 +191,7 @@ def main():
     for name in ("objects", "backgrounds", "coco"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--eval_dirs", nargs="+", required=True, help="prepared data sets to measure on")
-    parser.add_argument("--parts", nargs="+", default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--batch_size", type=int, default=8)
@@ -205,6 +205,7 @@ def main():
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")
+    perceptual = PerceptualLoss("alex", options.lpips_weights).to(device)  # first: it may not be there
     start = time.monotonic()
 
     synthesizer = Synthesizer(options.objects, options.backgrounds, options.coco, options.img_size, seed=1)
@@ -221,7 +222,6 @@ def main():
     stored = {name: torch.from_numpy(value).to(device) for name, value in stored.items()}
     print(f"{count} scenes composed, {time.monotonic() - start:.0f} s", flush=True)
 
-    perceptual = PerceptualLoss("alex", options.lpips_weights).to(device)
     first = picked(stored, slice(options.batch_size))
     batches = {seed: {name: value.clone() for name, value in first.items()} for seed in options.seeds}
     trainees = [Trainee(part, seed, batches[seed], perceptual, options.optimizer, options.lr, device)

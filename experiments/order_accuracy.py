@@ -7,6 +7,7 @@ Pairs that meet on at least 20 pixels of the hole; by the confidence, by the wei
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,8 @@ def main():
     predictor = FusionPredictor(options.checkpoint, device="cpu")
     rows = [row for index in tqdm(range(options.n_scenes), disable=None)
             for row in judge(predictor, synthesizer.compose(index), predictor.img_size)]
+    if not rows:
+        sys.exit("error: no pair meets in the hole of these scenes; take more, by --n_scenes")
     shares = np.mean(rows, 0)
     report([{"pairs": len(rows), **{name: f"{share:.2f}" for name, share in zip(NAMES, shares)}}],
            {"pairs": "pairs", **{name: name for name in NAMES}}, None)

@@ -1,7 +1,7 @@
 """Evaluation scenes out of real completions: holes cut over the visible overlaps of a photo's objects.
 
-    python -m experiments.real_holes --input_dir REAL --output_dir SCENES --per_photo 20
-    python amodal_fusion_transformer_inference.py --data_dir SCENES --output_dir OUT --img_size 256 --evaluate
+    python -m experiments.real_holes --input_dir REAL --output_dir real --per_photo 30
+    python amodal_fusion_transformer_inference.py --data_dir real --output_dir OUT --evaluate
 
 REAL holds a folder per photo with photo.* and obj_*.png, each a completed object, RGBA, over the full frame. The photo
 is the target. Every scene is a square crop around a point where two objects overlap, with a box hole over that point
@@ -13,8 +13,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from fusion.data.images import read_image, resize
 from fusion.data.scenes import Scene, write_scene
@@ -59,7 +57,11 @@ def main():
     parser.add_argument("--seed", type=int, default=4)
     options = parser.parse_args()
     rng = np.random.default_rng(options.seed)
-    for folder in sorted(path.parent for path in options.input_dir.glob("*/photo.*")):
+    folders = sorted(path.parent for path in options.input_dir.glob("*/photo.*"))
+    folders = [folder for folder in folders if len(list(folder.glob("obj_*.png"))) > 1]
+    if not folders:
+        sys.exit(f"error: {options.input_dir}: no folder with photo.* and two obj_*.png or more in it")
+    for folder in folders:
         photo = read_image(next(folder.glob("photo.*")), "RGB")
         objects = [resize(read_image(path, "RGBA"), photo.shape[:2]) for path in sorted(folder.glob("obj_*.png"))]
         distances = ", ".join(f"{at:.2f}: {rms:.3f}" for at, rms in distance_by_alpha(photo, objects).items())

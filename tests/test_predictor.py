@@ -58,6 +58,8 @@ def test_sharpness_decides_between_nobody_and_a_single_one(checkpoint):
     for wrong in (-1, 101, float("nan"), "abc", None):
         with pytest.raises(ConfigError, match="sharpness"):
             FusionPredictor(checkpoint, "cpu", sharpness=wrong)
+    with pytest.raises(ConfigError, match="amp"):
+        FusionPredictor(checkpoint, "cpu", amp="x")
 
 
 def test_pictures_arrays_and_tensors_are_fused_alike(predictor):

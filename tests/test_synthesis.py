@@ -1,6 +1,8 @@
 """Composed scenes: deterministic, with holes and completions as asked for."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from fusion.data.synthesis import Synthesizer
 from fusion.data.toy import draw_scene, write_dataset
 from fusion.errors import SceneError
 from tests.conftest import SMALL
-from tests.scripts import run, succeed
+from tests.scripts import ROOT, run, succeed
 
 
 @pytest.fixture(scope="module")
@@ -204,3 +206,31 @@ def test_a_copied_rim_has_the_colours_of_the_photo():
         copied = complete(photo, [item], mask, "copy", lambda _: photo, rng)[0][0]
         kept += np.array_equal(copied[rim, :3], photo[rim])
     assert kept >= 15  # careless completers damage it
+
+
+def test_what_is_held_out_is_not_among_the_training_files(material, tmp_path):
+    objects, output = tmp_path / "objects", tmp_path / "held"
+    objects.mkdir()
+    names = ["a.png", *(f"b{i}.png" for i in range(7)), "cat_left.png", "cat_right.png",
+             *(f"d{i}.png" for i in range(6)), "e.png", "f.png"]  # every eighth from the first: a, cat_left, e
+    for seed, name in enumerate(names):
+        write_image(objects / name, draw_scene(seed + 20, 80, 1).completions[0])
+    write_image(objects / "b3.png", draw_scene(20, 80, 1).completions[0])  # a.png once more
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for seed in range(10):
+        write_image(photos / f"{seed}.png", draw_scene(seed + 50, (70, 90), 4).original)
+    options = ("--objects", objects, "--backgrounds", photos, "--coco", material / "coco" / "instances.json",
+               "--output_dir", output, "--max_side", 40)
+    command = [sys.executable, "-m", "experiments.hold_out", *map(str, options), "--subject", "([a-z]+)_"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "a.png, a copy of b3.png" in process.stdout and "cat_left.png, whose subject" in process.stdout
+    held_out, kept = ({path.name for path in (output / part / "objects").iterdir()} for part in ("val", "train"))
+    assert held_out == {"e.png"} and kept == set(names) - {"a.png", "cat_left.png", "e.png"}
+    for part, ids in (("val", [0]), ("train", [1, 2, 3, 4, 5])):
+        content = json.loads((output / part / "coco" / "instances.json").read_text())
+        assert [photo["id"] for photo in content["images"]] == ids
+        assert {a["image_id"] for a in content["annotations"]} == set(ids)
+        assert content["annotations"][0]["segmentation"] == [[5, 10, 19, 10, 19, 30, 5, 30]]  # half of what it was
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 2 and "exists; remove it" in process.stderr
