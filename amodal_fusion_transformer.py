@@ -355,9 +355,9 @@ class TrainConfig:
     batch_size: int = option(16, "scenes per process and forward pass; times processes times accumulate = effective",
                              "optimisation", least=1)
     accumulate: int = option(1, "forward passes per step: a larger batch in the same memory", "optimisation", least=1)
-    optimizer: str = option("adamw", "muon learns more from as many scenes, in somewhat longer steps",
-                            "optimisation", ("adamw", "muon"))
-    lr: float = option(7e-4, "peak learning rate", "optimisation", least=0,
+    optimizer: str = option("muon", "muon learns more from as many scenes, in longer steps", "optimisation",
+                            ("muon", "adamw"))
+    lr: float = option(1e-3, "peak learning rate", "optimisation", least=0,
                        aliases={"learning_rate": "the peak, after a warm-up and before a cosine decay"})
     warmup_steps: int = option(200, "steps of linear warm-up; then a cosine to a hundredth", "optimisation", least=0)
     weight_decay: float = option(0.05, "weight decay, on matrices only", "optimisation", least=0)
