@@ -2,7 +2,7 @@
 # What a GPU is wanted for, each phase by itself: ablation, the recipe, and the tables of benchmarks/README.md.
 #
 #   python -m experiments.hold_out --objects OBJECTS --backgrounds PHOTOS --coco INSTANCES.json \
-#       --output_dir MATERIAL --max_side 320
+#       --output_dir MATERIAL --max_side 320 --subject "(mv_images_[0-9]+|multi_image_[a-z]+)_"
 #   bash benchmarks/accelerator.sh sets ablation recipe tables
 #
 # MATERIAL, OUT (results), SETS (validation sets) and LPIPS (torchvision's AlexNet) may be set, and OPTIONS for the

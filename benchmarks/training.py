@@ -1,4 +1,4 @@
-"""Seconds per training step (forward, loss with LPIPS, backward, AdamW), beside the plain design.
+"""Seconds per training step (forward, loss with LPIPS, backward, Muon), beside the plain design.
 
     python -m benchmarks.training --sizes 128 256 --batch 2 --lpips_net vgg --json training.json
 
@@ -18,6 +18,7 @@ from benchmarks.measure import alternate, random_scenes, report, spread
 from experiments.plain_design import PlainDesign
 from fusion.data.tensors import HALF_PRECISION, training_precision
 from fusion.perceptual import PerceptualLoss
+from fusion.training.muon import Muon
 
 
 def random_lpips(net):
@@ -31,7 +32,7 @@ def random_lpips(net):
 
 def step(model, batch, perceptual, half, device):
     """A function that does one training step, under autocast to `half` unless that is None."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    optimizer = Muon(model.parameters(), lr=1e-5)
 
     def program():
         with torch.autocast(device, half, enabled=half is not None):
