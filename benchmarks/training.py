@@ -1,9 +1,8 @@
-"""Seconds per training step (forward, loss with LPIPS, backward, Muon), beside the plain design.
+"""Seconds per training step (forward, loss with LPIPS, backward, Muon), beside the plain design and AdamW.
 
     python -m benchmarks.training --sizes 128 256 --batch 2 --lpips_net vgg --json training.json
 
-The LPIPS backbone has random weights: its cost does not depend on them. `parts` shows where our step's time goes: the
-same step with one part left out at a time.
+The LPIPS backbone has random weights: its cost does not depend on them.
 """
 
 import argparse
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import torch
 import torchvision
+from torch.optim import AdamW
 
 from amodal_fusion_transformer import AmodalFusionTransformer, fusion_loss
 from benchmarks.measure import alternate, random_scenes, report, spread
@@ -30,9 +30,9 @@ def random_lpips(net):
         return PerceptualLoss(net, path)
 
 
-def step(model, batch, perceptual, half, device):
+def step(model, optimizer, batch, perceptual, half, device):
     """A function that does one training step, under autocast to `half` unless that is None."""
-    optimizer = Muon(model.parameters(), lr=1e-5)
+    optimizer = optimizer(model.parameters(), lr=1e-5)
 
     def program():
         with torch.autocast(device, half, enabled=half is not None):
@@ -63,13 +63,14 @@ def main():
     for size in options.sizes:
         batch = random_scenes(options.batch, options.slots, size, device)
         ours = AmodalFusionTransformer().to(device).train()
-        made = {"ours": step(ours, batch, perceptual, half, device), "network": step(ours, batch, None, half, device)}
+        made = {"ours": step(ours, Muon, batch, perceptual, half, device),
+                "network": step(ours, Muon, batch, None, half, device)}
         if size <= options.plain_limit:
             plain = PlainDesign(options.slots).to(device).train()
-            made |= {"plain": step(plain, batch, perceptual, half, device),
-                     "plain network": step(plain, batch, None, half, device)}
+            made |= {"plain": step(plain, AdamW, batch, perceptual, half, device),
+                     "plain network": step(plain, AdamW, batch, None, half, device)}
         if device == "cuda":
-            made["compiled"] = step(torch.compile(ours), batch, perceptual, half, device)
+            made["compiled"] = step(torch.compile(ours), Muon, batch, perceptual, half, device)
         seconds = alternate(made, options.runs)
         row = {"size": size, "seconds": {name: value[0] for name, value in seconds.items()}}
         row |= {name: spread(value) for name, value in seconds.items()}
