@@ -136,13 +136,16 @@ class Helpers:
 
 def end(pool):
     """End a pool's processes whatever they do, and what they have started."""
-    processes = list((pool._processes or {}).values())  # there is no public way to end a job that runs
+    # there is no public way to end a job that runs
+    processes, manager = list((pool._processes or {}).values()), pool._executor_manager_thread
     pool.shutdown(wait=False, cancel_futures=True)
     for process in processes:
         kill_group(process.pid)
         process.kill()
     for process in processes:
         process.join(5)
+    if manager:
+        manager.join(5)  # Python's own end would write to the pipe that this thread is about to close
 
 
 def _start(work):
