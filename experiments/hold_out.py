@@ -39,15 +39,18 @@ def divide(files, subject=None):
     Raises:
         OSError: a file is no picture.
     """
+    def subject_of(path):
+        found = subject and subject.search(path.name)
+        return found and found[subject.groups and 1]
+
     parts = {"train": [f for i, f in enumerate(files) if i % HELD_OUT], "val": []}
-    subjects = {found[subject.groups and 1] for f in parts["train"] if subject and (found := subject.search(f.name))}
+    subjects = set(map(subject_of, parts["train"])) - {None}
     thumbnails = np.stack([thumbnail(path) for path in tqdm(parts["train"], files[0].parent.name, disable=None)])
     for path in files[::HELD_OUT]:
         distances = np.abs(thumbnails - thumbnail(path)).mean((1, 2, 3))
-        found = subject and subject.search(path.name)
         if distances.min() < ALIKE:
             print(f"left out: {path.name}, a copy of {parts['train'][distances.argmin()].name}")
-        elif found and found[subject.groups and 1] in subjects:
+        elif subject_of(path) in subjects:
             print(f"left out: {path.name}, whose subject is in training")
         else:
             parts["val"].append(path)
