@@ -35,11 +35,14 @@ def save_checkpoint(path, state):
 
 
 def check_writable(path):
-    """Raise UserError unless a checkpoint can be written to `path`: better now than when training has ended."""
+    """Make the folder of `path`; raise UserError unless a checkpoint can be written there: better now than when
+    training has ended."""
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder; name a file")
+    folder = os.path.dirname(os.path.abspath(path))
     try:
-        with tempfile.TemporaryFile(dir=os.path.dirname(os.path.abspath(path))):
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None

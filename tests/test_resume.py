@@ -132,7 +132,8 @@ def test_going_on_needs_no_weights_that_the_run_began_with(dataset, checkpoint, 
 
 
 def test_where_the_weights_cannot_go_is_told_before_training(dataset, tmp_path):
-    for path, said in ((tmp_path, "is a folder"), (tmp_path / "none" / "w.pth", "cannot be written (No such file")):
+    (tmp_path / "file").touch()
+    for path, said in ((tmp_path, "is a folder"), (tmp_path / "file" / "w.pth", "cannot be written (")):
         process = run(SCRIPT, *arguments(dataset, tmp_path / "run", "--export", path))
         assert process.returncode == 1 and said in process.stderr and not (tmp_path / "run").exists()
 
@@ -158,7 +159,7 @@ def test_muon_goes_on_where_it_was_and_with_no_other_optimizer(dataset, tmp_path
 
 
 def test_the_best_weights_and_the_log_are_those_of_this_run(dataset, tmp_path):
-    first, second, weights = tmp_path / "first", tmp_path / "second", tmp_path / "weights.pth"
+    first, second, weights = tmp_path / "first", tmp_path / "second", tmp_path / "new" / "weights.pth"
     succeed(SCRIPT, *arguments(dataset, first, "--epochs", 1))
     state = load_checkpoint(first / "last.pth")
     save_checkpoint(first / "last.pth", {**state, "best": -1.0})  # better than all that is to come
