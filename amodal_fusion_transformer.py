@@ -21,7 +21,6 @@ from torch import nn
 from fusion import distributed
 from fusion.checkpoints import averaged_weights, check_shapes, check_writable, load_checkpoint
 from fusion.config import check_values, option, parse
-from fusion.data.tensors import HALF_PRECISION
 from fusion.engine import evaluate, train_one_epoch
 from fusion.errors import ConfigError, UserError
 from fusion.metrics import overlap_region
@@ -39,6 +38,7 @@ from fusion.model.layers import (
     upsample,
 )
 from fusion.perceptual import load_perceptual
+from fusion.precision import HALF_PRECISION
 from fusion.training.endings import Stopped, StopSignal, ending
 from fusion.training.foreign import FOREIGN
 from fusion.training.loaders import load_data
@@ -432,7 +432,7 @@ def train(config, process, stop_signal, build=build_model):
     lock = lock_checkpoint_dir(config, process)  # noqa: F841, held until the process ends
     checkpoint = checkpoint_to_resume(config)
 
-    train_loader, sampler, val_loader = load_data(config, process)
+    train_loader, sampler, val_loader, val_names = load_data(config, process)
     perceptual = load_perceptual(config, process)
 
     torch.manual_seed(config.seed)
@@ -441,7 +441,7 @@ def train(config, process, stop_signal, build=build_model):
         weights, stored = load_model(config.init_from)
         check_same_model(config.init_from, stored, config, MODEL_OPTIONS)
         model.load_state_dict(weights.state_dict())
-    run = Run(model, config, process, len(train_loader.dataset))
+    run = Run(model, config, process, len(train_loader.dataset), val_names)
     run.resume(checkpoint, MODEL_OPTIONS)
     if config.compile:
         model.compile()  # in place: state dict keys stay clean

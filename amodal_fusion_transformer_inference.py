@@ -41,7 +41,7 @@ from fusion.data.large_scenes import is_large, read_large
 from fusion.data.names import is_utf8, printable
 from fusion.data.pictures import as_scene
 from fusion.data.scenes import find_scenes, read_list, read_scene
-from fusion.data.tensors import HALF_PRECISION, INPUTS, to_tensors
+from fusion.data.tensors import INPUTS, to_tensors
 from fusion.distributed import check_gpus, launch, under_launcher
 from fusion.errors import ConfigError, LpipsUnavailable, SceneError, UserError
 from fusion.files import take_output
@@ -55,6 +55,7 @@ from fusion.output.scene_writer import SceneWriter, as_result
 from fusion.output.tables import TABLES, remove_stale, write_failures, write_table
 from fusion.perceptual import PerceptualLoss
 from fusion.pool import Failure, Helpers
+from fusion.precision import HALF_PRECISION
 from fusion.sharing import Sharing
 
 SHIPPED = Path(__file__).parent / "pretrained" / "amodal_fusion_transformer.pth"
@@ -257,7 +258,9 @@ def fuse_folder(config, predictor, todo, sharing, writer):
     """Fuse and write this process's share of the scenes `todo`. Returns {scene id: what went wrong}."""
     reader = SceneReader(Path(config.data_dir), config.n_max_completions, predictor.img_size)
     failed, pending, crowded = {}, deque(), []
-    most = MOST_CANDIDATE_PIXELS // predictor.img_size**2 - 1
+    most = max(0, MOST_CANDIDATE_PIXELS // predictor.img_size**2 - 1)
+    way_out = (f"--n_max_completions {most} keeps that size" if most else
+               f"with one completion --img_size {math.isqrt(MOST_CANDIDATE_PIXELS // 2)} is the largest")
     bar = tqdm(total=len(todo), desc="fuse", disable=None if sharing.is_main else True)
 
     def finish(writers, at_most):
@@ -282,7 +285,7 @@ def fuse_folder(config, predictor, todo, sharing, writer):
                 crowded.append(scene_id)
                 print(f"note: {scene_id} has {len(outcome[0].completions)} completions; the network sees scenes with "
                       f"more than {most} smaller than --img_size {predictor.img_size}, to bound the memory "
-                      f"(--n_max_completions {most} keeps that size)", file=sys.stderr)
+                      f"({way_out})", file=sys.stderr)
             yield chunk, scene_id, *outcome
 
     with bar, Helpers(reader, config.workers) as readers, Helpers(writer, config.workers) as writers:
@@ -412,7 +415,7 @@ def create_command(config):
     return f"python prepare_dataset.py create --input_dir {data_dir} --output_dir {data_dir}_scenes"
 
 
-def load_perceptual(config, sharing):
+def perceptual_if_available(config, sharing):
     """LPIPS for the metrics; None, and a line, without a backbone. One process goes first: it may have to download."""
     def load():
         try:
@@ -427,9 +430,9 @@ def load_perceptual(config, sharing):
 
 
 def choose_device(config, sharing):
-    if config.gpus == 0 or not torch.cuda.is_available():
-        return "cpu" if config.gpus == 0 else config.device
-    if sharing.world_size > 1 and config.device != "cpu":
+    if config.gpus == 0:
+        return "cpu"
+    if sharing.world_size > 1 and config.device != "cpu" and torch.cuda.is_available():
         return f"cuda:{sharing.local_rank % torch.cuda.device_count()}"
     return config.device
 
@@ -460,7 +463,7 @@ def run(config):
     locks = on_main(list_locks, config.lock, config.locks, config.data_dir, scene_ids)
     held = []  # until the process ends
     on_main(lambda: held.append(take_output(output_dir)))
-    perceptual = load_perceptual(config, sharing) if config.metrics and has_originals else None
+    perceptual = perceptual_if_available(config, sharing) if config.metrics and has_originals else None
     writer = SceneWriter(Path(config.data_dir), output_dir, made_by, config.n_max_completions, config.figures,
                          config.metrics, config.evaluate, command, config.seam, locks, perceptual)
     todo = on_main(find_work, config, scene_ids, writer)
@@ -493,9 +496,10 @@ def main():
             print(export_onnx(FusionPredictor(config.checkpoint, "cpu").model, config.export_onnx))
             sys.exit(0)
         check_options(config)
-        if (config.gpus or 0) > 1 and not under_launcher():
+        if config.gpus and not under_launcher():
             check_gpus(config.gpus)
-            launch(config.gpus)
+            if config.gpus > 1:
+                launch(config.gpus)
         status = run(config)
     except KeyboardInterrupt:
         print("stopped; what is done stays, the same command goes on", file=sys.stderr)

@@ -16,8 +16,8 @@ from torch.optim import AdamW
 from amodal_fusion_transformer import AmodalFusionTransformer, fusion_loss
 from benchmarks.measure import alternate, random_scenes, report, spread
 from experiments.plain_design import PlainDesign
-from fusion.data.tensors import HALF_PRECISION, training_precision
 from fusion.perceptual import PerceptualLoss
+from fusion.precision import HALF_PRECISION, training_precision
 from fusion.training.muon import Muon
 
 
@@ -32,7 +32,8 @@ def random_lpips(net):
 
 def step(model, optimizer, batch, perceptual, half, device):
     """A function that does one training step, under autocast to `half` unless that is None."""
-    optimizer = optimizer(model.parameters(), lr=1e-5)
+    more = {"half": half} if optimizer is Muon and half is torch.bfloat16 else {}
+    optimizer = optimizer(model.parameters(), lr=1e-5, **more)
 
     def program():
         with torch.autocast(device, half, enabled=half is not None):

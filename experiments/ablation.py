@@ -26,7 +26,7 @@ from fusion.data.tensors import INPUTS, inputs_of, to_tensors
 from fusion.metrics import apply_rules, compare_methods, oracle, undecided_share
 from fusion.perceptual import PerceptualLoss
 from fusion.training.muon import Muon
-from fusion.training.run import learning_rate
+from fusion.training.optimizers import learning_rate
 
 FIELDS = (*INPUTS, "original")
 

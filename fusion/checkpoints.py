@@ -109,14 +109,14 @@ def check_shapes(build, config, weights):
             raise ValueError(f"{name} has shape {tuple(weights[name].shape)}, its config says {tuple(tensor.shape)}")
 
 
-def export_weights(checkpoint, path):
+def export_weights(checkpoint, path, **options):
     """Write a training checkpoint's averaged weights alone, a quarter of its size, with the options that made them.
 
-    Options that are paths are left out: they mean nothing elsewhere.
+    Options that are paths are left out: they mean nothing elsewhere. Those given as `options` have other values.
     """
     state = load_checkpoint(checkpoint)
     config = {name: value for name, value in state["config"].items()
-              if not isinstance(value, str) or name in ("lpips_net", "amp")}
+              if not isinstance(value, str) or name in ("lpips_net", "amp")} | options
     kept = {name: state[name] for name in ("metrics", "epoch", "step")}
     save_checkpoint(path, {"model": averaged_weights(state), "config": config, **kept})
 

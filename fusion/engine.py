@@ -7,8 +7,9 @@ import time
 import torch
 from tqdm import tqdm
 
-from fusion.data.tensors import inputs_of, to_arrays, training_precision
+from fusion.data.tensors import inputs_of, to_arrays
 from fusion.metrics import apply_rules, compare_methods, gap_closed, oracle
+from fusion.precision import training_precision
 from fusion.training.endings import Stopped
 from fusion.training.loaders import read_batches
 

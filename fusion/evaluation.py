@@ -33,6 +33,7 @@ METRICS = {"psnr": "PSNR", "psnr_overlap": "PSNR overlap", "ssim": "SSIM", "l1":
 OPENCV = {"telea": cv2.INPAINT_TELEA, "navier_stokes": cv2.INPAINT_NS}
 INPAINTERS = (*OPENCV, "command")
 GIVEN = ("hole", "visible_fit", "ours")  # what an inpainter is given
+LEAST_PHOTOS = 5  # for an interval: resampling two of them gives back the two
 GROUPS = {
     "hole, share of the picture": ("hole", (0, 0.1, 0.25, 1.01)),
     "completions": ("completions", (1, 3, 5, 6, 1000)),
@@ -176,7 +177,7 @@ def mean_and_interval(table, photo, draws=1000):
         photo: (S,) which photo each scene was cut from, 0, 1, …
 
     Returns:
-        column → (mean, 2.5 percentile, 97.5 percentile); the last two are nan with a single photo.
+        column → (mean, 2.5 percentile, 97.5 percentile); the last two are nan with fewer than LEAST_PHOTOS.
     """
     means, resampled = bootstrap(np.stack(list(table.values()), 1), photo, draws)
     return dict(zip(table, zip(means, *_percentiles(resampled))))
@@ -191,21 +192,21 @@ def gap_with_interval(table, photo, metric):
         table, photo: as of `mean_and_interval`; metric: "psnr" or "psnr_overlap".
     """
     means, resampled = bootstrap(np.stack([table[f"{method}_{metric}"] for method in METHODS], 1), photo)
-    best = max(RULES, key=lambda rule: means[METHODS.index(rule)])
+    best, gap = _best_rule_and_gap(dict(zip(METHODS, means)))
     columns = [METHODS.index(method) for method in ("ours", best, "oracle")]
     gaps = np.array([[gap_closed(*sample[columns])] for sample in resampled]).reshape(-1, 1)
-    return best, (gap_closed(*means[columns]), *(bound[0] for bound in _percentiles(gaps)))
+    return best, (gap, *(bound[0] for bound in _percentiles(gaps)))
 
 
 def bootstrap(columns, photo, draws=1000):
-    """Means of `columns` (S,C) over scenes, (C,), and those of resampled photos, (D,C), D = 0 with a single photo."""
+    """Means of `columns` (S,C) over scenes, (C,), and those of resampled photos, (D,C), D = 0 with too few of them."""
     known = ~np.isnan(columns)
     count = photo.max() + 1
     sums, counts = np.zeros((2, count, columns.shape[1]))
     np.add.at(sums, photo, np.where(known, columns, 0))
     np.add.at(counts, photo, known)
     rng, resampled = np.random.default_rng(0), [np.empty((0, columns.shape[1]))]
-    for _ in range(draws // 50 if count > 1 else 0):
+    for _ in range(draws // 50 if count >= LEAST_PHOTOS else 0):
         times = np.stack([np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(50)]) * 1.0
         with np.errstate(invalid="ignore"):
             resampled.append(times @ sums / (times @ counts))  # (50,C), the same photos for all columns
@@ -220,9 +221,11 @@ def _percentiles(resampled):
 def summarize(table, intervals, photo):
     """Markdown report of the columns of metrics.csv; what no scene has is left out."""
     photos = f"{photo.max() + 1} photo{'s' if photo.max() else ''}"
-    lines = [f"Means over {len(photo)} scenes cut from {photos}, inside the hole, with 95 % bootstrap intervals over "
-             "photos for PSNR (dB). Overlap: where two completions meet. Undecided: share of the hole where no weight, "
-             "that of the fill included, reaches 0.8.", ""]
+    intervals_are = ("with 95 % bootstrap intervals over photos for PSNR (dB)" if photo.max() + 1 >= LEAST_PHOTOS else
+                     f"PSNR in dB; fewer than {LEAST_PHOTOS} photos are too few for an interval")
+    lines = [f"Means over {len(photo)} scenes cut from {photos}, inside the hole, {intervals_are}. "
+             "Overlap: where two completions meet. Undecided: share of the hole where no weight, that of the fill "
+             "included, reaches 0.8.", ""]
     metrics = [metric for metric in METRICS if f"ours_{metric}" in table]
     lines += _header("method", *(METRICS[metric] for metric in metrics))
     for method in METHODS:

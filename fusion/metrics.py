@@ -76,7 +76,9 @@ def apply_rules(batch, seed=0, rules=RULES):
 
 
 def oracle(batch):
-    """The upper bound: at each pixel the candidate, or the fill, that is nearest to the original.
+    """The best choice: at each pixel the candidate, or the fill, that is nearest to the original.
+
+    No choice is better; a blend can be, at soft edges for one, where the photo itself is one.
 
     Returns:
         fused (B,3,H,W) and choice (B,H,W) long: the winning slot, N for the fill.

@@ -2,6 +2,7 @@
 
 import warnings
 
+import cv2
 import lpips
 import numpy as np
 import pytest
@@ -48,6 +49,10 @@ def test_modes_that_pillow_gets_wrong_by_itself(tmp_path):
     grey16 = (np.arange(1200, dtype=np.uint16).reshape(40, 30) * 54)
     Image.fromarray(grey16).save(tmp_path / "16.png")
     assert np.abs(read_image(tmp_path / "16.png", "L").astype(int) - grey16 / 257).max() <= 0.5
+    night = np.full((40, 30, 4), 65535, np.uint16)
+    night[..., :3] = 3000  # below 12 bits, but its alpha is not
+    cv2.imwrite(str(tmp_path / "night.png"), night)
+    assert (read_image(tmp_path / "night.png", "RGBA") == (12, 12, 12, 255)).all()
     Image.fromarray(picture()).quantize(256).save(tmp_path / "palette.png")
     assert np.abs(read_image(tmp_path / "palette.png", "RGB").astype(int) - picture()).mean() < 30
     Image.fromarray(picture()).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)

@@ -89,6 +89,7 @@ def test_pictures_arrays_and_tensors_are_fused_alike(predictor):
     (lambda p, m, c: (p * 2.0, m, c), "partial: values from 0 to 510; floats lie in"),
     (lambda p, m, c: (p, m, c[:0]), "there is none"),
     (lambda p, m, c: (p, m, [np.zeros_like(c[0])]), "fully transparent"),
+    (lambda p, m, c: (p, m, [c[0], c[1] // 255]), "completion 2: alpha is 0 or 1"),
 ])
 def test_what_does_not_fit_together_is_named(predictor, change, complaint):
     scene = draw_scene(1, (50, 70), 3)
@@ -188,6 +189,13 @@ def test_large_scenes_are_checked_like_all_others(tmp_path):
         completions[1]
     with pytest.raises(SceneError, match=r"comp3\.png: no alpha"):
         completions[2]
+    write_image(tmp_path / "s" / "comp1.png", np.zeros_like(scene.completions[0]))  # one among others
+    with pytest.raises(SceneError, match=r"comp2\.png: 64×62"):
+        large_scenes.read_large(tmp_path / "s")
+    write_image(tmp_path / "s" / "comp2.png", scene.completions[2])
+    assert len(large_scenes.read_large(tmp_path / "s").completions) == 3
+    with pytest.raises(SceneError, match="every completion is fully transparent"):
+        large_scenes.read_large(tmp_path / "s", 1)
 
 
 def test_many_completions_are_shown_to_the_network_smaller():

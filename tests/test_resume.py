@@ -54,7 +54,7 @@ def test_the_schedule_goes_by_scenes(tmp_path):
 def place(batch, nominal, scenes, **options):
     """A Run of 50 scenes an epoch that was begun with `nominal` scenes a step and has seen so many `scenes`."""
     config = aft.TrainConfig(batch_size=batch, epochs=6, **options)
-    state = Run(torch.nn.Linear(2, 2), config, Process(0, 1, torch.device("cpu")), 50)
+    state = Run(torch.nn.Linear(2, 2), config, Process(0, 1, torch.device("cpu")), 50, "names")
     state.nominal_batch = nominal
     state.epoch, state.scenes_done = divmod(scenes, state.epoch_scenes)
     return state
@@ -166,8 +166,10 @@ def test_the_best_weights_and_the_log_are_those_of_this_run(dataset, tmp_path):
     second.mkdir()
     shutil.copy(first / "last.pth", second / "early.pth")
     # an end that came before the export was asked for, or done
-    succeed(SCRIPT, *arguments(dataset, first, "--epochs", 1, "--resume", "auto", "--export", weights))
-    assert load_checkpoint(weights)["step"] == state["step"]
+    succeed(SCRIPT, *arguments(dataset, first, "--epochs", 1, "--resume", "auto", "--export", weights,
+                               "--inference_size", 48))
+    exported = load_checkpoint(weights)
+    assert exported["step"] == state["step"] and exported["config"]["inference_size"] == 48
     # the best weights of another folder are not this run's
     fork = ("--resume", first / "last.pth", "--epochs", 2, "--export", weights)
     succeed(SCRIPT, *arguments(dataset, second, *fork))
@@ -181,6 +183,16 @@ def test_the_best_weights_and_the_log_are_those_of_this_run(dataset, tmp_path):
     before = [record["scenes"] for record in records(second)]
     succeed(SCRIPT, *arguments(dataset, second, "--resume", second / "early.pth", "--epochs", 2))
     assert [record["scenes"] for record in records(second)] == before
+
+
+def test_losses_of_other_validation_scenes_are_not_compared(dataset, tmp_path):
+    data, folder = shutil.copytree(dataset, tmp_path / "data"), tmp_path / "run"
+    succeed(SCRIPT, *arguments(data, folder, "--epochs", 1))
+    names = (data / "val_list.txt").read_text().split()
+    (data / "val_list.txt").write_text("\n".join(names[1:]))
+    process = succeed(SCRIPT, *arguments(data, folder, "--epochs", 2, "--resume", "auto"))
+    assert "other validation scenes" in process.stdout and "the validation loss means something else" in process.stdout
+    assert "other validation" not in succeed(SCRIPT, *arguments(data, folder, "--epochs", 3, "--resume", "auto")).stdout
 
 
 NODES = """

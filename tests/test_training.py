@@ -15,11 +15,13 @@ import yaml
 import amodal_fusion_transformer as aft
 from fusion.config import read_yaml
 from fusion.data.datasets import AmodalFusionDataset, recolour
-from fusion.data.tensors import to_tensors, training_precision
+from fusion.data.tensors import to_tensors
 from fusion.data.toy import draw_scene, write_dataset
+from fusion.distributed import Process
 from fusion.errors import ConfigError
-from fusion.training.muon import Muon
-from fusion.training.run import learning_rate
+from fusion.precision import training_precision
+from fusion.training.muon import Muon, orthogonalized
+from fusion.training.optimizers import learning_rate, make_optimizer
 from tests.conftest import SMALL, records
 from tests.scripts import ROOT, run, succeed, torchrun
 
@@ -102,11 +104,26 @@ def test_a_cpu_takes_bf16_only_where_it_has_instructions_for_it(cpu, amp, expect
     assert training_precision("fp16", torch.device("cuda")) is torch.float16
 
 
+def bf16_at_any_price():
+    torch.cpu.get_capabilities = lambda: {"amx_bf16": True}
+
+
 def test_half_precision_trains_like_full_precision(dataset, tmp_path):
-    train(dataset, tmp_path / "full", *L1_ONLY, "--epochs", 2, "--lr", 1e-3)
-    train(dataset, tmp_path / "half", *L1_ONLY, "--epochs", 2, "--lr", 1e-3, "--amp", "bf16")
+    common = (*L1_ONLY, "--epochs", 2, "--lr", 1e-3)
+    train(dataset, tmp_path / "full", *common)
+    train(dataset, tmp_path / "half", *common, "--amp", "bf16", setup=bf16_at_any_price)
     full, half = (records(tmp_path / name, "val")[-1]["loss"] for name in ("full", "half"))
-    assert half == pytest.approx(full, abs=2e-3)
+    assert half != full and half == pytest.approx(full, abs=2e-3)
+
+
+def test_muon_is_as_precise_as_training_on_all_processes_alike(monkeypatch):
+    process, model = Process(0, 1, torch.device("cpu")), torch.nn.Linear(2, 2)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    for amp, half in (("bf16", torch.bfloat16), ("fp16", None), ("off", None)):
+        assert make_optimizer(model, aft.TrainConfig(amp=amp), process).half is half
+    assert orthogonalized(torch.eye(2), torch.bfloat16).dtype is torch.bfloat16
+    monkeypatch.setattr(Process, "any", lambda *_: True)  # another one's CPU cannot
+    assert make_optimizer(model, aft.TrainConfig(), process).half is None
 
 
 def test_accumulation_is_a_larger_batch(dataset, tmp_path):
@@ -232,8 +249,9 @@ def test_oracle_term_is_least_when_the_nearest_candidate_wins():
     assert term(2) < min(term(0), term(1)) < math.inf
 
 
-def test_muon_steps_as_the_library_says():
-    """Matrices as torch's Muon, up to its bfloat16; a convolution as the matrix that it is; the rest as AdamW."""
+@pytest.mark.parametrize("half", [None, torch.bfloat16])
+def test_muon_steps_as_the_library_says(half):
+    """Matrices as torch's Muon, also in its bfloat16; a convolution as the matrix that it is; the rest as AdamW."""
     generator = torch.Generator().manual_seed(0)
     start = [torch.randn(shape, generator=generator) for shape in ((8, 24), (24, 8), (8, 6, 2, 2), (8,), (1, 8, 1, 1))]
     start[2] = start[2].contiguous(memory_format=torch.channels_last)
@@ -241,7 +259,7 @@ def test_muon_steps_as_the_library_says():
     matrices = [x.clone().flatten(1).requires_grad_() for x in start[:3]]
     others = [x.clone().requires_grad_() for x in start[3:]]
     options = {"lr": 0.01, "weight_decay": 0.1}
-    optimizers = (Muon(ours, **options), torch.optim.AdamW(others, **options),
+    optimizers = (Muon(ours, **options, half=half), torch.optim.AdamW(others, **options),
                   torch.optim.Muon(matrices, **options, adjust_lr_fn="match_rms_adamw"))
     for _ in range(3):
         for mine, theirs in zip(ours, matrices + others):

@@ -6,6 +6,8 @@
 import cv2
 import numpy as np
 
+from fusion.data.selection import WHOLE_FRAME
+
 MOST_CHANGED = 0.02  # of what is visible; real photos as JPEG of quality 10 stay below
 DIFFERENT_PHOTO = 12  # mean difference in levels between photo and partial image; JPEG noise stays below 5
 BLANK = 20  # levels from black or white that JPEG noise leaves in a blanked hole
@@ -101,7 +103,7 @@ def outlined_object(region, alphas):
     if length < 8:
         return None
     shapes = [alpha[::step, ::step] > 127 for alpha in alphas]
-    shapes = [shape.astype(np.uint8) if shape.mean() < 0.95 else np.zeros_like(region) for shape in shapes]
+    shapes = [shape.astype(np.uint8) if shape.mean() < WHOLE_FRAME else np.zeros_like(region) for shape in shapes]
     inside = [np.count_nonzero(region & shape) / np.count_nonzero(region) for shape in shapes]
     if max(inside, default=0) < 0.8:
         return None

@@ -96,14 +96,11 @@ def _from_16_bits(image, path, notes):
         values = values.astype(np.float32)
         if values.ndim == 3:
             values = values[..., [2, 1, 0, 3][: values.shape[2]]]
-    colours = values[..., :3] if values.ndim == 3 else values
-    most = colours.max()
+    most = values.max()  # an opaque alpha tells the bits of colours that are dark
     bits = 8 if most <= 255 else 12 if most < 4096 else 16
     if bits != 16 and most > 1 and notes is not None:
         notes.append(f"{path.name}: {bits}-bit values in a 16-bit file, scaled by that")
     scaled = np.clip(values * (255 / (2**bits - 1)), 0, 255)
-    if values.ndim == 3 and values.shape[2] == 4 and values[..., 3].max() > 2**bits:
-        scaled[..., 3] = values[..., 3] / 257
     picture = Image.fromarray(scaled.round().astype(np.uint8))
     if ORIENTATION in image.getexif():
         picture.getexif()[ORIENTATION] = image.getexif()[ORIENTATION]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from fusion.data.images import open_picture, read_image
-from fusion.data.scenes import check_completion, check_frame, completion_paths, read_scene
+from fusion.data.scenes import check_completion, check_frame, check_opaque, completion_paths, read_scene
 from fusion.errors import SceneError
 
 LARGE = 2**25  # bytes of decoded pictures
@@ -37,6 +37,7 @@ def is_large(folder, max_completions=None):
 
 def read_large(folder, max_completions=None):
     """A scene whose completions stay on disk until they are asked for; see `read_scene`."""
-    scene = read_scene(folder, 1)
+    scene = read_scene(folder, 0)
     scene.completions = StoredCompletions(completion_paths(folder)[:max_completions], scene)
+    check_opaque(folder, scene.completions)  # reads them up to the first that is not transparent
     return scene

@@ -9,10 +9,10 @@ import numpy as np
 
 from fusion.data.holes import cut_hole
 from fusion.data.images import read_image, resize
+from fusion.data.selection import WHOLE_FRAME
 from fusion.errors import SceneError
 
 DRAWS = 120
-WHOLE_FRAME = 0.95  # share of the picture from which a completion is a background, and no object
 FITS = 40  # levels between a completion and the photo up to which it may be what the photo shows
 
 

@@ -31,6 +31,9 @@ def as_scene(partial, mask, completions):
     completions = [to_bytes(c, f"completion {i}", (4,)) for i, c in enumerate(completions, 1)]
     if not completions:
         raise SceneError("completions: there is none")
+    for i, completion in enumerate(completions, 1):
+        if completion[..., 3].max() == 1:
+            raise SceneError(f"completion {i}: alpha is 0 or 1, but 255 is opaque; multiply it by 255")
     named = {"mask": mask, **{f"completion {i}": c for i, c in enumerate(completions, 1)}}
     for name, picture in named.items():
         if picture.shape[:2] != partial.shape[:2]:

@@ -142,7 +142,7 @@ def read_scene(folder, max_completions=None, need_original=False, with_visible=F
 
     Args:
         folder: DATA/<id>.
-        max_completions: keep the first so many (`create` puts the most useful first); None keeps all.
+        max_completions: keep the first so many (`create` puts the most useful first); None keeps all, 0 reads none.
         need_original: a missing original.png is an error.
         with_visible: read the modal masks as well.
 
@@ -197,8 +197,8 @@ def read_files(folder, max_completions=None, need_original=False, with_visible=F
         )
     for path, completion in zip(paths, completions):
         check_completion(path, completion, partial, mask)
-    if not any(completion[..., 3].any() for completion in completions):
-        raise SceneError(f"{folder}: every completion is fully transparent; drop the scene")
+    if max_completions != 0:
+        check_opaque(folder, completions)
     visible = None
     if modal:
         visible = [pictures.get(modal_path(path).name) for path in paths]
@@ -211,6 +211,12 @@ def check_frame(path, picture, size):
     if picture.shape[:2] != size:
         raise SceneError(f"{path}: {picture.shape[1]}×{picture.shape[0]}, but partial.png is {size[1]}×{size[0]}; "
                          "all pictures of a scene show the same frame")
+
+
+def check_opaque(folder, completions):
+    """Raise SceneError when nothing is seen of any of a scene's completions."""
+    if not any(completion[..., 3].any() for completion in completions):
+        raise SceneError(f"{folder}: every completion is fully transparent; drop the scene")
 
 
 def check_completion(path, completion, partial, mask):

@@ -9,7 +9,7 @@ SAME_SHAPE = 0.85  # IoU of two alphas from which they may be the same object
 SAME_COLOUR = 0.08  # mean colour difference, in [0,1], up to which they are
 SEEN_SHAPE, SEEN_COLOUR = 0.6, 0.15  # the same for two whose modal masks say that they are one object
 LEAST_SHARE = 0.005  # of the hole; below that a completion is not worth a slot
-WHOLE_FRAME = 0.95
+WHOLE_FRAME = 0.95  # share of the picture from which a completion is a background, and no object
 
 
 def select_completions(completions, mask, partial, n_max, visible=None):

@@ -1,5 +1,6 @@
 """Loaders of training and validation scenes: shards, loading processes, and what to say when one of them dies."""
 
+import hashlib
 import multiprocessing
 import shutil
 import signal
@@ -23,7 +24,7 @@ def load_data(config, process):
     """Datasets and loaders of both lists.
 
     Returns:
-        training loader, its sampler, validation loader.
+        training loader, its sampler, validation loader, and a digest of the validation scenes' names.
 
     Raises:
         SceneError, UserError: something is wrong with the lists or scenes, before the first step.
@@ -54,7 +55,8 @@ def load_data(config, process):
               "pin_memory": process.device.type == "cuda", "persistent_workers": config.workers > 0}
     Finalize(None, kill_loaders, exitpriority=1)  # before Python waits for child processes
     train_loader = DataLoader(train_set, sampler=sampler, drop_last=True, **common)
-    return train_loader, sampler, DataLoader(val_set, **common)
+    names = hashlib.sha256("\n".join(val_ids).encode(errors="surrogateescape")).hexdigest()[:16]
+    return train_loader, sampler, DataLoader(val_set, **common), names
 
 
 def list_scenes(config, which):

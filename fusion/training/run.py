@@ -14,26 +14,8 @@ from fusion.checkpoints import export_weights, load_checkpoint, rng_state, save_
 from fusion.errors import UserError
 from fusion.figures import draw_curves, draw_scenes
 from fusion.files import lock_run_dir, write_text
-from fusion.training.muon import Muon
+from fusion.training.optimizers import average, learning_rate, make_optimizer
 from fusion.training.tensorboard import add_figure, add_record, open_board
-
-
-def learning_rate(step, total_steps, warmup_steps):
-    """Factor of the peak rate: linear warm-up, then a cosine down to 0.01; a pure function of the step, or part of one.
-    """
-    if step < warmup_steps:
-        return min(1, (step + 1) / warmup_steps)
-    progress = min(1, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def average(decay):
-    """EMA whose decay grows from 0.1 to `decay`, so that short runs do not drag their initial weights along."""
-
-    def update(averaged, current, count):
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
-
-    return update
 
 
 def logged_after(line, scenes):
@@ -113,26 +95,24 @@ class Run:
     What options mean by a step is `nominal_batch` scenes, those of a step when the run was begun.
 
     Args:
-        training_scenes: in the data set.
+        training_scenes: in the data set; validation: digest of the validation scenes' names.
 
     Raises:
         UserError: they are fewer than one step takes.
     """
 
     PARTS = ("model", "ema", "optimizer", "scaler")
-    JUDGED_BY = ("data_dir", "val_list", "val_dir", "img_size", "n_max_completions", "lpips_weight", "lpips_net")
+    JUDGED_BY = ("validation scenes", "data_dir", "val_list", "val_dir", "img_size", "n_max_completions",
+                 "lpips_weight", "lpips_net")
     COUNTS = ("epoch", "step", "scenes_done", "nominal_batch", "bad_steps", "best", "metrics")
 
-    def __init__(self, model, config, process, training_scenes):
+    def __init__(self, model, config, process, training_scenes, validation):
         self.model, self.config, self.process = model, config, process
         self.folder = Path(config.checkpoint_dir)
         self.ema = AveragedModel(self.model, multi_avg_fn=average(config.ema_decay))
-        matrices = [p for p in self.model.parameters() if p.dim() > 1]
-        others = [p for p in self.model.parameters() if p.dim() <= 1]
-        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = {"adamw": torch.optim.AdamW, "muon": Muon}[config.optimizer](groups, lr=config.lr)
+        self.optimizer = make_optimizer(model, config, process)
         self.scaler = torch.amp.GradScaler(enabled=config.amp == "fp16" and process.device.type == "cuda")
-        self.training_scenes = training_scenes
+        self.training_scenes, self.validation = training_scenes, validation
         self.batch = self.nominal_batch = process.world_size * config.batch_size * config.accumulate
         self.epoch = self.step = self.scenes_done = self.bad_steps = 0  # scenes_done: of this epoch, over all ranks
         self.previous_scenes = 0
@@ -251,7 +231,8 @@ class Run:
         """Write the weights that `export` asks for, when the run has ended, also if that was long ago."""
         if self.process.is_main and self.config.export:
             best = self.folder / "best_model.pth"  # a run from elsewhere that had ended has none here
-            export_weights(best if best.exists() else self.folder / "last.pth", self.config.export)
+            export_weights(best if best.exists() else self.folder / "last.pth", self.config.export,
+                           inference_size=self.config.inference_size)
             print(f"exported to {self.config.export}")
 
     def save(self, name):
@@ -261,8 +242,8 @@ class Run:
             parts = {part: getattr(self, part).state_dict() for part in self.PARTS}
             counts = {count: getattr(self, count) for count in self.COUNTS}
             config = dataclasses.asdict(self.config)
-            save_checkpoint(self.folder / name, {**parts, **counts, "rng": states, "config": config,
-                                                 "training_scenes": self.training_scenes})
+            data = {"training_scenes": self.training_scenes, "validation": self.validation}
+            save_checkpoint(self.folder / name, {**parts, **counts, **data, "rng": states, "config": config})
 
     def log(self, kind, record):
         """Append one line to metrics.jsonl, and to TensorBoard, from rank 0."""
@@ -326,15 +307,19 @@ class Run:
             for count in self.COUNTS:
                 setattr(self, count, state[count])
             then = {**state["config"], "processes": len(state["rng"]), "training_scenes": state["training_scenes"]}
+            then["validation scenes"] = state.get("validation", self.validation)  # not in older files
             then["scenes per step"] = then["processes"] * then["batch_size"] * then["accumulate"]
             if len(state["rng"]) == self.process.world_size:
                 set_rng_state(state["rng"][self.process.rank], self.process.device)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise UserError(f"{path}: not a state that training can go on from ({error!r}); use another file") from None
         now = {**dataclasses.asdict(self.config), "processes": self.process.world_size,
-               "training_scenes": self.training_scenes, "scenes per step": self.batch}
+               "training_scenes": self.training_scenes, "validation scenes": self.validation,
+               "scenes per step": self.batch}
         changed = {name: f"{name} {then[name]} → {value}" for name, value in now.items()
                    if name in then and then[name] != value and name not in ("resume", "max_steps")}
+        if "validation scenes" in changed:  # two digests say nothing
+            changed["validation scenes"] = "other validation scenes"
         if changed and self.process.is_main:
             print(f"resumed from {path} with other options: {', '.join(changed.values())}", flush=True)
         best, judged = self.folder / "best_model.pth", not changed.keys().isdisjoint(self.JUDGED_BY)
