@@ -139,26 +139,39 @@ def read_annotations(path):
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         names = {image["id"]: image["file_name"] for image in content["images"]}
-        instances, regions, nameless = {}, {}, 0
+        instances, regions, nameless, runs = {}, {}, 0, 0
         for annotation in content["annotations"]:
             image = annotation["image_id"]
             nameless += image not in names
             if "regions" in annotation:  # one annotation is one person's view of the whole photo
                 ordered = sorted(annotation["regions"], key=lambda region: -region["order"])
                 regions.setdefault(image, [_polygons(region["segmentation"]) for region in ordered])
-            elif not annotation.get("iscrowd") and isinstance(annotation["segmentation"], list):
+            elif annotation.get("iscrowd"):
+                continue  # no single object
+            elif isinstance(annotation["segmentation"], list):
                 instances.setdefault(image, []).append(_polygons(annotation["segmentation"]))
+            else:
+                runs += 1
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SceneError(f"{path}: not a COCO annotation file ({error!r})") from None
-    photos = [Annotations(path.parent / names[image], outlines, found is regions)
+    if runs and not instances and not regions:
+        raise SceneError(f"{path}: its {runs} annotations are run lengths (RLE); convert them to polygons")
+    photos = [Annotations(_beside(path, names[image]), outlines, found is regions)
               for found in (instances, regions) for image, outlines in sorted(found.items()) if image in names]
     missing = [entry.photo for entry in photos if not entry.photo.is_file()]
     photos = [entry for entry in photos if entry.photo.is_file()]
     if not photos:
-        raise SceneError(f"{path}: none of its photos lies in {path.parent}")
+        raise SceneError(f"{path}: none of its photos lies in {path.parent} or {path.with_suffix('').name}/")
     faults = [f"{path}: {nameless} annotations of photos that it does not name"] if nameless else []
+    faults += [f"{path}: {runs} annotations are run lengths (RLE), not read; convert them to polygons"] if runs else []
     faults += [f"{photo}: no such file, {path.name} annotates it" for photo in missing]
     return photos, faults
+
+
+def _beside(path, name):
+    """A photo of the annotation file `path`: beside it, or in a folder of its name."""
+    inside = path.with_suffix("") / name
+    return inside if inside.is_file() else path.parent / name
 
 
 def _polygons(segmentation):

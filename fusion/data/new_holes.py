@@ -60,9 +60,9 @@ def _is_all_objects(raw):
     return np.count_nonzero(mask & objects) > 0.9 * np.count_nonzero(mask | objects)
 
 
-def has_blanked_hole(photo, any_colour=False):
-    """Whether a photo (H,W,3) uint8 has a large sharp region, black, white or of any one colour, as a cut leaves it."""
-    colours = {(0, 0, 0), (255, 255, 255)}
+def has_blanked_hole(photo, colours=((0, 0, 0), (255, 255, 255)), any_colour=False):
+    """Whether a photo (H,W,3) uint8 has a large sharp region of one of `colours`, or of any, as a cut leaves it."""
+    colours = set(colours)
     if any_colour:
         packed = photo[::2, ::2].reshape(-1, 3).astype(np.int32) @ (65536, 256, 1)
         values, counts = np.unique(packed, return_counts=True)

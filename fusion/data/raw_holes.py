@@ -14,9 +14,11 @@ from fusion.data.agreement import (
     outlined_object,
 )
 from fusion.data.images import resize
+from fusion.data.new_holes import has_blanked_hole
 from fusion.errors import SceneError
 
 SURE = 1.5  # how many times further from the photo completions must be on one side of a mask to make it the hole
+EXACTLY = 3  # levels between a blank and its colour, where no codec was
 UNMASKED = 3  # levels between original and partial image that copying the photo leaves
 
 
@@ -45,7 +47,7 @@ def find_hole(raw, pictures, mask_hole="auto"):
     if mask_hole != "auto":
         _drop_blank_original(raw, pictures, sides[mask_hole])
         _note_contradiction(raw, pictures, sides, mask_hole)
-        return _with_soft_edge(pictures, mask_hole), f"{mask_hole} in the mask (as told)"
+        return _grown_to_blank(raw, pictures, mask_hole), f"{mask_hole} in the mask (as told)"
     _check_outline(raw, pictures, sides)
     if pictures.partial is None:
         for hole in sides.values():
@@ -59,7 +61,7 @@ def find_hole(raw, pictures, mask_hole="auto"):
     else:
         name = _redrawn_side(raw, pictures, sides)
         how = f"{name} in the mask (completions fit the photo outside)"
-    return _with_soft_edge(pictures, name), how
+    return _grown_to_blank(raw, pictures, name), how
 
 
 def _note_contradiction(raw, pictures, sides, told):
@@ -82,6 +84,24 @@ def _with_soft_edge(pictures, name):
     touches = np.zeros(labels.max() + 1, bool)  # the rest is a codec's noise
     touches[labels[hole]] = True
     return touches[labels]
+
+
+def _grown_to_blank(raw, pictures, name):
+    """The hole, and what is blank all around it where no original knows better: of a mask that was shrunk."""
+    hole = _with_soft_edge(pictures, name)
+    if pictures.original is not None or pictures.partial is None:
+        return hole
+    blank = largest(np.abs(pictures.partial - np.median(pictures.partial[core(hole)], 0))) <= EXACTLY
+    distance = cv2.distanceTransform((~hole).astype(np.uint8), cv2.DIST_C, 3)
+    rings = (blank[distance == width + 1] for width in range(max(3, round(0.1 * max(hole.shape)))))
+    width = next((width for width, ring in enumerate(rings) if not ring.size or ring.mean() < 0.9), None)
+    if width is None:  # or the photo is
+        pictures.notes.append(f"{raw.partial.name} is as blank around the hole as in it; is {raw.mask.name} the mask "
+                              "of the whole hole?")
+    elif width > 0:
+        pictures.notes.append(f"{raw.mask.name} grown by {width} pixels, to all that is blank in {raw.partial.name}")
+        hole |= blank & (distance <= width)
+    return hole
 
 
 def _drop_blank_original(raw, pictures, hole):
@@ -204,11 +224,23 @@ def _differing(original, partial):
     return cv2.morphologyEx(differs, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0  # without JPEG's noise at edges
 
 
+def _largest_part(region):
+    """Pixels of the largest connected part of `region` (H,W) bool."""
+    *_, boxes, _ = cv2.connectedComponentsWithStats(region.astype(np.uint8))
+    return boxes[1:, cv2.CC_STAT_AREA].max(initial=0)
+
+
 def _hole_from_blank(raw, original, partial):
     """Where the partial image is black or white and the photo is not; without a photo, its large blank regions."""
     differs = np.ones(partial.shape[:2], bool) if original is None else _differing(original, partial)
     smallest = 2e-4 if original is not None else 1e-2  # of the picture; photos have black spots of their own
     blanks = [partial.max(2) <= BLANK, partial.min(2) >= 255 - BLANK]
+    large = [_largest_part(blank) >= smallest * blank.size for blank in blanks]
+    if original is None and all(large):  # a white sky and a black hole, or a hole and a night
+        cut = [has_blanked_hole(partial, [colour]) for colour in ((0, 0, 0), (255, 255, 255))]
+        if cut[0] == cut[1]:
+            raise SceneError(f"{raw.partial}: no mask, and large black and white regions; add the mask of the hole")
+        blanks = [blanks[cut.index(True)]]
     blank = max(blanks, key=lambda b: (b & differs).sum())
     seeds = (blank & differs).astype(np.uint8)
     # specks of JPEG noise go, spots where the photo itself is as dark as the blank are closed

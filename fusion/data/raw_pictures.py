@@ -175,6 +175,9 @@ def _use_masks_beside(canvases, files, notes):
     elif use == "alpha":
         notes.append(f"{name} …: alpha, they contain what the completions show")
     else:
+        if all(mask.mean() > 128 and _border(mask).mean() > 200 for mask in (canvas.companion for canvas, _ in found)):
+            raise SceneError(f"{name} …: white nearly everywhere, are these masks inverted? White is the object; the "
+                             "completions have no background that would tell")
         notes.append(f"{name} …: taken as alpha; the completions have no background that would tell")
     for canvas, _ in found:
         if use == "modal":
@@ -182,6 +185,10 @@ def _use_masks_beside(canvases, files, notes):
         elif canvas.kind not in ("alpha", "premultiplied alpha"):
             canvas.picture = with_silhouette(canvas.rgb, canvas.picture, canvas.kind, canvas.companion)
             canvas.kind = "mask beside it"
+
+
+def _border(picture):
+    return np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
 
 
 def placed(picture, offset, size):

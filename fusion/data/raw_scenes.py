@@ -140,7 +140,7 @@ def _visible(pictures, hole):
     """
     shown = pictures.partial if pictures.partial is not None else pictures.original
     if pictures.original is not None and pictures.partial is not None:
-        edge = grown(hole, 3)
+        edge = grown(hole, 4)
         if pictures.mask is not None:
             edge |= (pictures.mask > 0) & (pictures.mask < 255)
         shown = np.where(edge[..., None], pictures.original, shown)

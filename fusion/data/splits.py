@@ -68,8 +68,12 @@ def write_lists(data_dir, options):
     lists = {name: [] for name in LISTS}
     for name, share in zip(LISTS[1:], shares):
         size = max(1, round(share * len(trainable))) if share > 0 else 0
-        while order and len(order) > 1 and len(lists[name]) < size:
-            lists[name] += groups[order.pop(0)]
+        while len(order) > 1 and len(lists[name]) < size:
+            # many scenes of one photo would take most of the others' place; the smallest group if there is no other
+            fitting = (group for group in order if len(lists[name]) + len(groups[group]) <= max(size + 1, 1.5 * size))
+            group = next(fitting, None) or min(order, key=lambda group: len(groups[group]))
+            order.remove(group)
+            lists[name] += groups[group]
     lists[LISTS[0]] = [scene_id for name in order for scene_id in groups[name]]
     with_original = set(trainable)
     lists[LISTS[2]] += [scene_id for scene_id in scene_ids if scene_id not in with_original]
@@ -79,6 +83,9 @@ def write_lists(data_dir, options):
         else:
             (data_dir / name).unlink(missing_ok=True)
     print("split: " + ", ".join(f"{len(members)} in {name}" for name, members in lists.items()))
+    for name, share in zip(LISTS[1:], shares):
+        if len(lists[name]) > max(2, 2 * share * len(trainable)):
+            print(f"{name} has more than its share, {share:g}: scenes of one photo or group stay together")
     short = [name for name, share in zip(LISTS[1:], shares) if share > 0 and trainable and not lists[name]]
     if short:
         print(f"nothing left for {' and '.join(short)}: the {len(trainable)} scenes with an original are of "

@@ -7,6 +7,7 @@ Scene number i of a seed is the same on every machine and for any number of work
 
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -62,13 +63,15 @@ class Synthesizer:
         self.cutouts, faults = find_pictures(objects) if objects else ([], [])
         self.backgrounds, more = find_pictures(backgrounds) if backgrounds else ([], [])
         self.photos, missing = read_annotations(coco) if coco else ([], [])
+        self.annotations = [Path(coco)] if coco else []
         self.faults, self._told = faults + more + missing, set()
         self.img_size, self.n_max, self.hole, self.style, self.seed = img_size, n_max_completions, hole, style, seed
 
     def material(self):
         """(name, bytes) of every file that scenes are made of: with others, other scenes come out."""
         photos = [annotations.photo for annotations in self.photos]
-        return [(path.name, path.stat().st_size) for path in (*self.cutouts, *self.backgrounds, *photos)]
+        files = (*self.annotations, *self.cutouts, *self.backgrounds, *photos)
+        return [(path.name, path.stat().st_size) for path in files]
 
     @staticmethod
     def scene_id(index):

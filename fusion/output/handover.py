@@ -38,15 +38,15 @@ class Consumer:
 CONSUMERS = {
     "lama": Consumer("{}.png", "{}_mask.png", 1, 255, """\
 LaMa (github.com/advimman/lama). It names a result after its mask, X_mask.png.
-python3 bin/predict.py model.path=$(pwd)/big-lama indir={} outdir=RESULTS dataset.img_suffix=.png
+python3 bin/predict.py model.path=$(pwd)/big-lama indir={} outdir={results} dataset.img_suffix=.png
 """),
     "iopaint": Consumer("images/{}.png", "masks/{}.png", 1, 255, """\
 IOPaint (github.com/Sanster/IOPaint).
-iopaint run --model=lama --device=cpu --image={}/images --mask={}/masks --output=RESULTS
+iopaint run --model=lama --device=cpu --image={}/images --mask={}/masks --output={results}
 """),
     "mat": Consumer("images/{}.png", "masks/{}.png", 512, 0, """\
 MAT (github.com/fenglinglwb/MAT). It draws where the mask is 0; both sides are multiples of 512.
-python generate_image.py --network Places_512_FullData.pkl --dpath {}/images --mpath {}/masks --outdir RESULTS
+python generate_image.py --network Places_512_FullData.pkl --dpath {}/images --mpath {}/masks --outdir {results}
 """),
     "diffusers": Consumer("images/{}.png", "masks/{}.png", 8, 255, """\
 diffusers. At strength 1 the fused image under the mask is ignored: keep strength < 1.
@@ -132,7 +132,11 @@ def write_handover(consumer, folder, data_dir, output_dir, scene_ids, seam=0, wo
     with ThreadPoolExecutor(max(1, workers)) as pool:
         rows = list(tqdm(pool.map(write, scene_ids, names), f"hand over to {consumer}", len(names), disable=None))
     _write_table(folder / "scenes.csv", [row[:-1] for row in rows])
-    write_text(folder / "README.txt", rules.note.replace("{}", str(folder)) + "\nscenes.csv: picture, scene, and the "
+    place, results = (str(path.resolve()) for path in (folder, folder.with_name(folder.name + "_results")))
+    if consumer != "diffusers":  # a command for a shell, to be run elsewhere; the other is Python
+        place, results = shlex.quote(place), shlex.quote(results)
+    note = rules.note.replace("{results}", results).replace("{}", place)
+    write_text(folder / "README.txt", note + "\nscenes.csv: picture, scene, and the "
                "box (left, top, right, bottom) to crop the result to.\n")
     return len(rows), sum(not row[-1] for row in rows)
 
