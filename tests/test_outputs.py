@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def write_fused(root, names=("wide", "a_mask_shop"), size=(60, 100)):
 @pytest.mark.parametrize("consumer", CONSUMERS)
 def test_handover_is_what_the_inpainter_reads(tmp_path, consumer):
     data, output = write_fused(tmp_path)
-    folder = tmp_path / "to"
+    folder = tmp_path / "to them"
     assert write_handover(consumer, folder, data, output, ["a_mask_shop", "wide", "failed"], seam=3) == (2, 0)
     with open(folder / "scenes.csv", newline="", encoding="utf-8") as file:
         rows = {row["scene"]: row for row in csv.DictReader(file)}
@@ -86,7 +87,10 @@ def test_handover_is_what_the_inpainter_reads(tmp_path, consumer):
         hole = read_image(data / scene_id / "mask.png", "L") > 0
         assert todo[residual].all() and not todo[~hole].any() and todo.sum() > residual.sum()
     note = (folder / "README.txt").read_text()
-    assert str(folder) in note and ("strength < 1" in note) == (consumer == "diffusers")
+    assert str(folder.resolve()) in note and ("strength < 1" in note) == (consumer == "diffusers")
+    if consumer != "diffusers":  # a command for a shell somewhere else
+        words = shlex.split(note.splitlines()[1])
+        assert any(word.endswith(f"{folder.resolve()}_results") for word in words), words
 
 
 def test_handover_leaves_nothing_stale_and_touches_nothing_foreign(tmp_path):

@@ -277,6 +277,17 @@ def test_split_is_stable_keeps_groups_and_covers_all(tmp_path):
         assert sum(any(scene_id.startswith(photo) for scene_id in members) for members in first) == 1
 
 
+def test_many_scenes_of_one_photo_do_not_fill_the_validation_list(tmp_path):
+    data = write_dataset(tmp_path / "data", train=30, val=0)
+    for number in range(20):
+        (data / f"train_{number}").rename(data / f"photo_{number}")
+    for seed in range(4):
+        said = succeed(SCRIPT, "split", "--data_dir", data, "--group_by", "(photo)_", "--seed", seed).stdout
+        assert "27 in train_list.txt, 3 in val_list.txt" in said
+    said = succeed(SCRIPT, "split", "--data_dir", data, "--group_by", "(photo|train)_").stdout
+    assert "20 in train_list.txt, 10 in val_list.txt" in said and "val_list.txt has more than its share, 0.1" in said
+
+
 def test_a_single_photo_leaves_validation_empty_and_split_says_so(tmp_path):
     data = write_dataset(tmp_path / "data", train=3, val=0)
     photo = (data / "train_0" / "original.png").read_bytes()

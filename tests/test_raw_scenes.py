@@ -245,11 +245,79 @@ def test_a_frame_that_differs_in_its_objects_only_is_another_photo(tmp_path):
 
 def test_a_mask_that_was_shrunk_leaves_no_black_rim(tmp_path):
     made = Results(size=96)
-    for side in (11, 13, 21):  # by 5, 6 and 10 pixels; less is taken from the original
+    comps = {f"comp{i}__png": made.objects[i] for i in range(2)}
+    for side in (3, 9, 13):  # by 1, 4 and 6 pixels
+        shrunk = cv2.erode(made.mask, np.ones((side, side)))
+        files = {"partial__png": made.partial, "mask__png": shrunk, **comps}
+        scene, report = read_raw_scene(write(tmp_path / f"alone {side}", **files), 5)  # nothing else knows better
+        assert np.array_equal(scene.mask, made.hole)
+        assert any(f"mask.png grown by {side // 2} pixel" in note for note in report["notes"])
+        if side < 11:  # the rim is taken from the original
+            scene, _ = read_raw_scene(write(tmp_path / f"with {side}", original__png=made.photo, **files), 5)
+            assert np.array_equal(scene.partial[~scene.mask], made.photo[~scene.mask])
+    for side in (11, 13, 21):  # by 5, 6 and 10 pixels
         with pytest.raises(SceneError, match=r"partial.png: blank outside of mask.png, too"):
             read_raw_scene(write(tmp_path / str(side), original__png=made.photo, partial__png=made.partial,
                                  mask__png=cv2.erode(made.mask, np.ones((side, side))), comp0__png=made.objects[0],
                                  comp1__png=made.objects[1]), 5)
+
+
+def test_a_white_sky_is_not_the_hole_beside_a_black_one(tmp_path):
+    made = Results(size=96)
+    partial = made.partial.copy()
+    sky = np.zeros_like(made.hole)
+    sky[:25] = True
+    sky &= cv2.erode((~made.hole).astype(np.uint8), np.ones((15, 15))) > 0
+    soft = np.clip(1 - cv2.distanceTransform((~sky).astype(np.uint8), cv2.DIST_L2, 5) / 30, 0, 1)[..., None]
+    soft = soft * ~made.hole[..., None]
+    partial = np.rint(partial * (1 - soft) + 255 * soft).astype(np.uint8)
+    comps = {f"comp{i}__png": made.objects[i] for i in range(3)}
+    scene, _ = read_raw_scene(write(tmp_path / "soft", partial__png=partial, **comps), 5)
+    assert iou(scene.mask, made.hole) > 0.8
+    both = made.partial.copy()
+    both[:30, :30] = 255  # as sharp as the hole
+    with pytest.raises(SceneError, match="no mask, and large black and white regions; add the mask"):
+        read_raw_scene(write(tmp_path / "both", partial__png=both, **comps), 5)
+
+
+@pytest.mark.parametrize("names", [("original", "partial", "{}"), ("0001_original", "0001_partial", "0001_result_{}")])
+def test_a_partial_image_beside_any_layout_brings_its_hole(tmp_path, names):
+    made, (original, partial, drawn) = Results(size=96), names
+    raw = write(tmp_path, **{original + "__png": made.photo, partial + "__png": made.partial},
+                **{drawn.format(i) + "__png": made.objects[i] for i in range(3)})
+    scene, report = read_raw_scene(raw, 5)
+    assert raw.layout != "original, partial, mask, comp1 …" and report["hole"] == "found from the partial image"
+    assert iou(scene.mask, made.hole) > 0.8 and len(scene.completions) == 3
+
+
+def test_masks_crops_and_other_pictures_are_not_completions(tmp_path):
+    made = Results(size=96)
+    files = {"original__png": made.photo, "partial__png": made.partial, "mask__png": made.mask}
+    names = (("amodal_rgb_{}", "amodal_mask_{}"), ("obj_{}_rgb", "obj_{}_mask"), ("obj_{}", "obj_{}_amodal_mask"),
+             ("completion_{}", "completion_mask_{}"))
+    for number, (drawn, mask) in enumerate(names):
+        raw = write(tmp_path / str(number), **files, **{drawn.format(i) + "__jpg": made.photo for i in range(3)},
+                    **{mask.format(i) + "__png": made.alphas[i] for i in range(3)})
+        scene, report = read_raw_scene(raw, 5)
+        assert len(report["completions"]) == 3 and matches(scene, made.alphas), drawn
+    with pytest.raises(SceneError, match="white nearly everywhere, are these masks inverted"):
+        read_raw_scene(write(tmp_path / "inverted", **files, **{f"obj_{i}__jpg": made.photo for i in range(3)},
+                             **{f"obj_{i}_mask__png": 255 - made.alphas[i] for i in range(3)}), 5)
+    comps = {f"obj_{i}__png": made.objects[i] for i in range(3)}
+    raw = write(tmp_path / "seg", **files, **comps, obj_0_seg__png=made.alphas[0], obj_1_depth__png=made.alphas[1] // 2,
+                result__png=made.photo)
+    scene, report = read_raw_scene(raw, 5)
+    assert len(scene.completions) == 3 and matches(scene, made.alphas)
+    assert [row["file"] for row in report["completions"] if row["reason"] == "silhouette"] == ["obj_0_seg.png"]
+    assert any("black or white and nothing else" in note for note in report["notes"])
+    assert any("not read: obj_1_depth.png, result.png" in note for note in report["notes"])
+    with pytest.raises(SceneError, match="completions of 3 sizes, are they crops"):
+        read_raw_scene(write(tmp_path / "crops", **files, **{
+            f"comp{i}__png": made.objects[i][: 20 + i, : 20 + i] for i in range(3)}), 5)
+    slope = np.repeat(np.linspace(60, 200, 96, dtype=np.uint8)[None], 96, 0)[..., None]
+    slope = np.where(made.alphas[1][..., None] > 0, made.objects[1][..., :3], slope)
+    _, report = read_raw_scene(write(tmp_path / "slope", **files, comp0__png=made.objects[0], comp1__png=slope), 5)
+    assert any("comp1.png: covers the whole frame and is unlike the photo" in note for note in report["notes"])
 
 
 def test_completions_of_another_photo_or_order_of_colours_are_named(tmp_path):

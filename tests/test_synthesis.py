@@ -1,6 +1,7 @@
 """Composed scenes: deterministic, with holes and completions as asked for."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -45,6 +46,23 @@ def synthesizer(material, source="cut-outs", **options):
     sources = {"cut-outs": {"objects": material / "objects", **photos}, "photos": photos,
                "coco": {"coco": material / "coco" / "instances.json"}}
     return Synthesizer(**sources[source], img_size=64, **options)
+
+
+def test_annotations_that_cannot_be_used_are_told(material, tmp_path):
+    content = json.loads((material / "coco" / "instances.json").read_text())
+    shutil.copytree(material / "coco", tmp_path / "coco" / "inside")
+    path = tmp_path / "coco" / "inside.json"  # photos in a folder of its name
+    for annotation in content["annotations"][:3]:
+        annotation["segmentation"] = {"size": [80, 80], "counts": [100, 6300]}
+    path.write_text(json.dumps(content))
+    make = Synthesizer(coco=path, img_size=64)
+    assert any("3 annotations are run lengths (RLE), not read" in fault for fault in make.faults)
+    assert ("inside.json", path.stat().st_size) in make.material()
+    for annotation in content["annotations"]:
+        annotation["segmentation"] = {"size": [80, 80], "counts": [100, 6300]}
+    path.write_text(json.dumps(content))
+    with pytest.raises(SceneError, match=r"its 12 annotations are run lengths \(RLE\); convert"):
+        Synthesizer(coco=path, img_size=64)
 
 
 @pytest.mark.parametrize("source", ["cut-outs", "coco", "photos"])

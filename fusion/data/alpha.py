@@ -36,6 +36,16 @@ def cut_out(rgba, background="auto"):
     return rgba, "alpha"
 
 
+def is_silhouette(picture):
+    """Whether a completion, cut out, is black or white and nothing else: a mask that was taken for one."""
+    colours = picture[picture[..., 3] > 127][:, :3].astype(np.int16)
+    if len(colours) < 50:
+        return False
+    colour = np.median(colours, 0)
+    flat = (np.abs(colours - colour).max(1) <= 8).mean() > 0.85  # 0.75 at most in pictures, 0.86 in a mask as JPEG
+    return bool(flat and (colour.max() <= 8 or colour.min() >= 247))
+
+
 def is_premultiplied(rgba):
     """Whether colours were multiplied by alpha: none exceeds it, and soft pixels are darker than the object by just it.
 

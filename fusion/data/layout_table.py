@@ -23,7 +23,7 @@ class Layout:
     marks: tuple = ()  # patterns; a name that ends with "/" is a folder
     never: str = ""  # regular expression of names that `completion` would find and that are none
     original: tuple = ()  # the first that exists is taken; else --photos is searched
-    partial: tuple = ()
+    partial: tuple = ("partial", "masked", "{id}_partial", "{id}_masked")
     mask: tuple = ("mask", "hole")  # of the hole
     background: str = ""  # completed background, one more candidate
     alpha: str = ""  # a completion's silhouette

@@ -233,8 +233,8 @@ def _offset(folder, pattern, name, fields):
 
 def _scenes_by_roles(folder, pictures, input_dir, photos, faults):
     """The scenes whose files lie in `folder`, by the roles in their names; what is wrong with one goes to `faults`."""
-    scenes = []
-    for prefix, group in sort_into_roles(pictures, folder.name).items():
+    scenes, groups = [], sort_into_roles(pictures, folder.name)
+    for prefix, group in groups.items():
         if not (group["partial"] or group["mask"] or group["completion"]):
             continue  # a lone photo
         parts = list(folder.relative_to(input_dir).parts)
@@ -260,6 +260,12 @@ def _scenes_by_roles(folder, pictures, input_dir, photos, faults):
                 masks["companion"] = masks.pop("alpha")
             scene.completions.append(RawCompletion(path, **masks))
         scenes.append(scene)
+    known = {path for group in groups.values() for role in ROLES for path in group[role]}
+    known |= {path for group in groups.values() for masks in group["masks"].values() for path in masks.values()}
+    unread = sorted(path.name for _, path in pictures if path not in known)
+    if len(scenes) == 1 and scenes[0].completions and unread:
+        more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
+        scenes[0].notes.append(f"their names say no role, not read: {', '.join(unread[:5])}{more}")
     return scenes
 
 

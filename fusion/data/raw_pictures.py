@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from fusion.data.agreement import largest
-from fusion.data.alpha import cut_out, masks_beside, with_silhouette
+from fusion.data.alpha import cut_out, is_silhouette, masks_beside, with_silhouette
 from fusion.data.images import FEW, read_image, resize
 from fusion.errors import SceneError
 
@@ -28,6 +28,7 @@ class RawPictures:
     files: list = field(default_factory=list)  # N × RawCompletion
     completions: list = field(default_factory=list)  # N × (H, W, 4), straight alpha
     visible: list = field(default_factory=list)  # N × (H, W) bool or None: modal masks
+    scaled: bool = False  # completions came in another size
     kinds: list = field(default_factory=list)  # N × where the alpha is from, see `cut_out`
     faults: list = field(default_factory=list)
     notes: list = field(default_factory=list)
@@ -67,6 +68,7 @@ def read_pictures(raw, background="auto"):
     size = partial.shape[:2] if partial is not None else original.shape[:2]
     original = same_frame(original, size, raw.original, pictures)
     mask = same_frame(mask, size, raw.mask, pictures, nearest=True)
+    sizes = set()  # of completions in the photo's frame
     for canvas, files in zip(canvases, raw.completions):
         if canvas is None:
             continue
@@ -79,6 +81,8 @@ def read_pictures(raw, background="auto"):
             visible = None if visible is None else resize(visible, size, nearest=True)
         if picture is None:
             continue
+        if files.offset is None:
+            sizes.add(canvas.rgb.shape[:2])
         if visible is not None and (picture[visible > 127][:, 3] > 0).sum() <= 0.5 * np.count_nonzero(visible > 127):
             if (visible > 127).any():
                 notes.append(f"the modal mask of {files.path.name} lies beside what it shows, left out")
@@ -88,6 +92,10 @@ def read_pictures(raw, background="auto"):
         pictures.visible.append(visible > 127 if visible is not None and (visible > 127).any() else None)
         pictures.kinds.append(canvas.kind)
 
+    pictures.scaled = bool(sizes - {size})
+    if len(sizes - {size}) > 1:
+        faults.append(f"{raw.folder}: completions of {len(sizes)} sizes, are they crops of the objects? Paste each "
+                      "into the photo's frame")
     for role, picture in (("original", original), ("partial", partial)):
         if picture is not None:
             setattr(pictures, role, _on_black(picture))
@@ -135,6 +143,8 @@ def _read_completion(files, background, read):
     picture, kind = cut_out(rgba, "opaque" if files.as_drawn else background)
     if alpha is not None:
         picture, kind = with_silhouette(rgb, picture, kind, alpha), "mask beside it"
+    elif companion is None and is_silhouette(picture):
+        kind = "silhouette"
     return _Canvas(rgb, picture, kind, visible, companion)
 
 

@@ -19,6 +19,11 @@ OTHER_WAYS = {  # in which completions may fit the photo, and what that means
     "transparent": "the alpha of the completions is inverted: they fit the photo where they are transparent, and "
                    "nowhere else; write 255 where the object is",
 }
+NO_PICTURES = {  # kinds of completions that are left out, and why
+    "checkerboard": "a drawn checkerboard where transparency was meant, left out; export with a real alpha channel",
+    "silhouette": "black or white and nothing else, a mask and no completion, left out; the mask of comp1.png is "
+                  "comp1_mask.png",
+}
 
 
 def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto", new_hole=None):
@@ -64,7 +69,7 @@ def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto", 
     if removed:
         pictures.original = None
     left_out = dict.fromkeys(removed, "removed") | {
-        i: kind for i, kind in enumerate(pictures.kinds) if kind == "checkerboard"}
+        i: kind for i, kind in enumerate(pictures.kinds) if kind in NO_PICTURES}
     for i in left_out:
         pictures.completions[i] = np.zeros_like(pictures.completions[i])
     kept, rows = select_completions(pictures.completions, hole, partial, n_max_completions, pictures.visible)
@@ -128,9 +133,9 @@ def check_completions_fit(raw, pictures, hole):
     way = max(shares, key=shares.get)
     if shares[way] > max(2 * as_they_are, 0.3):
         raise SceneError(f"{raw.folder}: {OTHER_WAYS[way]}")
-    if len(own) > 1 and max(own) < 0.05:
+    if len(own) > 1 and max(own) < (0.3 if pictures.scaled else 0.05):
         pictures.notes.append("no completion agrees with the photo anywhere outside the hole; are they of this photo, "
-                              "and in its frame?")
+                              "and in its frame, or crops that were enlarged?")
 
 
 def _visible(pictures, hole):
@@ -148,11 +153,16 @@ def _visible(pictures, hole):
 
 
 def _warnings(pictures, rows):
-    checkered = [row["file"] for row in rows if row["background"] == "checkerboard"]
-    if checkered:
-        yield (f"{', '.join(checkered)}: a drawn checkerboard where transparency was meant, left out; export with a "
-               "real alpha channel")
+    for kind, what in NO_PICTURES.items():
+        files = [row["file"] for row in rows if row["background"] == kind]
+        if files:
+            yield f"{', '.join(files)}: {what}"
     whole = [(picture[..., 3] > 127).mean() >= WHOLE_FRAME for picture in pictures.completions]
     if all(whole):
         yield ("all completions cover the whole frame: they have no alpha, and no flat background to be keyed out; "
                "give alpha, masks beside them, or --background")
+    else:
+        unlike = [row["file"] for row, covers in zip(rows, whole) if covers and row["visible_error"] > 0.15]
+        if unlike:
+            yield (f"{', '.join(unlike)}: covers the whole frame and is unlike the photo; a background that could not "
+                   "be keyed out? Give alpha, or a mask beside it")

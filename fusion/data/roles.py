@@ -11,11 +11,15 @@ ROLE = re.compile(
 )
 ROLES = ("original", "partial", "mask", "completion")
 # masks of one completion, and what they should be: its silhouette, what was seen of it, or one of the two
-KINDS = {"mask": "companion", "alpha": "alpha", "amodal": "alpha", "silhouette": "alpha", "visible": "visible",
-         "modal": "visible"}
-BESIDE = re.compile(rf"(?P<base>.+){SEPARATOR}(?P<kind>{'|'.join(KINDS)})", re.IGNORECASE)  # comp1_mask
-WITHIN = re.compile(rf"(?P<prefix>.*?){SEPARATOR}?comp{SEPARATOR}?(?P<kind>{'|'.join(KINDS)})s?{SEPARATOR}?"
-                    r"(?P<number>\d+)", re.IGNORECASE)  # comp_mask_1
+KINDS = {"amodal_mask": "alpha", "visible_mask": "visible", "modal_mask": "visible", "mask": "companion",
+         "alpha": "alpha", "silhouette": "alpha", "visible": "visible", "modal": "visible", "depth": "", "normal": "",
+         "amodal": "alpha"}  # "": of no use here
+KIND = "|".join(KINDS).replace("_", SEPARATOR)
+BESIDE = re.compile(rf"(?P<base>.+?){SEPARATOR}(?P<kind>{KIND})", re.IGNORECASE)  # comp1_mask
+WITHIN = re.compile(
+    rf"(?P<prefix>.*?){SEPARATOR}?(?:comp{SEPARATOR}?(?P<kind>{KIND})|"  # comp_mask_1; obj_amodal_1 is no mask
+    rf"(?:completion|comp|amodal|object|obj){SEPARATOR}(?P<other>{KIND.removesuffix('|amodal')}))s?{SEPARATOR}?"
+    r"(?P<number>\d+)", re.IGNORECASE)
 
 
 def natural(text):
@@ -80,7 +84,8 @@ def sort_into_roles(pictures, folder_name):
     completions = {stem for stem, (_, role, _) in chosen.items() if role == "completion"}
     numbered = {}
     for stem in sorted(completions, reverse=True):
-        numbered[chosen[stem][0], re.sub(r"^\D*0*", "", chosen[stem][2])] = stem
+        if not _says_mask(stem):
+            numbered[chosen[stem][0], _digits(chosen[stem][2])] = stem
     groups = defaultdict(lambda: {role: [] for role in ROLES} | {"masks": {}})
     drawn, masks = {}, []
     for stem, path in pictures:
@@ -92,7 +97,7 @@ def sort_into_roles(pictures, folder_name):
             groups[scene_id][role].append((natural(number), path))
             drawn.setdefault(stem, path)
     for base, kind, path in masks:
-        if base in drawn:
+        if base in drawn and kind:
             groups[chosen[base][0]]["masks"].setdefault(drawn[base], {}).setdefault(kind, path)
     for group in groups.values():
         for role in ROLES:
@@ -118,11 +123,30 @@ def _mask_of(stem, completions, numbered):
     """
     match = BESIDE.fullmatch(stem)
     if match and (match["base"] in completions or stem in completions):
-        kind = match["kind"].lower()
-        if match["base"] in completions or kind != "amodal":
-            return (match["base"] if match["base"] in completions else ""), KINDS[kind]
+        kind, base = _kind(match["kind"]), match["base"]
+        if base in completions:
+            return base, KINDS[kind]
+        if kind != "amodal":
+            keys = [(scene_id, _digits(number)) for scene_id, _, number in _readings(base)]
+            base = next((numbered[key] for key in keys if key in numbered), "")  # obj_1_mask beside obj_1_rgb
+            return (base if base != stem else ""), KINDS[kind]
     match = WITHIN.fullmatch(stem)
     if match:
         base = numbered.get((match["prefix"], match["number"].lstrip("0")), "")
-        return (base if base != stem else ""), KINDS[match["kind"].lower()]
+        return (base if base != stem else ""), KINDS[_kind(match["kind"] or match["other"])]
     return None
+
+
+def _says_mask(stem):
+    match = BESIDE.fullmatch(stem)
+    return WITHIN.fullmatch(stem) is not None or (match is not None and _kind(match["kind"]) != "amodal")
+
+
+def _kind(words):
+    return re.sub(SEPARATOR, "_", words.lower())
+
+
+def _digits(number):
+    """The first number in a completion's, without zeros in front: "1" of `_01` and of `_1_rgb`."""
+    found = re.search(r"\d+", number)
+    return found[0].lstrip("0") if found else ""
