@@ -492,6 +492,27 @@ def test_only_documented_formats_are_opened_and_none_that_is_too_large(tmp_path,
 
 # ---- check
 
+@pytest.mark.parametrize(("change", "fault"), [
+    (lambda c: np.dstack([np.where(c[..., 3:] > 0, c[..., :3], np.uint8(255)), 255 - c[..., 3]]),
+     "the alpha of the completions is inverted"),
+    (lambda c: c[..., [2, 1, 0, 3]], "red and blue are swapped"),
+    (lambda c: c[:, ::-1], "the completions are mirrored"),
+])
+def test_check_asks_of_completions_what_create_asks(tmp_path, change, fault):
+    scene = Results(seed=1, size=96).scene
+    scene.completions = [np.ascontiguousarray(change(c)) for c in scene.completions]
+    write_scene(tmp_path, scene)
+    assert fault in check_scene(tmp_path)
+
+
+def test_all_completions_without_alpha_are_named_at_once(tmp_path):
+    made = Results(size=96)
+    write_scene(tmp_path, made.scene)
+    for i in (1, 2):
+        write_image(tmp_path / f"comp{i}.png", made.on(i, 255))
+    assert all(f"comp{i}.png: no alpha" in check_scene(tmp_path) for i in (1, 2))
+
+
 def test_what_create_and_synthesize_write_passes_check(tmp_path):
     """A completed background is flat paper at its border, where objects hide all of the photo's own."""
     made = Results()

@@ -10,6 +10,7 @@ from fusion.data.selection import WHOLE_FRAME
 
 MOST_CHANGED = 0.02  # of what is visible; real photos as JPEG of quality 10 stay below
 DIFFERENT_PHOTO = 12  # mean difference in levels between photo and partial image; JPEG noise stays below 5
+FITS = 40  # levels between a completion and the photo up to which it may be what the photo shows
 BLANK = 20  # levels from black or white that JPEG noise leaves in a blanked hole
 
 
@@ -120,3 +121,60 @@ def outlined_object(region, alphas):
         if follows:
             return index
     return None
+
+
+OTHER_WAYS = {  # in which completions may fit the photo, and what that means
+    "swapped": "red and blue are swapped in the completions, which fit the photo the other way round; write them again "
+               "(cv2.imwrite takes BGR)",
+    "mirrored": "the completions are mirrored, left to right, against the photo; write them again, or mirror it",
+    "upside down": "the completions are upside down against the photo; write them again, or turn it",
+    "transparent": "the alpha of the completions is inverted: they fit the photo where they are transparent, and "
+                   "nowhere else; write 255 where the object is",
+}
+
+
+def misfit(photo, completions, visible, hole):
+    """Whether completions fit the photo better the other way round: red and blue swapped, mirrored, the object
+    transparent.
+
+    A single one may well be of an object that is hidden where it is not in the hole; of several one is in view.
+
+    Args:
+        photo: (H,W,3) uint8; completions: N × (H,W,4) uint8; visible: N × (H,W) bool or None; hole: (H,W) bool.
+
+    Returns:
+        what is wrong with them, in words for the user, or None; and the largest share of what is seen of one that
+        agrees with the photo, None when of fewer than two anything is seen.
+    """
+    step = max(1, round(max(hole.shape) / 128))
+    photo, beside = photo[::step, ::step], ~grown(hole, step + 1)[::step, ::step]
+    counts = {way: [] for way in ("as they are", *OTHER_WAYS)}  # pixels that fit, and all, of every completion
+    for completion, shown in zip(completions, visible):
+        colours, opaque = completion[::step, ::step, :3], completion[::step, ::step, 3] > 127
+        if np.count_nonzero(opaque & beside) < 20:
+            continue
+        written = (colours > 2).any(2) & (colours < 253).any(2)  # programs leave black or white where nothing shows
+        hidden = ~opaque & written
+        if shown is not None and (opaque & beside & shown[::step, ::step]).any():
+            opaque = opaque & shown[::step, ::step]
+        views = {"as they are": (colours, opaque), "swapped": (colours[..., ::-1], opaque),
+                 "mirrored": (colours[:, ::-1], opaque[:, ::-1]), "upside down": (colours[::-1], opaque[::-1]),
+                 "transparent": (colours, hidden)}
+        for way, (view, place) in views.items():
+            seen = place & beside
+            if seen.any():
+                alike = largest(cv2.absdiff(photo[seen], np.ascontiguousarray(view[seen]))) <= FITS
+                counts[way].append((np.count_nonzero(alike), len(alike)))
+    own = [fits / pixels for fits, pixels in counts["as they are"]]
+    if not own:
+        return None, None
+    shares = {way: sum(fits for fits, _ in found) / max(1, sum(pixels for _, pixels in found))
+              for way, found in counts.items()}
+    as_they_are = shares.pop("as they are")
+    # pictures of the whole photo under an alpha fit it where they are transparent, too
+    if as_they_are > 0.05 or len(own) < 2:
+        shares.pop("transparent")
+    way = max(shares, key=shares.get)
+    if shares[way] > max(2 * as_they_are, 0.3):
+        return OTHER_WAYS[way], None
+    return None, max(own) if len(own) > 1 else None

@@ -17,7 +17,7 @@ from fusion.data.checks import check_scene
 from fusion.files import write_text
 
 MEMORY = ".checked.json"  # in the data set: scene id → state of its files when they were read without a fault
-FORMAT = 1  # another number when the check looks for more
+FORMAT = 2  # another number when the check looks for more
 
 
 def files_state(folder, max_completions):

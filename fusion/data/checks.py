@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from fusion.data.agreement import agreement, blank_share, is_blank_exactly_in, photo_fault
+from fusion.data.agreement import agreement, blank_share, is_blank_exactly_in, misfit, photo_fault
 from fusion.data.images import IMAGE_SUFFIXES
 from fusion.data.scenes import completion_paths, modal_path, read_files
 from fusion.errors import SceneError
@@ -62,6 +62,9 @@ def _contradictions(folder, scene):
         elif is_blank_exactly_in(original, mask):
             yield (f"{folder / 'original.png'}: blank in the hole, it cannot be the target; remove it and the scene is "
                    "for inference only")
+    fault, _ = misfit(partial, scene.completions, scene.visible or [None] * len(scene.completions), mask)
+    if fault:
+        yield f"{folder}: {fault}"
     for path, completion, visible in zip(completion_paths(folder), scene.completions, scene.visible or ()):
         if visible is not None and (visible & (completion[..., 3] > 0)).sum() <= 0.5 * visible.sum():
             yield f"{modal_path(path)}: empty or beside its completion; remove it, or see whose mask it is"

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
+from fusion.data.agreement import FITS
 from fusion.data.holes import cut_hole
 from fusion.data.images import read_image, resize
 from fusion.data.selection import WHOLE_FRAME
 from fusion.errors import SceneError
 
 DRAWS = 120
-FITS = 40  # levels between a completion and the photo up to which it may be what the photo shows
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,15 @@
 """Raw scenes made sense of by their pixels: where the hole is, what is object, what is seen of it, what is a target."""
 
-import cv2
 import numpy as np
 
-from fusion.data.agreement import grown, largest, photo_fault
-from fusion.data.new_holes import FITS, has_blanked_hole, make_hole, photo_or_partial
+from fusion.data.agreement import grown, misfit, photo_fault
+from fusion.data.new_holes import has_blanked_hole, make_hole, photo_or_partial
 from fusion.data.raw_holes import find_hole
 from fusion.data.raw_pictures import read_pictures
 from fusion.data.scenes import Scene
 from fusion.data.selection import WHOLE_FRAME, select_completions
 from fusion.errors import SceneError
 
-OTHER_WAYS = {  # in which completions may fit the photo, and what that means
-    "swapped": "red and blue are swapped in the completions, which fit the photo the other way round; write them again "
-               "(cv2.imwrite takes BGR)",
-    "mirrored": "the completions are mirrored, left to right, against the photo; write them again, or mirror it",
-    "upside down": "the completions are upside down against the photo; write them again, or turn it",
-    "transparent": "the alpha of the completions is inverted: they fit the photo where they are transparent, and "
-                   "nowhere else; write 255 where the object is",
-}
 NO_PICTURES = {  # kinds of completions that are left out, and why
     "checkerboard": "a drawn checkerboard where transparency was meant, left out; export with a real alpha channel",
     "silhouette": "black or white and nothing else, a mask and no completion, left out; the mask of comp1.png is "
@@ -96,44 +87,12 @@ def check_same_photo(raw, pictures, hole):
 
 
 def check_completions_fit(raw, pictures, hole):
-    """Raise SceneError when the completions fit the photo the other way round: red and blue swapped, mirrored, the
-    object transparent; note when they fit it in no way.
-
-    A single one may well be of an object that is hidden where it is not in the hole; of several one is in view.
-    """
+    """Raise SceneError when the completions fit the photo in another way than they are; note when they do in no way."""
     photo = pictures.partial if pictures.partial is not None else pictures.original
-    step = max(1, round(max(hole.shape) / 128))
-    photo, beside = photo[::step, ::step], ~grown(hole, step + 1)[::step, ::step]
-    counts = {way: [] for way in ("as they are", *OTHER_WAYS)}  # pixels that fit, and all, of every completion
-    for completion, visible in zip(pictures.completions, pictures.visible):
-        colours, opaque = completion[::step, ::step, :3], completion[::step, ::step, 3] > 127
-        if np.count_nonzero(opaque & beside) < 20:
-            continue
-        written = (colours > 2).any(2) & (colours < 253).any(2)  # programs leave black or white where nothing shows
-        hidden = ~opaque & written
-        if visible is not None and (opaque & beside & visible[::step, ::step]).any():
-            opaque = opaque & visible[::step, ::step]
-        views = {"as they are": (colours, opaque), "swapped": (colours[..., ::-1], opaque),
-                 "mirrored": (colours[:, ::-1], opaque[:, ::-1]), "upside down": (colours[::-1], opaque[::-1]),
-                 "transparent": (colours, hidden)}
-        for way, (view, place) in views.items():
-            seen = place & beside
-            if seen.any():
-                alike = largest(cv2.absdiff(photo[seen], np.ascontiguousarray(view[seen]))) <= FITS
-                counts[way].append((np.count_nonzero(alike), len(alike)))
-    own = [fits / pixels for fits, pixels in counts["as they are"]]
-    if not own:
-        return
-    shares = {way: sum(fits for fits, _ in found) / max(1, sum(pixels for _, pixels in found))
-              for way, found in counts.items()}
-    as_they_are = shares.pop("as they are")
-    # pictures of the whole photo under an alpha fit it where they are transparent, too
-    if as_they_are > 0.05 or len(own) < 2:
-        shares.pop("transparent")
-    way = max(shares, key=shares.get)
-    if shares[way] > max(2 * as_they_are, 0.3):
-        raise SceneError(f"{raw.folder}: {OTHER_WAYS[way]}")
-    if len(own) > 1 and max(own) < (0.3 if pictures.scaled else 0.05):
+    fault, best = misfit(photo, pictures.completions, pictures.visible, hole)
+    if fault:
+        raise SceneError(f"{raw.folder}: {fault}")
+    if best is not None and best < (0.3 if pictures.scaled else 0.05):
         pictures.notes.append("no completion agrees with the photo anywhere outside the hole; are they of this photo, "
                               "and in its frame, or crops that were enlarged?")
 

@@ -196,7 +196,12 @@ def read_files(folder, max_completions=None, need_original=False, with_visible=F
             "255 is the hole: run prepare_dataset.py create on raw results"
         )
     for path, completion in zip(paths, completions):
-        check_completion(path, completion, partial, mask)
+        try:
+            check_completion(path, completion, partial, mask)
+        except SceneError as error:
+            faults.append(str(error))
+    if faults:
+        raise SceneError("\n".join(faults))
     if max_completions != 0:
         check_opaque(folder, completions)
     visible = None
