@@ -143,7 +143,7 @@ def _read_completion(files, background, read):
     picture, kind = cut_out(rgba, "opaque" if files.as_drawn else background)
     if alpha is not None:
         picture, kind = with_silhouette(rgb, picture, kind, alpha), "mask beside it"
-    elif companion is None and is_silhouette(picture):
+    elif companion is None and kind not in ("alpha", "premultiplied alpha") and is_silhouette(picture):
         kind = "silhouette"
     return _Canvas(rgb, picture, kind, visible, companion)
 

@@ -82,10 +82,13 @@ def sort_into_roles(pictures, folder_name):
             chosen[stem] = "", "original", ""
 
     completions = {stem for stem, (_, role, _) in chosen.items() if role == "completion"}
-    numbered = {}
-    for stem in sorted(completions, reverse=True):
+    numbered = defaultdict(list)
+    for stem in sorted(completions):
         if not _says_mask(stem):
-            numbered[chosen[stem][0], _digits(chosen[stem][2])] = stem
+            numbered[chosen[stem][0], _digits(chosen[stem][2])].append(stem)
+    # of object_0_a and object_0_b, object_0_mask is neither's; of obj_1 and obj_1_rgb, obj_mask_1 is the first's
+    numbered = {key: next((stem for stem in stems if len(stems) == 1 or not re.search(r"\d\D", chosen[stem][2])), "")
+                for key, stems in numbered.items()}
     groups = defaultdict(lambda: {role: [] for role in ROLES} | {"masks": {}})
     drawn, masks = {}, []
     for stem, path in pictures:
