@@ -7,6 +7,7 @@ The LPIPS backbone has random weights: its cost does not depend on them.
 
 import argparse
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,8 +33,7 @@ def random_lpips(net):
 
 def step(model, optimizer, batch, perceptual, half, device):
     """A function that does one training step, under autocast to `half` unless that is None."""
-    more = {"half": half} if optimizer is Muon and half is torch.bfloat16 else {}
-    optimizer = optimizer(model.parameters(), lr=1e-5, **more)
+    optimizer = optimizer(model.parameters(), lr=1e-5)
 
     def program():
         with torch.autocast(device, half, enabled=half is not None):
@@ -60,18 +60,19 @@ def main():
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     half = training_precision(options.amp, torch.device(device))
+    muon = partial(Muon, half=half if half is torch.bfloat16 else None)
     perceptual, rows = random_lpips(options.lpips_net).to(device), []
     for size in options.sizes:
         batch = random_scenes(options.batch, options.slots, size, device)
         ours = AmodalFusionTransformer().to(device).train()
-        made = {"ours": step(ours, Muon, batch, perceptual, half, device),
-                "network": step(ours, Muon, batch, None, half, device)}
+        made = {"ours": step(ours, muon, batch, perceptual, half, device),
+                "network": step(ours, muon, batch, None, half, device)}
         if size <= options.plain_limit:
             plain = PlainDesign(options.slots).to(device).train()
             made |= {"plain": step(plain, AdamW, batch, perceptual, half, device),
                      "plain network": step(plain, AdamW, batch, None, half, device)}
         if device == "cuda":
-            made["compiled"] = step(torch.compile(ours), Muon, batch, perceptual, half, device)
+            made["compiled"] = step(torch.compile(ours), muon, batch, perceptual, half, device)
         seconds = alternate(made, options.runs)
         row = {"size": size, "seconds": {name: value[0] for name, value in seconds.items()}}
         row |= {name: spread(value) for name, value in seconds.items()}

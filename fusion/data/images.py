@@ -118,6 +118,11 @@ def _to_array(image, mode):
     return np.asarray(image.convert(mode))
 
 
+def border(picture):
+    """The outermost pixels of (H,W) or (H,W,C), in a row."""
+    return np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+
+
 def resize(image, size, nearest=False):
     """Scale (H,W), (H,W,3) or (H,W,4) uint8 to `size` = (height, width).
 

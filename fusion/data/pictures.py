@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fusion.data.scenes import Scene
+from fusion.data.scenes import Scene, check_alpha
 from fusion.errors import SceneError
 
 
@@ -32,8 +32,7 @@ def as_scene(partial, mask, completions):
     if not completions:
         raise SceneError("completions: there is none")
     for i, completion in enumerate(completions, 1):
-        if completion[..., 3].max() == 1:
-            raise SceneError(f"completion {i}: alpha is 0 or 1, but 255 is opaque; multiply it by 255")
+        check_alpha(f"completion {i}", completion)
     named = {"mask": mask, **{f"completion {i}": c for i, c in enumerate(completions, 1)}}
     for name, picture in named.items():
         if picture.shape[:2] != partial.shape[:2]:

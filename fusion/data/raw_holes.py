@@ -235,8 +235,8 @@ def _hole_from_blank(raw, original, partial):
     differs = np.ones(partial.shape[:2], bool) if original is None else _differing(original, partial)
     smallest = 2e-4 if original is not None else 1e-2  # of the picture; photos have black spots of their own
     blanks = [partial.max(2) <= BLANK, partial.min(2) >= 255 - BLANK]
-    large = [_largest_part(blank) >= smallest * blank.size for blank in blanks]
-    if original is None and all(large):  # a white sky and a black hole, or a hole and a night
+    # a white sky and a black hole, or a hole and a night
+    if original is None and all(_largest_part(blank) >= smallest * blank.size for blank in blanks):
         cut = [has_blanked_hole(partial, [colour]) for colour in ((0, 0, 0), (255, 255, 255))]
         if cut[0] == cut[1]:
             raise SceneError(f"{raw.partial}: no mask, and large black and white regions; add the mask of the hole")

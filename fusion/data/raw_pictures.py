@@ -7,7 +7,7 @@ import numpy as np
 
 from fusion.data.agreement import largest
 from fusion.data.alpha import cut_out, is_silhouette, masks_beside, with_silhouette
-from fusion.data.images import FEW, read_image, resize
+from fusion.data.images import FEW, border, read_image, resize
 from fusion.errors import SceneError
 
 ALIKE = 12  # levels within which two copies of one photo agree, after JPEG and other people's resizing
@@ -185,7 +185,7 @@ def _use_masks_beside(canvases, files, notes):
     elif use == "alpha":
         notes.append(f"{name} …: alpha, they contain what the completions show")
     else:
-        if all(mask.mean() > 128 and _border(mask).mean() > 200 for mask in (canvas.companion for canvas, _ in found)):
+        if all(mask.mean() > 128 and border(mask).mean() > 200 for mask in (canvas.companion for canvas, _ in found)):
             raise SceneError(f"{name} …: white nearly everywhere, are these masks inverted? White is the object; the "
                              "completions have no background that would tell")
         notes.append(f"{name} …: taken as alpha; the completions have no background that would tell")
@@ -195,10 +195,6 @@ def _use_masks_beside(canvases, files, notes):
         elif canvas.kind not in ("alpha", "premultiplied alpha"):
             canvas.picture = with_silhouette(canvas.rgb, canvas.picture, canvas.kind, canvas.companion)
             canvas.kind = "mask beside it"
-
-
-def _border(picture):
-    return np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
 
 
 def placed(picture, offset, size):

@@ -131,12 +131,12 @@ def _mask_of(stem, completions, numbered):
             return base, KINDS[kind]
         if kind != "amodal":
             keys = [(scene_id, _digits(number)) for scene_id, _, number in _readings(base)]
-            base = next((numbered[key] for key in keys if key in numbered), "")  # obj_1_mask beside obj_1_rgb
-            return (base if base != stem else ""), KINDS[kind]
+            # obj_1_mask beside obj_1_rgb
+            return next((numbered[key] for key in keys if key in numbered), ""), KINDS[kind]
     match = WITHIN.fullmatch(stem)
     if match:
         base = numbered.get((match["prefix"], match["number"].lstrip("0")), "")
-        return (base if base != stem else ""), KINDS[_kind(match["kind"] or match["other"])]
+        return base, KINDS[_kind(match["kind"] or match["other"])]
     return None
 
 

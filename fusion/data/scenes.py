@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fusion.data.images import FEW, comment_of, read_image, resize, write_image
+from fusion.data.images import FEW, border, comment_of, read_image, resize, write_image
 from fusion.errors import SceneError
 
 # In the header of a prepared completion: its alpha was decided on when it was written. A completed background may be
@@ -230,25 +230,30 @@ def check_completion(path, completion, partial, mask):
     Args:
         path: its file; completion (H,W,4), partial (H,W,3), mask (H,W) bool, of one size.
     """
-    if completion[..., 3].max() == 1:
-        raise SceneError(f"{path}: alpha is 0 or 1, but 255 is opaque; multiply it by 255")
+    check_alpha(path, completion)
     if _is_raw(completion, partial, mask) and comment_of(path) != ALPHA_HOLDS:
         raise SceneError(f"{path}: no alpha, on a flat background; run prepare_dataset.py create on it")
+
+
+def check_alpha(name, completion):
+    """Raise SceneError when the alpha of the picture `name`, (H,W,4), counts to 1."""
+    if completion[..., 3].max() == 1:
+        raise SceneError(f"{name}: alpha is 0 or 1, but 255 is opaque; multiply it by 255")
 
 
 def _is_raw(completion, partial, mask):
     """An opaque picture whose whole border is flat, and not because the photo's is: a background nobody keyed out."""
     if np.count_nonzero(completion[..., 3] < 250) > FEW * mask.size:
         return False
-    border, photo, hole = (np.concatenate([a[0], a[-1], a[:, 0], a[:, -1]]) for a in (completion, partial, mask))
-    border = border[:, :3].astype(np.int16)
-    colour = np.median(border, 0)
-    if (np.abs(border - colour).max(1) > 20).mean() > 0.02:
+    edge, photo, hole = (border(picture) for picture in (completion, partial, mask))
+    edge = edge[:, :3].astype(np.int16)
+    colour = np.median(edge, 0)
+    if (np.abs(edge - colour).max(1) > 20).mean() > 0.02:
         return False
-    if not hole.all() and (np.abs(border - photo)[~hole].max(1) <= 40).mean() >= 0.8:
+    if not hole.all() and (np.abs(edge - photo)[~hole].max(1) <= 40).mean() >= 0.8:
         return False
     if hole.all() or np.abs(completion[..., :3] - colour).max() <= 20:  # no object is seen on it: empty paper
-        return bool(border.min() >= 240 or border.max() <= 8)
+        return bool(edge.min() >= 240 or edge.max() <= 8)
     return True
 
 
