@@ -72,7 +72,7 @@ class Trainee:
         self.parameters = list(self.model.parameters())
         on_gpu = device.type == "cuda"  # a graph reads its learning rate from a tensor
         if optimizer == "muon":
-            self.optimizer = Muon(self.parameters, lr=self.rate, weight_decay=0.05)
+            self.optimizer = Muon(self.parameters, lr=self.rate, weight_decay=0.05, capturable=on_gpu)
         else:
             self.optimizer = torch.optim.AdamW(self.parameters, lr=self.rate, weight_decay=0.05, capturable=on_gpu,
                                                foreach=on_gpu)

@@ -1,14 +1,16 @@
 """Muon, an optimizer that moves every direction of a weight matrix equally far."""
 
+from collections import defaultdict
+
 import torch
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic
 ROUNDS = 5
-MOMENTUM, BETAS, EPS = 0.95, (0.9, 0.999), 1e-8
+MOMENTUM = 0.95
 RMS_OF_ADAM = 0.2  # of a step of AdamW, in learning rates
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(torch.optim.AdamW):
     """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for matrices, AdamW for all other parameters.
 
     Gradients of a matrix lie mostly in a few directions; here all singular values of their momentum are made alike,
@@ -17,52 +19,58 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         params: parameters, or groups of them; all may have a `weight_decay` of their own.
-        lr, weight_decay: as of AdamW.
+        lr, weight_decay, capturable: as of AdamW.
         half: type that the iterations are computed in, Jordan's bf16 for one; None: that of the parameters.
     """
 
-    def __init__(self, params, lr, weight_decay=0.0, half=None):
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+    def __init__(self, params, lr, weight_decay=0.0, half=None, capturable=False):
+        super().__init__(params, lr, weight_decay=weight_decay, capturable=capturable)
         self.half = half
 
     @torch.no_grad()
     def step(self):
+        gradients = {}
         for group in self.param_groups:
+            alike = defaultdict(list)  # matrices by shape: a GPU takes as long for one of them as for many
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    is_matrix = parameter.dim() > 1 and min(parameter.shape[0], parameter[0].numel()) > 1
-                    move = (self._muon if is_matrix else self._adam)(parameter.grad, self.state[parameter])
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * move)
+                if parameter.grad is None or parameter.dim() < 2:
+                    continue
+                shape = len(parameter), parameter[0].numel()
+                if min(shape) > 1:
+                    alike[shape].append(parameter)
+                    gradients[parameter] = parameter.grad
+            for parameters in alike.values():
+                self._move(parameters, group["lr"], group["weight_decay"])
+        for parameter in gradients:
+            parameter.grad = None  # which AdamW passes over
+        super().step()
+        for parameter, gradient in gradients.items():
+            parameter.grad = gradient
 
-    def _muon(self, gradient, state):
-        if not state:
-            state["momentum"] = torch.zeros_like(gradient)
-        momentum = state["momentum"].mul_(MOMENTUM).add_(gradient)
-        ahead = gradient + MOMENTUM * momentum  # Nesterov's
-        matrix = orthogonalized(ahead.flatten(1), self.half)
-        return (RMS_OF_ADAM * max(matrix.shape) ** 0.5 * matrix).view_as(gradient)
-
-    def _adam(self, gradient, state):
-        if not state:
-            zeros = torch.zeros_like(gradient)
-            state.update(steps=gradient.new_zeros(()), mean=zeros, square=zeros.clone())
-        state["steps"] += 1
-        state["mean"].lerp_(gradient, 1 - BETAS[0])
-        state["square"].lerp_(gradient.square(), 1 - BETAS[1])
-        mean, square = (state[name] / (1 - beta ** state["steps"]) for name, beta in zip(("mean", "square"), BETAS))
-        return mean / (square.sqrt() + EPS)
+    def _move(self, parameters, lr, weight_decay):
+        """A step with matrices of one shape."""
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+        torch._foreach_lerp_(momenta, [parameter.grad for parameter in parameters], 1 - MOMENTUM)
+        ahead = torch._foreach_lerp([parameter.grad for parameter in parameters], momenta, MOMENTUM)  # Nesterov's
+        moves = orthogonalized(torch.stack([move.flatten(1) for move in ahead]), self.half)  # (K,rows,columns)
+        moves = moves.float() * (lr * RMS_OF_ADAM * max(moves.shape[1:]) ** 0.5)
+        torch._foreach_mul_(parameters, 1 - lr * weight_decay)
+        torch._foreach_sub_(parameters, [move.view_as(p) for move, p in zip(moves, parameters)])
 
 
-def orthogonalized(matrix, half=None):
-    """(rows,columns) → the same with singular values near 1, by Newton–Schulz iterations in `half`, or its own type.
+def orthogonalized(matrices, half=None):
+    """(…,rows,columns) → the same with singular values near 1, by Newton–Schulz iterations in `half`, or its own type.
 
     Those above a three-hundredth of the norm come to lie between about 0.7 and 1.2, smaller ones grow some 480-fold.
     """
     a, b, c = NEWTON_SCHULZ
-    x = (matrix / (matrix.norm() + 1e-7)).to(half or matrix.dtype)
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
+    x = (matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)).to(half or matrices.dtype)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
     for _ in range(ROUNDS):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if tall else x
+    return x.mT if tall else x

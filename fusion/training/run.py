@@ -302,6 +302,8 @@ class Run:
         try:
             stored = {"optimizer": "adamw", **state["config"]}  # the only one before there was a choice
             check_same_model(path, stored, self.config, (*model_options, "optimizer"))
+            if "betas" not in state["optimizer"]["param_groups"][0]:
+                raise ValueError("Muon's of an earlier commit")
             for part in self.PARTS:
                 getattr(self, part).load_state_dict(state[part])
             for count in self.COUNTS:
