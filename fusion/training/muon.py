@@ -50,8 +50,8 @@ class Muon(torch.optim.AdamW):
     def _move(self, parameters, lr, weight_decay):
         """A step with matrices of one shape."""
         for parameter in parameters:
-            if not self.state[parameter]:
-                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+            if not self.state[parameter]:  # `step` stays 0; AdamW looks for it wherever there is a state
+                self.state[parameter].update(momentum=torch.zeros_like(parameter), step=torch.tensor(0.0))
         momenta = [self.state[parameter]["momentum"] for parameter in parameters]
         torch._foreach_lerp_(momenta, [parameter.grad for parameter in parameters], 1 - MOMENTUM)
         ahead = torch._foreach_lerp([parameter.grad for parameter in parameters], momenta, MOMENTUM)  # Nesterov's
