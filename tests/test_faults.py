@@ -1,5 +1,6 @@
 """What happens to a training run when something goes wrong, each fault really made."""
 
+import atexit
 import os
 import resource
 import signal
@@ -40,6 +41,37 @@ def test_signal_saves_the_exact_step_and_resume_loses_nothing(dataset, tmp_path,
         succeed(SCRIPT, *arguments(dataset, tmp_path / "straight", *more))
         broken, straight = ([r["loss"] for r in records(path)] for path in (folder, tmp_path / "straight"))
         assert broken == pytest.approx(straight, abs=1e-6)
+
+
+def wait_for_loaders_at_the_end():
+    """As PyTorch does, five seconds for each, where batches go to a GPU."""
+    iterator = torch.utils.data.dataloader._MultiProcessingDataLoaderIter
+    start = iterator.__init__
+
+    def wait(worker):
+        worker.join(10)
+        print("waited in vain" if worker.is_alive() else "a loader had ended")
+
+    def start_and_register(self, loader):
+        start(self, loader)
+        for worker in self._workers:
+            atexit.register(wait, worker)
+
+    iterator.__init__ = start_and_register
+
+
+def test_nobody_waits_for_loaders_after_a_signal(dataset, tmp_path):
+    """In a process that a shell started: others do not call what `atexit` knows."""
+    program = ("import runpy, sys; from tests.test_faults import wait_for_loaders_at_the_end as wait; wait(); del "
+               "sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')")
+    options = map(str, arguments(dataset, tmp_path / "run", "--epochs", 500, "--workers", 1))
+    with subprocess.Popen([sys.executable, "-c", program, SCRIPT, *options], cwd=ROOT, stdout=subprocess.PIPE,
+                          text=True) as training:
+        wait_for((tmp_path / "run" / "metrics.jsonl").exists)
+        training.terminate()
+        output = training.communicate(timeout=60)[0]
+    assert training.returncode == 128 + signal.SIGTERM
+    assert "a loader had ended" in output and "in vain" not in output
 
 
 def test_kill_at_any_moment_leaves_a_whole_checkpoint(dataset, tmp_path):

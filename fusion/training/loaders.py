@@ -1,5 +1,6 @@
 """Loaders of training and validation scenes: shards, loading processes, and what to say when one of them dies."""
 
+import atexit
 import hashlib
 import multiprocessing
 import shutil
@@ -105,7 +106,8 @@ def start_loader(_):
 def kill_loaders():
     """End the loading processes of a run that failed.
 
-    Python itself would ask them by SIGTERM, which they ignore, and wait for ever.
+    Python itself would ask them by SIGTERM, which they ignore, and wait for ever; PyTorch, where batches go to a GPU,
+    five seconds for each.
     """
     for process in multiprocessing.active_children():
         process.kill()
@@ -121,6 +123,7 @@ def read_batches(loader):
     batches = None
     try:
         batches = iter(loader)
+        atexit.register(kill_loaders)  # registered after PyTorch's own, so called before that
         # PyTorch's handler would raise wherever training happens to be; waiting for a batch notices, too
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         yield from batches
