@@ -1,6 +1,7 @@
 """What happens to a training run when something goes wrong, each fault really made."""
 
 import atexit
+import multiprocessing
 import os
 import resource
 import signal
@@ -20,6 +21,7 @@ from fusion.checkpoints import load_checkpoint, rng_state, set_rng_state
 from fusion.data.toy import write_dataset
 from fusion.distributed import own_gpu
 from fusion.errors import UserError
+from fusion.training.endings import Stopped, ending, ignore_signals
 from tests.conftest import SCRIPT, arguments, records, wait_for
 from tests.scripts import ROOT, Running, run, succeed, torchrun
 
@@ -60,18 +62,29 @@ def wait_for_loaders_at_the_end():
     iterator.__init__ = start_and_register
 
 
-def test_nobody_waits_for_loaders_after_a_signal(dataset, tmp_path):
+def test_nobody_waits_for_loaders_after_an_error(tmp_path):
     """In a process that a shell started: others do not call what `atexit` knows."""
     program = ("import runpy, sys; from tests.test_faults import wait_for_loaders_at_the_end as wait; wait(); del "
                "sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')")
-    options = map(str, arguments(dataset, tmp_path / "run", "--epochs", 500, "--workers", 1))
-    with subprocess.Popen([sys.executable, "-c", program, SCRIPT, *options], cwd=ROOT, stdout=subprocess.PIPE,
-                          text=True) as training:
+    data = write_dataset(tmp_path / "data")
+    options = map(str, arguments(data, tmp_path / "run", "--epochs", 500, "--workers", 2))
+    with subprocess.Popen([sys.executable, "-c", program, SCRIPT, *options], cwd=ROOT, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as training:
         wait_for((tmp_path / "run" / "metrics.jsonl").exists)
-        training.terminate()
-        output = training.communicate(timeout=60)[0]
-    assert training.returncode == 128 + signal.SIGTERM
-    assert "a loader had ended" in output and "in vain" not in output
+        (data / "train_5" / "mask.png").unlink()
+        output, errors = training.communicate(timeout=100)
+    assert training.returncode == 1 and "train_5" in errors
+    assert output.count("a loader had ended") > 1 and "in vain" not in output
+
+
+def test_nobody_waits_for_loaders_after_a_signal():
+    busy = multiprocessing.get_context("fork").Process(target=lambda: (ignore_signals(), time.sleep(60)))
+    busy.start()
+    asked = SimpleNamespace(number=signal.SIGTERM, held=True)
+    with pytest.raises(SystemExit), ending(SimpleNamespace(checkpoint_dir="run"), asked):
+        raise Stopped
+    busy.join(30)
+    assert busy.exitcode == -signal.SIGKILL
 
 
 def test_kill_at_any_moment_leaves_a_whole_checkpoint(dataset, tmp_path):

@@ -1,5 +1,6 @@
 """How a training run ends early: a signal asks it to, or something goes wrong. One line and an exit status."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -67,6 +68,16 @@ def ignore_signals():
         signal.signal(number, signal.SIG_IGN)
 
 
+def kill_loaders():
+    """End the loading processes of a run that ends early.
+
+    PyTorch would wait until each has made what it was last asked for, ten seconds at most, and Python for ever: both
+    would ask by SIGTERM, which they ignore.
+    """
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
 @contextmanager
 def ending(config, stop_signal):
     """What ends a run early as one line and an exit status: 1 something failed, 2 wrong usage, 128 + n after signal n.
@@ -89,6 +100,7 @@ def ending(config, stop_signal):
         sys.exit(f"error: out of memory ({reason}); lower --batch_size and raise --accumulate as much, which keeps the "
                  "effective batch, or lower --img_size or --n_max_completions; then go on with --resume auto")
     except Stopped:
+        kill_loaders()
         status = 128 + (stop_signal.number or signal.SIGTERM)  # perhaps another process of the group was asked
         if not stop_signal.held:
             print("stopped by a signal before the first step, nothing is lost", file=sys.stderr)

@@ -2,7 +2,6 @@
 
 import atexit
 import hashlib
-import multiprocessing
 import shutil
 import signal
 import sys
@@ -18,7 +17,7 @@ from fusion.data.synthesis import Synthesizer
 from fusion.distributed import EpochSampler
 from fusion.errors import SceneError, UserError
 from fusion.processes import end_with_parent
-from fusion.training.endings import ignore_signals
+from fusion.training.endings import ignore_signals, kill_loaders
 
 
 def load_data(config, process):
@@ -101,16 +100,6 @@ def start_loader(_):
     """In a loading process: what is asked of the training process is not asked of this one, which ends with it."""
     ignore_signals()
     end_with_parent()
-
-
-def kill_loaders():
-    """End the loading processes of a run that failed.
-
-    Python itself would ask them by SIGTERM, which they ignore, and wait for ever; PyTorch, where batches go to a GPU,
-    five seconds for each.
-    """
-    for process in multiprocessing.active_children():
-        process.kill()
 
 
 def read_batches(loader):
