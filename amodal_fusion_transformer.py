@@ -374,8 +374,8 @@ class TrainConfig:
     oracle_fade: float = option(0.5, "share of the run over which that pull fades to zero", "loss", least=0, most=1)
 
     gpus: int = option(1, "GPUs on this machine; above 1 starts as many processes, 0 is the CPU", "compute", least=0)
-    amp: str = option("bf16", "half precision; a CPU takes bf16 if it has instructions for it, else fp32", "compute",
-                      tuple(HALF_PRECISION))
+    amp: str = option("bf16", "half precision; bf16 where CPU or GPU (from Ampere on) can, else fp32",
+                      "compute", tuple(HALF_PRECISION))
     compile: bool = option(False, "torch.compile the network: minutes at the start, faster steps", "compute")
     seed: int = option(0, "of initial weights, order and augmentation", "compute", least=0)
 

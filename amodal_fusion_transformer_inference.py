@@ -43,7 +43,7 @@ from fusion.data.pictures import as_scene
 from fusion.data.scenes import find_scenes, read_list, read_scene
 from fusion.data.tensors import INPUTS, to_tensors
 from fusion.distributed import check_gpus, launch, under_launcher
-from fusion.errors import ConfigError, LpipsUnavailable, SceneError, UserError
+from fusion.errors import ConfigError, LpipsUnavailable, SceneError, UserError, is_out_of_memory
 from fusion.files import take_output
 from fusion.model.blending import blend_hole
 from fusion.output.handover import check_command, check_handover, write_handover
@@ -144,10 +144,13 @@ class FusionPredictor:
         found = torch.cuda.is_available()
         if str(device).startswith("cuda") and not found:
             raise ConfigError(f"--device {device}, but there is no GPU; use --device cpu")
-        self.device = torch.device(("cuda" if found else "cpu") if device == "auto" else device)
         self.model, config = load_model(checkpoint or SHIPPED)
         self.digest = digest_of(self.model)
-        self.model.to(self.device)
+        try:
+            self.device = torch.device(("cuda" if found else "cpu") if device == "auto" else device)
+            self.model.to(self.device)
+        except RuntimeError as error:  # no such GPU, or another program has filled it
+            raise ConfigError(f"--device {device}: {str(error).splitlines()[0]}") from None
         self.img_size = img_size or config.get("inference_size") or config["img_size"]
 
     def fuse(self, partial, mask, completions):
@@ -194,15 +197,14 @@ class FusionPredictor:
         """
         slots = max(len(scene.completions) for scene in scenes)
         tensors = [to_tensors(scene, slots) for scene in scenes]
-        batch = {name: torch.stack([scene[name] for scene in tensors]).to(self.device)
-                 for name in INPUTS}
         half = HALF_PRECISION[self.amp]
         try:
+            batch = {name: torch.stack([scene[name] for scene in tensors]).to(self.device) for name in INPUTS}
             with torch.autocast(self.device.type, half, enabled=half is not None):
                 out = self.model(**batch)
             logits = self.sharpness * out["logits"].float().cpu()  # (B,M,h,w)
-        except (RuntimeError, MemoryError) as error:  # CUDA and the CPU's allocator have an error each
-            if "memory" not in str(error).lower():
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
             raise SceneError(f"out of memory on {self.device}; lower --batch_size or --img_size") from None
         return [logits[i, : len(scene.completions) + 1] for i, scene in enumerate(scenes)]

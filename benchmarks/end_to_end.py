@@ -67,7 +67,8 @@ def main():
         for name, more in (("script", ()), ("script, --no-figures", ("--no-figures",))):
             start = time.perf_counter()
             subprocess.run([sys.executable, str(SCRIPT), "--data_dir", root / "data", "--output_dir",
-                            root / name.replace(" ", "_"), "--img_size", str(options.img_size), "--no-metrics", *more],
+                            root / name.replace(" ", "_"), "--img_size", str(options.img_size), "--no-metrics",
+                            "--device", "cpu", *more],
                            check=True, capture_output=True, env=dict(os.environ))
             rows.append({"what": name, "ms": f"{1000 * (time.perf_counter() - start) / options.scenes:.1f}"})
     report(rows, {"what": "stage", "ms": "ms a scene", "share": "share"}, options.json)

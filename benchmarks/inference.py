@@ -84,7 +84,7 @@ def main():
             row |= {name: spread([value / options.batch for value in times]) for name, times in seconds.items()}
             if plain:
                 row["ratio"] = f"{seconds['plain'][0] / seconds['ours'][0]:.1f}"
-            if options.memory:
+            if options.memory and device == "cpu":
                 result, peak = alone(one_forward, "ours", slots, size, torch.get_num_threads())
                 row["memory"] = str(result)[:40] if isinstance(result, Exception) else f"{peak:.2f}"
             rows.append(row)

@@ -100,8 +100,8 @@ class Trainee:
     def capture(self):
         """Record a step as a CUDA graph; the steps that warm it up count as training, at a rate of zero."""
         self.stream = torch.cuda.Stream()
-        self.stream.wait_stream(torch.cuda.current_stream())
         self.rate.zero_()
+        self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             for _ in range(3):
                 self.step()

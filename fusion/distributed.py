@@ -93,8 +93,10 @@ def launch(gpus):
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
+    module = sys.modules["__main__"].__spec__  # None for a script
+    program = ["--module", module.name, *sys.argv[1:]] if module else sys.argv
     try:
-        torchrun(["--standalone", "--nproc_per_node", str(gpus), *sys.argv])
+        torchrun(["--standalone", "--nproc_per_node", str(gpus), *program])
     except SignalException as stop:
         sys.exit(128 + stop.sigval)
     except ChildFailedError:

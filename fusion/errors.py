@@ -15,3 +15,9 @@ class ConfigError(UserError):
 
 class LpipsUnavailable(UserError):
     """No ImageNet backbone to be had; metrics can do without."""
+
+
+def is_out_of_memory(error):
+    """Whether an error says that memory is short; CUDA, its libraries and a CPU's allocator have a way of their own."""
+    signs = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)

@@ -20,8 +20,9 @@ import fusion.data.datasets
 from fusion.checkpoints import load_checkpoint, rng_state, set_rng_state
 from fusion.data.toy import write_dataset
 from fusion.distributed import own_gpu
-from fusion.errors import UserError
+from fusion.errors import UserError, is_out_of_memory
 from fusion.training.endings import Stopped, ending, ignore_signals
+from fusion.training.loaders import read_batches
 from tests.conftest import SCRIPT, arguments, records, wait_for
 from tests.scripts import ROOT, Running, run, succeed, torchrun
 
@@ -212,6 +213,30 @@ def test_lack_of_gpu_memory_says_what_to_lower(dataset, tmp_path):
     assert "lower --batch_size and raise --accumulate" in process.stderr and process.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(("error", "expected"), [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried …"), True), (RuntimeError("CUDA error: out of memory"), True),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling …"), True), (MemoryError(), True),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: …"), True),
+    (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+])
+def test_lack_of_memory_has_several_names(error, expected):
+    assert is_out_of_memory(error) is expected
+
+
+def scale_by_one():
+    scaler = torch.amp.GradScaler
+    torch.amp.GradScaler = lambda **_: scaler("cpu", init_scale=1.0)
+
+
+def test_another_precision_goes_on_with_a_run(dataset, tmp_path):
+    """From bf16 to fp16, whose factor on the loss no other precision has, and back."""
+    for epochs, setup in ((1, None), (2, scale_by_one), (3, None)):
+        options = arguments(dataset, tmp_path, "--epochs", epochs, "--resume", "auto")
+        process = run(SCRIPT, *options, setup=setup)
+        assert process.returncode == 0, process.stderr
+    assert [record["step"] for record in records(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
 def test_random_state_of_a_run_on_the_cpu_leaves_the_gpu_alone(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_rng_state", None)  # would open it
@@ -289,6 +314,17 @@ def test_loader_that_dies_names_the_scene(dataset, tmp_path):
     process = run(SCRIPT, *arguments(dataset, tmp_path / "run", "--workers", 1), setup=kill_the_loader)
     assert process.returncode == 1 and "Traceback" not in process.stderr.split("error: ")[-1]
     assert "data loading process died" in process.stderr and "being read were: train_5" in process.stderr
+
+
+def test_loader_that_dies_on_its_way_to_a_gpu_names_the_scene():
+    class Loader:
+        num_workers, dataset = 1, SimpleNamespace(reading=torch.tensor([0]), scene_ids=["bus"])
+
+        def __iter__(self):
+            raise RuntimeError("Pin memory thread exited unexpectedly")
+
+    with pytest.raises(UserError, match="being read were: bus"):
+        next(read_batches(Loader()))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -15,10 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
+from amodal_fusion_transformer_inference import FusionPredictor
 from fusion.checkpoints import export_weights, load_checkpoint, save_checkpoint
 from fusion.data.images import read_image, write_image
 from fusion.data.scenes import write_scene
 from fusion.data.toy import draw_scene
+from fusion.errors import ConfigError
 from fusion.evaluation import METHODS, gap_with_interval, mean_and_interval, write_metrics
 from fusion.files import lock_run_dir
 from tests.scripts import ROOT, Running, run, torchrun
@@ -334,6 +336,11 @@ def test_wrong_usage_exits_with_2(tmp_path, checkpoint):
     ):
         process = run(SCRIPT, *arguments)
         assert process.returncode == 2 and complaint in process.stderr.splitlines()[-1]
+
+
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match="--device gpu7: "):
+        FusionPredictor(device="gpu7")
 
 
 def test_names_that_people_bring_and_links(tmp_path, checkpoint):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 import yaml
 
 import amodal_fusion_transformer as aft
+from fusion import distributed
 from fusion.config import read_yaml
 from fusion.data.datasets import AmodalFusionDataset, recolour
 from fusion.data.tensors import to_tensors
@@ -94,6 +96,18 @@ def test_gpus_option_starts_processes_with_the_elastic_launcher(dataset, tmp_pat
     assert state["step"] == records(tmp_path)[-1]["step"] and len(state["rng"]) == 2
 
 
+def test_gpus_option_starts_a_module_as_a_module(monkeypatch):
+    started = []
+    monkeypatch.setattr("torch.distributed.run.main", started.append)
+    monkeypatch.setattr(sys, "argv", ["experiments/plain_training.py", "--gpus", "6"])
+    for spec, program in ((None, sys.argv), (SimpleNamespace(name="experiments.plain_training"),
+                                             ["--module", "experiments.plain_training", "--gpus", "6"])):
+        monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
+        with pytest.raises(SystemExit):
+            distributed.launch(6)
+        assert started.pop()[3:] == program
+
+
 @pytest.mark.parametrize(("cpu", "amp", "expected"), [
     ({"avx512_bf16": True}, "bf16", torch.bfloat16), ({"amx_bf16": True}, "bf16", torch.bfloat16),
     ({"avx512_f": True}, "bf16", None), ({"avx512_bf16": True}, "fp16", None), ({"avx512_bf16": True}, "off", None),
@@ -102,6 +116,12 @@ def test_a_cpu_takes_bf16_only_where_it_has_instructions_for_it(cpu, amp, expect
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu, raising=False)
     assert training_precision(amp, torch.device("cpu")) is expected
     assert training_precision("fp16", torch.device("cuda")) is torch.float16
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_gpu_takes_bf16_only_where_it_has_instructions_for_it(known, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: known)
+    assert training_precision("bf16", torch.device("cuda")) is (torch.bfloat16 if known else None)
 
 
 def bf16_at_any_price():

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from fusion.distributed import under_launcher
-from fusion.errors import ConfigError, UserError
+from fusion.errors import ConfigError, UserError, is_out_of_memory
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]  # not on Windows
 
@@ -94,7 +94,7 @@ def ending(config, stop_signal):
     except OSError as error:  # a full or read-only disk
         sys.exit(f"error: {error.filename or config.checkpoint_dir}: {error.strerror or error}")
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         reason = str(error).split("\n")[0].split(". ")[0]
         sys.exit(f"error: out of memory ({reason}); lower --batch_size and raise --accumulate as much, which keeps the "

@@ -126,7 +126,8 @@ def read_batches(loader):
             raise UserError(f"the loading processes hand over batches through shared memory, and /dev/shm{free} is too "
                             "small for them; give the container more (docker run --shm-size 8g), or load in the "
                             "training process by --workers 0") from None
-        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
+        died = ("DataLoader worker (pid", "Pin memory thread")  # that thread is the first to notice, sometimes
+        if isinstance(error, RuntimeError) and not str(error).startswith(died):
             raise
         data = loader.dataset
         scenes = ", ".join(str(data.scene_ids[i]) for i in data.reading[: loader.num_workers].tolist() if i >= 0)

@@ -109,7 +109,7 @@ class Run:
     def __init__(self, model, config, process, training_scenes, validation):
         self.model, self.config, self.process = model, config, process
         self.folder = Path(config.checkpoint_dir)
-        self.ema = AveragedModel(self.model, multi_avg_fn=average(config.ema_decay))
+        self.ema = AveragedModel(self.model, multi_avg_fn=average(config.ema_decay), use_buffers=True)
         self.optimizer = make_optimizer(model, config, process)
         self.scaler = torch.amp.GradScaler(enabled=config.amp == "fp16" and process.device.type == "cuda")
         self.training_scenes, self.validation = training_scenes, validation
@@ -305,7 +305,8 @@ class Run:
             if "betas" not in state["optimizer"]["param_groups"][0]:
                 raise ValueError("Muon's of an earlier commit")
             for part in self.PARTS:
-                getattr(self, part).load_state_dict(state[part])
+                if state[part] or part != "scaler":  # empty after any precision but fp16
+                    getattr(self, part).load_state_dict(state[part])
             for count in self.COUNTS:
                 setattr(self, count, state[count])
             then = {**state["config"], "processes": len(state["rng"]), "training_scenes": state["training_scenes"]}
