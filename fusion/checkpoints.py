@@ -116,7 +116,7 @@ def export_weights(checkpoint, path, **options):
     """
     state = load_checkpoint(checkpoint)
     config = {name: value for name, value in state["config"].items()
-              if not isinstance(value, str) or name in ("lpips_net", "amp")} | options
+              if not isinstance(value, str) or name in ("optimizer", "lpips_net", "amp")} | options
     kept = {name: state[name] for name in ("metrics", "epoch", "step")}
     save_checkpoint(path, {"model": averaged_weights(state), "config": config, **kept})
 

@@ -17,7 +17,7 @@ from fusion.data.scenes import read_list, read_scene
 from fusion.data.synthesis import Synthesizer
 from fusion.data.toy import draw_scene, write_dataset
 from fusion.errors import SceneError
-from tests.conftest import SMALL
+from tests.conftest import SMALL, records
 from tests.scripts import ROOT, run, succeed
 
 
@@ -152,11 +152,16 @@ def test_synthesize_writes_a_data_set_whatever_the_workers(material, tmp_path):
 
 def test_training_on_the_fly(material, tmp_path):
     data = write_dataset(tmp_path / "data", train=1)
-    process = run("amodal_fusion_transformer.py", "--data_dir", data, *SMALL, "--lpips_weight", 0, "--synthesize",
-                  "--objects", material / "objects", "--backgrounds", material / "backgrounds", "--scenes_per_epoch", 8,
-                  "--epochs", 1, "--checkpoint_dir", tmp_path / "run")
-    assert process.returncode == 0, process.stderr
-    assert (tmp_path / "run" / "best_model.pth").exists()
+    losses = []
+    for batch, accumulate in ((4, 1), (2, 2)):  # the same scenes in the same steps, also when they are used twice
+        folder = tmp_path / f"run{batch}"
+        succeed("amodal_fusion_transformer.py", "--data_dir", data, *SMALL, "--lpips_weight", 0, "--synthesize",
+                "--objects", material / "objects", "--backgrounds", material / "backgrounds", "--scenes_per_epoch", 48,
+                "--epochs", 1, "--repeat", 2, "--batch_size", batch, "--accumulate", accumulate, "--checkpoint_dir",
+                folder)
+        assert (folder / "best_model.pth").exists()
+        losses.append([record["l1"] for record in records(folder)])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
 @pytest.mark.parametrize(("sources", "complaint"), [

@@ -44,7 +44,7 @@ def load_data(config, process):
         synthesizer = Synthesizer(config.objects, config.backgrounds, config.coco, **size)
         for fault in synthesizer.faults[:10] if process.rank == 0 else ():
             print(f"left out: {fault}", flush=True)
-        batch = process.world_size * config.batch_size
+        batch = process.world_size * config.batch_size * config.accumulate
         train_set = SynthesizedDataset(synthesizer, config.scenes_per_epoch, config.repeat, batch)
     else:
         train_set = AmodalFusionDataset(train_dir, train_ids, augment=config.augment, **size)
