@@ -85,7 +85,11 @@ def ending(config, stop_signal):
     Under torchrun a run that was stopped and saved ends with 0: for any other status the group would be started again.
     """
     try:
-        yield
+        try:
+            yield
+        except BaseException:
+            kill_loaders()
+            raise
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -100,7 +104,6 @@ def ending(config, stop_signal):
         sys.exit(f"error: out of memory ({reason}); lower --batch_size and raise --accumulate as much, which keeps the "
                  "effective batch, or lower --img_size or --n_max_completions; then go on with --resume auto")
     except Stopped:
-        kill_loaders()
         status = 128 + (stop_signal.number or signal.SIGTERM)  # perhaps another process of the group was asked
         if not stop_signal.held:
             print("stopped by a signal before the first step, nothing is lost", file=sys.stderr)

@@ -1,11 +1,9 @@
 """Loaders of training and validation scenes: shards, loading processes, and what to say when one of them dies."""
 
-import atexit
 import hashlib
 import shutil
 import signal
 import sys
-from multiprocessing.util import Finalize
 from pathlib import Path
 
 from torch.utils.data import DataLoader
@@ -17,7 +15,7 @@ from fusion.data.synthesis import Synthesizer
 from fusion.distributed import EpochSampler
 from fusion.errors import SceneError, UserError
 from fusion.processes import end_with_parent
-from fusion.training.endings import ignore_signals, kill_loaders
+from fusion.training.endings import ignore_signals
 
 
 def load_data(config, process):
@@ -53,7 +51,6 @@ def load_data(config, process):
     sampler = EpochSampler(len(train_set), process, config.seed, shuffle=not config.synthesize)
     common = {"batch_size": config.batch_size, "num_workers": config.workers, "worker_init_fn": start_loader,
               "pin_memory": process.device.type == "cuda", "persistent_workers": config.workers > 0}
-    Finalize(None, kill_loaders, exitpriority=1)  # before Python waits for child processes
     train_loader = DataLoader(train_set, sampler=sampler, drop_last=True, **common)
     names = hashlib.sha256("\n".join(val_ids).encode(errors="surrogateescape")).hexdigest()[:16]
     return train_loader, sampler, DataLoader(val_set, **common), names
@@ -112,7 +109,6 @@ def read_batches(loader):
     batches = None
     try:
         batches = iter(loader)
-        atexit.register(kill_loaders)  # registered after PyTorch's own, so called before that
         # PyTorch's handler would raise wherever training happens to be; waiting for a batch notices, too
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         yield from batches

@@ -52,9 +52,10 @@ class Muon(torch.optim.AdamW):
         for parameter in parameters:
             if not self.state[parameter]:  # `step` stays 0; AdamW looks for it wherever there is a state
                 self.state[parameter].update(momentum=torch.zeros_like(parameter), step=torch.tensor(0.0))
+        gradients = [parameter.grad for parameter in parameters]
         momenta = [self.state[parameter]["momentum"] for parameter in parameters]
-        torch._foreach_lerp_(momenta, [parameter.grad for parameter in parameters], 1 - MOMENTUM)
-        ahead = torch._foreach_lerp([parameter.grad for parameter in parameters], momenta, MOMENTUM)  # Nesterov's
+        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+        ahead = torch._foreach_lerp(gradients, momenta, MOMENTUM)  # Nesterov's
         moves = orthogonalized(torch.stack([move.flatten(1) for move in ahead]), self.half)  # (K,rows,columns)
         moves = moves.float() * (lr * RMS_OF_ADAM * max(moves.shape[1:]) ** 0.5)
         torch._foreach_mul_(parameters, 1 - lr * weight_decay)
