@@ -11,6 +11,7 @@ import yaml
 
 from fusion.data.completers import SceneObject, as_received, complete
 from fusion.data.composing import add_clutter, compose_cutouts
+from fusion.data.datasets import SynthesizedDataset
 from fusion.data.holes import HOLES, cut_hole
 from fusion.data.images import write_image
 from fusion.data.scenes import read_list, read_scene
@@ -162,6 +163,29 @@ def test_training_on_the_fly(material, tmp_path):
         assert (folder / "best_model.pth").exists()
         losses.append([record["l1"] for record in records(folder)])
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_a_step_mixes_new_scenes_with_such_as_come_again():
+    """Two processes with two loaders each, batches of 4, three epochs that are no multiple of anything."""
+    made, scene = [], draw_scene(0, 32, 2)
+
+    def make(number):
+        made.append(number)
+        return scene
+
+    make.n_max, make.seed = 2, 0
+    count, repeat, batch, loaders = 8 * 150 + 3, 4, 8, 2
+    shares = {(rank, loader): SynthesizedDataset(make, count, repeat, batch) for rank in (0, 1)
+              for loader in range(loaders)}
+    new = np.zeros((3, 150, 2), int)  # scenes that a process makes for a step
+    for epoch, step, rank in np.ndindex(new.shape):
+        before, loader = len(made), shares[rank, step % loaders]
+        for index in range(step * batch + rank, (step + 1) * batch, 2):
+            loader.read(epoch, index)
+        new[epoch, step, rank] = len(made) - before
+    assert len(made) == len(set(made))  # every loader still has what it made
+    assert (new[0, :16] == 4).all() and (new[0, 48:] == 1).all() and (new[1:].mean((0, 1)) < 1.1).all()
+    assert max(len(loader.made) for loader in shares.values()) <= 16 * batch / 4
 
 
 @pytest.mark.parametrize(("sources", "complaint"), [

@@ -91,27 +91,32 @@ def recolour(tensors, rng):
 class SynthesizedDataset(SceneDataset):
     """Scenes made on the fly, new ones in every epoch; items as of AmodalFusionDataset, to be asked for in order.
 
-    Making a scene takes longer than training on it. So each is used `repeat` times, augmented from the second time on,
-    not at once but in turns of 16 batches: 1, 2, 4, 8 or 16 loader processes still have what they made the last time.
+    Making a scene takes longer than training on it. So each is used `repeat` times, augmented from the second time on:
+    of a step's scenes a `repeat`-th is new, and the others come again from 16, 32 … steps before, when the same loader
+    process made them, if there are 1, 2, 4, 8 or 16. In the first steps all are new.
 
     Args:
         synthesizer: Synthesizer; count: items of an epoch, a `repeat`-th of which are scenes of their own.
         repeat: uses of a scene, at least 1; batch: scenes of one step, over all processes.
     """
 
-    TURN = 16  # batches
+    LAG = 16  # steps
 
     def __init__(self, synthesizer, count, repeat=1, batch=1):
         super().__init__(range(count))
-        self.synthesizer, self.repeat, self.turn = synthesizer, repeat, self.TURN * batch
+        self.synthesizer, self.repeat, self.batch, self.lag = synthesizer, repeat, batch, self.LAG * batch
+        self.span = -(-count // self.lag) * self.lag  # from an epoch's first item to the next one's
         self.made = {}
 
     def read(self, epoch, index):
-        item = epoch * len(self) + index
-        turn, use, place = item // (self.turn * self.repeat), item // self.turn % self.repeat, item % self.turn
-        number = turn * self.turn + place
+        item = epoch * self.span + index
+        turn, slot = item // self.lag, item % self.batch
+        # slot // repeat: a process has every world_size-th slot, and should have new scenes among them
+        use = min((slot + slot // self.repeat + turn) % self.repeat, turn)
+        number = item - use * self.lag  # of the item for which the scene was made
         if number not in self.made:
-            self.made = {n: scene for n, scene in self.made.items() if n // self.turn == turn}
+            oldest = item - (self.repeat - 1) * self.lag
+            self.made = {n: scene for n, scene in self.made.items() if n >= oldest}
             self.made[number] = self.synthesizer(number)
         scene = self.made[number] if self.repeat > use + 1 else self.made.pop(number)
         if use:
