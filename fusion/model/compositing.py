@@ -41,7 +41,7 @@ def push_pull(values, known):
         unknown = 1 - known
         pulled = weighted + unknown * F.interpolate(pulled, size=known.shape[-2:], mode="bilinear")
         for _ in range(min(2**level, MOST_STEPS)):  # the coarser, the cheaper
-            pulled = weighted + unknown * mean_of_four(pulled)
+            pulled = torch.addcmul(weighted, unknown, sum_of_neighbours(pulled), value=0.25)
     return pulled
 
 
@@ -50,16 +50,16 @@ def sum_of_four(x):
     return 4 * F.avg_pool2d(F.pad(x, (0, 1, 0, 1)), 2)  # the last row and column count only where they are needed
 
 
-def mean_of_four(x):
-    """(B,C,H,W) → means of each pixel's four neighbours; the border's pixels are neighbours of their own."""
+def sum_of_neighbours(x):
+    """(B,C,H,W) → sums of each pixel's four neighbours; the border's pixels are neighbours of their own."""
     x = F.pad(x, (1, 1, 1, 1), mode="replicate")
     if torch.compiler.is_exporting():  # this is slower than slices, which in a graph of any size take minutes to export
-        cross = torch.tensor([[0, 0.25, 0], [0.25, 0, 0.25], [0, 0.25, 0]]).expand(x.shape[1], 1, 3, 3)
+        cross = torch.tensor([[0.0, 1, 0], [1, 0, 1], [0, 1, 0]]).expand(x.shape[1], 1, 3, 3)
         return F.conv2d(x, cross, groups=x.shape[1])
     total = x[..., 1:-1, :-2] + x[..., 1:-1, 2:]
     total += x[..., :-2, 1:-1]  # in place: photos may be large
     total += x[..., 2:, 1:-1]
-    return total.div_(4)
+    return total
 
 
 def fill_hole(partial, mask):
