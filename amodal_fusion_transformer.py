@@ -166,8 +166,8 @@ class ConvEncoder(nn.Module):
         count, (rgb, alpha) = candidates.shape[:2], candidates.split([3, 1], 2)
         painted = torch.lerp(photo[:, None], rgb, alpha).flatten(0, 1)  # (B·M,3,H,W)
         seen = []
-        levels = zip(self.backbone(painted), self.backbone(photo))  # (B·M,F,h,w), (B,F,h,w)
-        for level, (features, context) in enumerate(levels):
+        for level, both in enumerate(self.backbone(torch.cat([photo, painted]))):
+            context, features = both[: len(photo)], both[len(photo) :]  # (B,F,h,w), (B·M,F,h,w)
             change = add_shared(features.unflatten(0, count), -context).abs()
             embedded = self.embed_painted[level](features) + self.embed_change[level](change)
             seen.append(add_shared(embedded.unflatten(0, count), self.embed_context[level](context)))
