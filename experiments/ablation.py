@@ -23,6 +23,7 @@ from amodal_fusion_transformer import AmodalFusionTransformer, ConvEncoder, Visi
 from fusion.data.scenes import find_scenes, read_scene
 from fusion.data.synthesis import Synthesizer
 from fusion.data.tensors import INPUTS, inputs_of, to_tensors
+from fusion.errors import told
 from fusion.metrics import apply_rules, compare_methods, oracle, undecided_share
 from fusion.perceptual import PerceptualLoss
 from fusion.training.muon import Muon
@@ -272,4 +273,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with told():
+        main()

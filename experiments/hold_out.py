@@ -15,7 +15,6 @@ import argparse
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from fusion.data.images import IMAGE_SUFFIXES, resize
+from fusion.errors import UserError, told
 from fusion.files import write_text
 
 HELD_OUT = 8  # one file in so many
@@ -118,36 +118,37 @@ def divide_coco(file, output_dir, max_side):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--objects", type=Path, required=True)
-    parser.add_argument("--backgrounds", type=Path, required=True)
-    parser.add_argument("--coco", type=Path, required=True)
+    parser.add_argument("--objects", type=Path)
+    parser.add_argument("--backgrounds", type=Path)
+    parser.add_argument("--coco", type=Path)
     parser.add_argument("--output_dir", type=Path, required=True, help="a folder that does not exist yet")
     parser.add_argument("--max_side", type=int, help="copy, scaled down to this many pixels; default: link")
     parser.add_argument("--subject", type=re.compile, help="regular expression; cut-outs show one thing when what it "
                                                            "finds in their names, or its first group, is the same")
     options = parser.parse_args()
+    if not (options.objects or options.backgrounds or options.coco):
+        parser.error("nothing to divide: give --objects, --backgrounds or --coco, or several")
     if options.max_side is not None and options.max_side < 32:
         parser.error("--max_side: at least 32")
     if options.output_dir.exists():
         parser.error(f"{options.output_dir} exists; remove it, or choose another --output_dir")
     unfinished = options.output_dir.with_name(options.output_dir.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        for name in ("objects", "backgrounds"):
-            folder = getattr(options, name)
+    for name in ("objects", "backgrounds"):
+        if folder := getattr(options, name):
             files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
             if len(files) <= HELD_OUT:
-                sys.exit(f"error: {folder}: {len(files)} pictures, too few to hold some out")
+                raise UserError(f"{folder}: {len(files)} pictures, too few to hold some out")
             for part, paths in divide(files, options.subject if name == "objects" else None).items():
                 for path in paths:
                     put(path, unfinished / part / name / path.relative_to(folder), options.max_side)
+    if options.coco:
         divide_coco(options.coco, unfinished, options.max_side)
-    except OSError as error:
-        sys.exit(f"error: {error}")
     unfinished.rename(options.output_dir)
     for part in ("train", "val"):
         print(f"{part}: {len(list((options.output_dir / part).rglob('*.*')))} files")
 
 
 if __name__ == "__main__":
-    main()
+    with told():
+        main()

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from amodal_fusion_transformer_inference import FusionPredictor
 from benchmarks.measure import report_gaps
 from fusion.data.scenes import find_scenes, read_scene
+from fusion.errors import told
 from fusion.metrics import apply_rules, compare_methods, oracle
 
 BLOCKS = (4, 8, 16, 32)
@@ -104,4 +105,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with told():
+        main()

@@ -18,6 +18,7 @@ from amodal_fusion_transformer_inference import SHIPPED, load_model
 from benchmarks.measure import report_gaps
 from fusion.data.synthesis import STYLES, Synthesizer
 from fusion.data.tensors import inputs_of, to_tensors
+from fusion.errors import told
 from fusion.metrics import apply_rules, compare_methods, oracle, region_psnr
 from fusion.model.compositing import add_fill, composite
 
@@ -104,4 +105,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with told():
+        main()

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from amodal_fusion_transformer_inference import SHIPPED, FusionPredictor
 from benchmarks.measure import report
 from fusion.data.synthesis import STYLES, Synthesizer
+from fusion.errors import told
 from fusion.model.blending import blend_hole
 from fusion.output.order import order_of
 
@@ -58,4 +59,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with told():
+        main()

@@ -18,6 +18,7 @@ from benchmarks.measure import report
 from experiments.ablation import score
 from fusion.data.scenes import find_scenes, read_scene
 from fusion.data.tensors import inputs_of, to_tensors
+from fusion.errors import told
 from fusion.model.compositing import OPAQUE, add_fill, composite
 from fusion.perceptual import PerceptualLoss
 
@@ -82,4 +83,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with told():
+        main()

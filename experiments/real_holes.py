@@ -16,6 +16,7 @@ import numpy as np
 
 from fusion.data.images import read_image, resize
 from fusion.data.scenes import Scene, write_scene
+from fusion.errors import told
 
 
 def cut(photo, objects, rng):
@@ -81,4 +82,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with told():
+        main()

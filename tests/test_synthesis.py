@@ -281,3 +281,14 @@ def test_what_is_held_out_is_not_among_the_training_files(material, tmp_path):
         assert content["annotations"][0]["segmentation"] == [[5, 10, 19, 10, 19, 30, 5, 30]]  # half of what it was
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert process.returncode == 2 and "exists; remove it" in process.stderr
+    command = [sys.executable, "-m", "experiments.hold_out", *map(str, options[4:6]), "--output_dir", tmp_path / "one"]
+    subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)  # of one kind alone
+    assert sorted(path.name for path in (tmp_path / "one" / "train").iterdir()) == ["coco"]
+
+
+def test_experiments_tell_what_is_missing(tmp_path):
+    for name, *options in (("hold_out", "--objects", ROOT / "docs", "--output_dir", tmp_path / "none"),
+                           ("other_blends", "--data_dir", tmp_path, "--lpips_weights", tmp_path / "none.pth")):
+        command = [sys.executable, "-m", f"experiments.{name}", *map(str, options)]
+        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert process.returncode == 1 and process.stderr.startswith("error: "), process.stderr
