@@ -49,7 +49,7 @@ from fusion.model.blending import blend_hole
 from fusion.output.handover import check_command, check_handover, write_handover
 from fusion.output.onnx_export import export_onnx
 from fusion.output.order import list_locks
-from fusion.output.records import read_record, remove_outputs, state_of
+from fusion.output.records import input_digest, read_record, remove_outputs, state_of
 from fusion.output.report import write_report
 from fusion.output.scene_writer import SceneWriter, as_result
 from fusion.output.tables import TABLES, remove_stale, write_failures, write_table
@@ -241,7 +241,7 @@ def network_size(size, img_size, completions=1):
 
 @dataclass
 class SceneReader:
-    """Reads scenes ahead, in helper processes: (as the network sees it, at its own size)."""
+    """Reads scenes ahead, in helper processes: (as the network sees it, at its own size, what its files were)."""
 
     data_dir: Path
     max_completions: int | None
@@ -250,10 +250,11 @@ class SceneReader:
     def __call__(self, item):
         _, scene_id = item
         folder = self.data_dir / scene_id
+        digest = input_digest(folder)  # first: what changes from now on is fused anew by the next run
         large = is_large(folder, self.max_completions)
         scene = (read_large if large else read_scene)(folder, self.max_completions)
         small = scene.resized(network_size(scene.mask.shape, self.img_size, len(scene.completions)))
-        return small, None if large else scene  # a large one is read again by who writes it
+        return small, None if large else scene, digest  # a large one is read again by who writes it
 
 
 def fuse_folder(config, predictor, todo, sharing, writer):
@@ -293,33 +294,33 @@ def fuse_folder(config, predictor, todo, sharing, writer):
     with bar, Helpers(reader, config.workers) as readers, Helpers(writer, config.workers) as writers:
         for group in batches(read(readers)):
             try:
-                looks = predictor.look([small for _, small, _ in group])
+                looks = predictor.look([small for _, small, *_ in group])
             except SceneError as error:
                 for scene_id, *_ in group:
                     record(scene_id, Failure(str(error)))
                 continue
-            for (scene_id, _, scene), logits in zip(group, looks):
-                pending.append((scene_id, writers.submit(scene_id, scene, logits.numpy())))
+            for (scene_id, _, scene, digest), logits in zip(group, looks):
+                pending.append((scene_id, writers.submit(scene_id, scene, logits.numpy(), digest)))
                 finish(writers, 2 * max(1, config.workers))
         finish(writers, 0)
     return failed
 
 
 def batches(readings):
-    """(chunk, scene id, small, scene), … → lists of (scene id, small, scene) for one forward pass each.
+    """(chunk, scene id, small, scene, digest), … → lists of what follows the chunk, for one forward pass each.
 
     A batch lies within one chunk of the list, whichever process takes that: so the bytes that are written do not depend
     on how many processes there are.
     """
     for _, run in groupby(readings, key=lambda reading: (reading[0], reading[2].mask.shape)):
         group, cost = [], 0
-        for _, scene_id, small, scene in run:
-            slots = max([len(small.completions), *(len(other.completions) for _, other, _ in group)]) + 1
+        for _, scene_id, small, *rest in run:
+            slots = max([len(small.completions), *(len(other.completions) for _, other, *_ in group)]) + 1
             cost = small.mask.size * slots * (len(group) + 1)
             if group and cost > MOST_CANDIDATE_PIXELS:
                 yield group
                 group = []
-            group.append((scene_id, small, scene))
+            group.append((scene_id, small, *rest))
         yield group
 
 

@@ -12,6 +12,7 @@ Exit status: 0 all is well, 1 too many scenes were bad (create) or there are fau
 import csv
 import dataclasses
 import os
+import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from fusion.data.checks import check_scene
 from fusion.data.holes import HOLES
 from fusion.data.keying import BACKGROUNDS
 from fusion.data.layouts import find_raw_scenes
-from fusion.data.names import printable
+from fusion.data.names import is_rubbish, printable
 from fusion.data.new_holes import NewHole
 from fusion.data.raw_scenes import read_raw_scene
 from fusion.data.records import TO_BE_MADE, add_record, digest, is_done, read_records, tidy_records, tidy_rows
@@ -41,6 +42,7 @@ from fusion.files import atomic_file, plain_cell, take_output, write_text
 from fusion.pool import Failure, Helpers
 
 PREVIEWED_SCENES = 8
+SCENE_FILE = re.compile(r"(original|partial|mask|comp\d+(_visible)?)\.png")
 HOPELESS = 10  # scenes that could not be composed, and none that could: the material is to blame
 
 
@@ -138,9 +140,13 @@ def create(config):
     todo = [raw for raw in raw_scenes
             if config.overwrite or not is_done(output, raw.id, records, made_from[raw.id])]
     changed = sum((output / raw.id).is_dir() for raw in todo)
+    bad_now = set(faults) & set(records)
+    check_own(output, {*(raw.id for raw in todo), *bad_now, *(present(output) if config.overwrite else ())})
+    for scene_id in bad_now:
+        remove_scene(output / scene_id)
     print(printable(f"{len(raw_scenes)} scenes below {config.input_dir}, {len(raw_scenes) - len(todo)} already there")
           + (f", {changed} of another state to be made anew" if changed and not config.overwrite else ""))
-    leave_only(made_from, output, config)
+    leave_only(made_from, output, config, sure=not faults)
 
     write_manifest("create", config, output, complete=False)
     reports, skipped = {}, {printable(name, ""): printable(fault, "") for name, fault in faults.items()}
@@ -177,20 +183,44 @@ def create(config):
 
 def present(output):
     """Ids of the scenes in a data set."""
-    return {path.name for path in output.iterdir() if not path.name.startswith(".") and (path / "mask.png").is_file()}
+    return {path.name for path in output.iterdir()
+            if not path.name.startswith(".") and os.path.isfile(path / "mask.png")}
 
 
-def leave_only(scene_ids, output, config):
-    """With --overwrite, remove the scenes of earlier runs that are none of these; else say that there are some."""
+def check_own(output, scene_ids):
+    """Raise ConfigError when a scene's folder, which may be removed, is nothing that this program has made."""
+    made_here = (output / "dataset.yaml").exists()
+    for scene_id in sorted(scene_ids):
+        folder = output / scene_id
+        if folder.is_symlink() or not folder.is_dir():
+            continue
+        if not made_here:
+            raise ConfigError(f"{folder} is there, but no dataset.yaml beside it: this is no data set of ours, and "
+                              "would be written over; choose another --output_dir")
+        strange = sorted(path.name for path in folder.iterdir()
+                         if not SCENE_FILE.fullmatch(path.name) and not is_rubbish(path.name))
+        if strange:
+            raise ConfigError(f"{folder / strange[0]}: not of a data set, and would be removed with its folder; put it "
+                              "elsewhere, or choose another --output_dir")
+
+
+def leave_only(scene_ids, output, config, sure=True):
+    """With --overwrite, remove the scenes of earlier runs that are none of these; else say that there are some.
+
+    Args:
+        sure: whether all that there is could be read; if not, it may be among what could not.
+    """
     others = sorted(present(output) - set(scene_ids))
     if config.overwrite:
-        for scene_id in others:
+        for scene_id in others if sure else ():
             remove_scene(output / scene_id)
         for scene_id in present(output):
             add_record(output, scene_id, TO_BE_MADE)  # should this run be stopped, the next one goes on from there
     if others:
         print(f"{len(others)} scenes of earlier runs are not among them"
-              + (" and were removed" if config.overwrite else "; --overwrite removes them") + f" (as {others[0]})")
+              + (" and were removed" if config.overwrite and sure else
+                 " and stay, as not all could be read" if config.overwrite else "; --overwrite removes them")
+              + f" (as {others[0]})")
 
 
 def remove_scene(folder):
@@ -261,7 +291,10 @@ def create_scene(raw, config):
     """Make one scene folder, whole or not at all; returns its report (see `read_raw_scene`)."""
     cv2.setNumThreads(0)  # one process per core is enough
     new_hole = NewHole(config.cut_hole, config.remove_object, config.seed)
-    scene, report = read_raw_scene(raw, config.n_max_completions, config.mask_hole, config.background, new_hole)
+    try:
+        scene, report = read_raw_scene(raw, config.n_max_completions, config.mask_hole, config.background, new_hole)
+    except (ValueError, IndexError, ArithmeticError, cv2.error) as error:  # odd files shall not cost the other scenes
+        raise SceneError(f"{raw.folder}: something in it was not foreseen ({error!r}); please report it") from error
     if config.resize:
         scene = scene.resized((config.img_size, config.img_size))
         if not scene.mask.any():
@@ -293,6 +326,7 @@ def synthesize(config):
     indices = {synthesizer.scene_id(index): index for index in range(config.n_scenes)}
     todo = [index for scene_id, index in indices.items()
             if config.overwrite or not is_done(output, scene_id, records, made_from)]
+    check_own(output, {*map(synthesizer.scene_id, todo), *(present(output) if config.overwrite else ())})
     leave_only(indices, output, config)
     write_manifest("synthesize", config, output, complete=False)
     left_out, skipped, made = set(synthesizer.faults), {}, 0

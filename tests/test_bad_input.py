@@ -9,6 +9,8 @@ import os
 import re
 import shutil
 import struct
+import subprocess
+import sys
 import zlib
 from dataclasses import dataclass
 
@@ -21,7 +23,7 @@ from fusion.data.images import read_image, write_image
 from fusion.data.scenes import write_scene
 from fusion.data.toy import draw_scene
 from tests.conftest import SMALL
-from tests.scripts import run
+from tests.scripts import ROOT, run
 
 TRAIN, FUSE, PREPARE = ("amodal_fusion_transformer.py", "amodal_fusion_transformer_inference.py", "prepare_dataset.py")
 
@@ -360,15 +362,94 @@ def test_folders_that_cannot_be_read_or_written(cases, tmp_path):
         assert process.stderr.startswith("error: ")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def as_nobody(*arguments):
+    """`run` of prepare_dataset.py for whom permissions count, also where tests run as root."""
+    command = [sys.executable, ROOT / PREPARE, *arguments]
+    if os.geteuid() == 0:
+        less = "-dac_override,-dac_read_search"
+        command = ["setpriv", f"--bounding-set={less}", f"--inh-caps={less}", *command]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+
+
+def no_permissions():
+    try:
+        return as_nobody("--help").returncode != 0
+    except OSError:  # no setpriv
+        return True
+
+
 def test_a_folder_without_permission_is_named_and_the_rest_done(tmp_path):
+    if no_permissions():
+        pytest.skip("root may read everything")
+    results, data, closed = tmp_path / "results", tmp_path / "data", tmp_path / "results" / "closed"
     for seed, name in enumerate(("open", "closed")):
+        raw_scene(results / name, seed)
+    options = ("create", "--input_dir", results, "--output_dir", data, "--workers", 1, "--max_bad", 1)
+    try:
+        for overwrite in ((), ("--overwrite",)):
+            closed.chmod(0)
+            process = as_nobody(*options, *overwrite)
+            assert process.returncode == 0 and "closed: Permission denied" in process.stdout
+            assert "written 1, bad 1" in process.stdout and (data / "open").is_dir()
+            if not overwrite:
+                closed.chmod(0o755)
+                assert as_nobody(*options).returncode == 0
+        assert "stay, as not all could be read" in process.stdout and (data / "closed" / "comp1.png").exists()
+    finally:
+        closed.chmod(0o755)
+    (data / "closed").chmod(0)
+    process = as_nobody("check", "--data_dir", data, "--workers", 1)
+    (data / "closed").chmod(0o755)
+    assert process.returncode == 1 and f"{data / 'closed'}" in process.stdout
+    assert "2 scenes read, 1 faults" in process.stdout
+
+
+def test_create_writes_over_nothing_but_what_it_made(tmp_path):
+    for seed, name in enumerate(("car", "cat")):
         raw_scene(tmp_path / "results" / name, seed)
-    (tmp_path / "results" / "closed").chmod(0)
-    process = run(PREPARE, "create", "--input_dir", tmp_path / "results", "--output_dir", tmp_path / "data")
-    (tmp_path / "results" / "closed").chmod(0o755)
-    assert process.returncode == 1 and "closed: Permission denied" in process.stdout
-    assert (tmp_path / "data" / "open").is_dir()
+    data = tmp_path / "work"
+    raw_scene(data / "cat", 5)
+    options = ("create", "--input_dir", tmp_path / "results", "--output_dir", data, "--workers", 1)
+    for overwrite in ((), ("--overwrite",)):
+        process = run(PREPARE, *options, *overwrite)
+        assert process.returncode == 2 and "no dataset.yaml beside it" in process.stderr
+    assert (data / "cat" / "comp3.png").exists() and not (data / "car").exists()
+    shutil.rmtree(data)
+    assert run(PREPARE, *options).returncode == 0
+    (data / "cat" / "notes.txt").write_text("mine")
+    assert run(PREPARE, *options).returncode == 0  # nothing to be done
+    process = run(PREPARE, *options, "--overwrite")
+    assert process.returncode == 2 and "notes.txt: not of a data set" in process.stderr
+    assert (data / "cat" / "notes.txt").exists()
+
+
+def test_a_scene_that_is_bad_by_its_names_now_leaves_the_data_set(tmp_path):
+    results, photos, data = tmp_path / "results", tmp_path / "photos", tmp_path / "data"
+    for seed, name in enumerate(("x", "y")):
+        scene = raw_scene(results / name, seed)
+        (results / name / "original.png").unlink()
+        (photos / "first").mkdir(parents=True, exist_ok=True)
+        write_image(photos / "first" / f"{name}.png", scene.original)
+    options = ("create", "--input_dir", results, "--output_dir", data, "--photos", photos, "--workers", 1, "--max_bad",
+               1, "--split")
+    assert "written 2" in run(PREPARE, *options).stdout
+    (photos / "second").mkdir()
+    shutil.copyfile(photos / "first" / "x.png", photos / "second" / "x.png")
+    process = run(PREPARE, *options)
+    assert "bad: x: " in process.stdout and "could both be its photo" in process.stdout
+    assert not (data / "x").exists() and (data / "train_list.txt").read_text() == "y\n"
+
+
+def test_a_strip_among_completions_costs_one_scene(tmp_path):
+    for seed, name in enumerate(("good", "strip")):
+        raw_scene(tmp_path / "results" / name, seed)
+    strip = tmp_path / "results" / "strip"
+    (strip / "partial.png").unlink()
+    for path in strip.glob("comp*.png"):
+        write_image(path, np.full((1, 300, 3), 90, np.uint8))
+    process = run(PREPARE, "create", "--input_dir", tmp_path / "results", "--output_dir", tmp_path / "data",
+                  "--workers", 1, "--max_bad", 1)
+    assert process.returncode == 0 and "written 1, bad 1" in process.stdout and "strip" in process.stdout
 
 
 USAGE = [

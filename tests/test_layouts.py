@@ -81,7 +81,9 @@ def test_one_command_reads_all_layouts_and_the_document_says_what_it_says(tree, 
     assert not (data / "saraao_one_object__hall" / "comp1_visible.png").exists()
     assert (data / "enhanced__Places365_test_00000138" / "comp1_visible.png").exists()
     with open(data / "report.csv", newline="", encoding="utf-8") as file:
-        assert {row["layout"] for row in csv.DictReader(file)} == {layout.name for layout in LAYOUTS} | {BY_ROLES}
+        rows = list(csv.DictReader(file))
+    assert {row["layout"] for row in rows} == {layout.name for layout in LAYOUTS} | {BY_ROLES}
+    assert len({row["file"] for row in rows if row["scene"] == "segment_all__img1"}) > 2  # a row for every object
 
 
 def test_without_a_hole_each_layout_says_why_and_what_to_do(tree, tmp_path):
@@ -203,6 +205,15 @@ def test_folders_of_several_kinds_lose_none(tmp_path):
     assert not faults and [(scene.id, scene.layout.split(",")[0]) for scene in scenes] == [
         ("7", "auto_process"), ("8", "original"), ("Places365_1", "amodal_enhanced_dataset"),
         ("street", "deocclusion demo"), ("street__more", "original")]
+
+
+def test_a_folder_of_a_usual_name_hides_no_pictures(tmp_path):
+    for name in ("gt", "mask", "partial", "comp1", "comp1_visible", "object_3"):
+        _write(tmp_path / "7" / f"{name}.png", draw_scene(0).original)
+    (tmp_path / "7" / "debug").mkdir()
+    (scene,), faults = find_raw_scenes(tmp_path)
+    assert not faults and scene.original.name == "gt.png" and len(scene.completions) == 2
+    assert scene.completions[0].visible.name == "comp1_visible.png"
 
 
 def _write(path, picture):

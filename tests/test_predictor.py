@@ -13,13 +13,14 @@ from amodal_fusion_transformer_inference import FusionPredictor, SceneReader, ne
 from fusion.checkpoints import export_weights, load_checkpoint, save_checkpoint
 from fusion.data import large_scenes
 from fusion.data.images import write_image
-from fusion.data.scenes import write_scene
+from fusion.data.scenes import read_scene, write_scene
 from fusion.data.tensors import to_tensors
 from fusion.data.toy import draw_scene
 from fusion.errors import ConfigError, SceneError, UserError
 from fusion.figures import draw_scene as draw_figure
 from fusion.model.blending import blend_hole
 from fusion.model.compositing import add_fill, composite
+from fusion.output.records import state_of
 from fusion.output.scene_writer import SceneWriter, for_figure
 from tests.scripts import ROOT
 
@@ -165,11 +166,17 @@ def test_large_scenes_stay_on_disk_and_are_fused_alike(tmp_path, predictor, monk
     pictures = []
     for limit, output in ((large_scenes.LARGE, "small"), (1000, "large")):
         monkeypatch.setattr(large_scenes, "LARGE", limit)
-        small, scene = read((0, "s"))
+        small, scene, digest = read((0, "s"))
         assert (scene is None) == (output == "large")
-        SceneWriter(tmp_path / "data", tmp_path / output, {}, 4)("s", scene, predictor.look([small])[0].numpy())
+        SceneWriter(tmp_path / "data", tmp_path / output, {}, 4)("s", scene, predictor.look([small])[0].numpy(), digest)
         pictures.append({path.name: path.read_bytes() for path in (tmp_path / output / "s").iterdir()})
     assert len(pictures[0]) == 9 and pictures[0] == pictures[1]
+    write_image(tmp_path / "data" / "s" / "comp1.png", draw_scene(4, (80, 120), 5).completions[0])
+    writer, logits = SceneWriter(tmp_path / "data", tmp_path / "later", {}, 4), predictor.look([small])[0].numpy()
+    writer("s", read_scene(tmp_path / "data" / "s", 4), logits, digest)  # it changed after it was looked at
+    assert state_of(tmp_path / "later" / "s", tmp_path / "data" / "s", {}, lambda _: True) == "changed"
+    with pytest.raises(SceneError, match="have changed meanwhile"):
+        writer("s", None, logits, digest)
     monkeypatch.setattr("fusion.output.scene_writer.LARGEST_MEASURED", 20_000)
     writer = SceneWriter(tmp_path / "data", tmp_path / "out", {}, 4)
     stored = large_scenes.read_large(tmp_path / "data" / "s", 4)

@@ -295,6 +295,7 @@ def test_a_single_photo_leaves_validation_empty_and_split_says_so(tmp_path):
         (data / scene_id / "original.png").write_bytes(photo)
     said = succeed(SCRIPT, "split", "--data_dir", data).stdout
     assert "nothing left for val_list.txt: the 3 scenes" in said and "--val_dir" in said
+    assert "--val_dir" in succeed(SCRIPT, "split", "--data_dir", data, "--group_by", "train").stdout
     assert (data / "val_list.txt").read_text() == ""
     assert "names no scene" not in run(SCRIPT, "check", "--data_dir", data, "--workers", 1).stdout
 

@@ -151,6 +151,6 @@ def test_create_dataset_fuse_round_trip(seed, size, n, white_hole, background, n
             logits = MODEL(**{name: value[None] for name, value in to_tensors(small, len(small.completions)).items()
                               if name != "original"})["logits"][0]
         assert blend_hole(back, logits).weights.max() <= 1
-        SceneWriter(root / "data", root / "out", {})(scene.id, back, logits.numpy())
+        SceneWriter(root / "data", root / "out", {})(scene.id, back, logits.numpy(), "")
         fused = read_image(root / "out" / scene.id / "fused.png", "RGB")
         assert np.array_equal(fused[~back.mask], back.partial[~back.mask])

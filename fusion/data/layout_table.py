@@ -38,11 +38,12 @@ class Layout:
     no_hole: str = ""  # why none of its files is a hole
 
 
+MADE_BY_DEBUG = ("debug/comp_mask_1", "debug/original_with_accepted_masks")  # others have a folder of that name, too
 OF_ONE_OBJECT = "its mask is the modal mask of the one object that was completed, what could be seen of it"
 DECOMPOSED = "a photo taken apart has none"
 
 LAYOUTS = (
-    Layout("amodal_completion_dataset --debug", "comp{d}", marks=("debug/",), original=("original",),
+    Layout("amodal_completion_dataset --debug", "comp{d}", marks=MADE_BY_DEBUG, original=("original",),
            partial=("partial",), mask=("mask",), visible="debug/comp_mask_{d}"),
     Layout("amodal_enhanced_dataset", "comps/{d}", marks=("orig",), partial=("orig",), mask=("mask",),
            visible="masks/{d}", inner="debug", leftovers=("composites", "intermediate", "filled_masks")),

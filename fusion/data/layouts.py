@@ -91,7 +91,7 @@ def find_raw_scenes(input_dir, photos_dir=None):
             if found:
                 with_scenes.add(folder)
         except SceneError as error:
-            faults[str(folder)] = str(error)
+            faults[join_id(folder.relative_to(input_dir).parts) or str(folder)] = str(error)
             subfolders.clear()
         for scene in found:
             fault = fault_of_id(scene.id)
@@ -171,7 +171,13 @@ def _matching(folder, pattern, pictures, subfolders):
     found, regex = [], _regex(tail)
     for fields, place in places:
         taken = {}
-        for stem, path in _pictures(place) if head else pictures:
+        try:
+            beside = _pictures(place) if head else pictures
+        except SceneError:
+            if not head.startswith("{"):
+                raise
+            continue  # any folder fits such a pattern, also one that has nothing to do with the others
+        for stem, path in beside:
             match = regex.fullmatch(stem)
             if match and (stem not in taken or path.suffix.lower() == ".png"):  # PNG before lossy copies
                 taken[stem] = (fields | match.groupdict(), path)

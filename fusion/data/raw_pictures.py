@@ -235,7 +235,7 @@ def _cropped_alike(original, mask, shown, raw, pictures):
         return original, mask
     size, (height, width) = shown[0].shape[:2], original.shape[:2]
     side = min(height / size[0], width / size[1])
-    crop_size = round(side * size[0]), round(side * size[1])
+    crop_size = tuple(max(1, round(side * length)) for length in size)
     top, left = ((whole - part) // 2 for whole, part in zip((height, width), crop_size))
     middle = np.s_[top : top + crop_size[0], left : left + crop_size[1]]
     ways = {"cropped to its middle": original[middle], "squeezed": original}

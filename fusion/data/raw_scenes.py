@@ -1,5 +1,8 @@
 """Raw scenes made sense of by their pixels: where the hole is, what is object, what is seen of it, what is a target."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 
 from fusion.data.agreement import grown, misfit, photo_fault
@@ -65,7 +68,7 @@ def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto", 
         pictures.completions[i] = np.zeros_like(pictures.completions[i])
     kept, rows = select_completions(pictures.completions, hole, partial, n_max_completions, pictures.visible)
     for row, files, kind in zip(rows, pictures.files, pictures.kinds):
-        row |= {"file": files.path.name, "background": kind}
+        row |= {"file": Path(os.path.relpath(files.path, raw.folder)).as_posix(), "background": kind}
     for i, reason in left_out.items():
         rows[i]["reason"] = reason
     notes += _warnings(pictures, rows)

@@ -77,7 +77,7 @@ def find_scenes(data_dir):
         raise SceneError(f"{data_dir}: no such folder")
     scene_ids = sorted(
         path.name for path in data_dir.iterdir()
-        if not path.name.startswith(".") and any((path / name).exists() for name in ("mask.png", "partial.png"))
+        if not path.name.startswith(".") and any(_may_hold(path, name) for name in ("mask.png", "partial.png"))
     )
     if not scene_ids:
         raise SceneError(
@@ -86,6 +86,14 @@ def find_scenes(data_dir):
             "--output_dir DATA --img_size 256 --resize"
         )
     return scene_ids
+
+
+def _may_hold(folder, name):
+    """Whether there is such a file, or nobody may look: then reading the scene tells."""
+    try:
+        return (folder / name).exists()
+    except OSError:
+        return True
 
 
 def read_list(path, data_dir):

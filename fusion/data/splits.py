@@ -1,6 +1,7 @@
 """Which scenes train, which validate: lists that never have one photo on both sides."""
 
 import hashlib
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -53,13 +54,14 @@ def write_lists(data_dir, options):
     for scene_id, fault in faults.items():
         print(f"left out: {printable(data_dir / scene_id)}: {fault}")
     scene_ids = [scene_id for scene_id in find_scenes(data_dir) if scene_id not in faults]
-    trainable = [scene_id for scene_id in scene_ids if (data_dir / scene_id / "original.png").is_file()]
+    trainable = [scene_id for scene_id in scene_ids if os.path.isfile(data_dir / scene_id / "original.png")]
 
     group_of = {scene_id: photo_of(scene_id, pattern) or scene_id for scene_id in trainable}
     twins, joined = same_photo(data_dir, trainable), {}
     for scene_id, other in twins:
         first, second = sorted(_root(joined, group_of[one]) for one in (scene_id, other))
-        joined[second] = first
+        if first != second:  # they are of one group already
+            joined[second] = first
     groups = {}
     for scene_id, group in group_of.items():
         groups.setdefault(_root(joined, group), []).append(scene_id)

@@ -46,12 +46,13 @@ class SceneWriter:
                 "inpaint_command": self.inpaint_command, "seam": self.seam,
                 "lpips": None if self.perceptual is None else self.perceptual.net}
 
-    def __call__(self, scene_id, scene, logits):
+    def __call__(self, scene_id, scene, logits, digest):
         """Fuse and write a scene.
 
         Args:
             scene: Scene; None reads it, completion by completion.
             logits: (M,h,w) float32, what the network said.
+            digest: `input_digest` of before the network's view of the scene was read.
 
         Raises:
             SceneError, OSError: something is wrong with the scene, or it cannot be written.
@@ -60,8 +61,10 @@ class SceneWriter:
         folder = self.output_dir / scene_id
         if folder.resolve() == source.resolve():
             raise SceneError(f"{folder}: is the scene's own folder; choose another --output_dir")
-        digest = input_digest(source)
-        scene = scene or read_large(source, self.max_completions)
+        if scene is None:
+            if input_digest(source) != digest:
+                raise SceneError(f"{source}: its files have changed meanwhile; the same command fuses them anew")
+            scene = read_large(source, self.max_completions)
         wanted = self.metrics and scene.original is not None
         exact = wanted and measured_scale(scene) == 1
         blend = self.blend(scene, logits, exact)
