@@ -12,8 +12,6 @@ Exit status: 0 all is well, 1 too many scenes were bad (create) or there are fau
 import csv
 import dataclasses
 import os
-import re
-import shutil
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -25,15 +23,16 @@ from tqdm import tqdm
 
 from fusion.config import option, parse_command
 from fusion.data.checks import check_scene
+from fusion.data.folders import check_own, clear_leftovers, leave_only, present, put_scene, remove_scene
 from fusion.data.holes import HOLES
 from fusion.data.keying import BACKGROUNDS
 from fusion.data.layouts import find_raw_scenes
-from fusion.data.names import is_rubbish, printable
+from fusion.data.names import printable
 from fusion.data.new_holes import NewHole
 from fusion.data.raw_scenes import read_raw_scene
-from fusion.data.records import TO_BE_MADE, add_record, digest, is_done, read_records, tidy_records, tidy_rows
+from fusion.data.records import add_record, digest, is_done, read_records, tidy_records, tidy_rows
 from fusion.data.report import REPORT_COLUMNS, append_report, one_of_each, print_report, selection_panels
-from fusion.data.scenes import find_scenes, read_list, read_scene, write_scene
+from fusion.data.scenes import find_scenes, read_list, read_scene
 from fusion.data.splits import LISTS, SplitOptions, write_lists
 from fusion.data.synthesis import STYLES, Synthesizer
 from fusion.errors import ConfigError, SceneError
@@ -42,7 +41,6 @@ from fusion.files import atomic_file, plain_cell, take_output, write_text
 from fusion.pool import Failure, Helpers
 
 PREVIEWED_SCENES = 8
-SCENE_FILE = re.compile(r"(original|partial|mask|comp\d+(_visible)?)\.png")
 HOPELESS = 10  # scenes that could not be composed, and none that could: the material is to blame
 
 
@@ -146,7 +144,7 @@ def create(config):
         remove_scene(output / scene_id)
     print(printable(f"{len(raw_scenes)} scenes below {config.input_dir}, {len(raw_scenes) - len(todo)} already there")
           + (f", {changed} of another state to be made anew" if changed and not config.overwrite else ""))
-    leave_only(made_from, output, config, sure=not faults)
+    leave_only(made_from, output, config.overwrite, sure=not faults)
 
     write_manifest("create", config, output, complete=False)
     reports, skipped = {}, {printable(name, ""): printable(fault, "") for name, fault in faults.items()}
@@ -179,55 +177,6 @@ def create(config):
         print(f"error: {share:.0%} of the scenes are bad, more than --max_bad {config.max_bad:.0%}", file=sys.stderr)
         return 1
     return 0
-
-
-def present(output):
-    """Ids of the scenes in a data set."""
-    return {path.name for path in output.iterdir()
-            if not path.name.startswith(".") and os.path.isfile(path / "mask.png")}
-
-
-def check_own(output, scene_ids):
-    """Raise ConfigError when a scene's folder, which may be removed, is nothing that this program has made."""
-    made_here = (output / "dataset.yaml").exists()
-    for scene_id in sorted(scene_ids):
-        folder = output / scene_id
-        if folder.is_symlink() or not folder.is_dir():
-            continue
-        if not made_here:
-            raise ConfigError(f"{folder} is there, but no dataset.yaml beside it: this is no data set of ours, and "
-                              "would be written over; choose another --output_dir")
-        strange = sorted(path.name for path in folder.iterdir()
-                         if not SCENE_FILE.fullmatch(path.name) and not is_rubbish(path.name))
-        if strange:
-            raise ConfigError(f"{folder / strange[0]}: not of a data set, and would be removed with its folder; put it "
-                              "elsewhere, or choose another --output_dir")
-
-
-def leave_only(scene_ids, output, config, sure=True):
-    """With --overwrite, remove the scenes of earlier runs that are none of these; else say that there are some.
-
-    Args:
-        sure: whether all that there is could be read; if not, it may be among what could not.
-    """
-    others = sorted(present(output) - set(scene_ids))
-    if config.overwrite:
-        for scene_id in others if sure else ():
-            remove_scene(output / scene_id)
-        for scene_id in present(output):
-            add_record(output, scene_id, TO_BE_MADE)  # should this run be stopped, the next one goes on from there
-    if others:
-        print(f"{len(others)} scenes of earlier runs are not among them"
-              + (" and were removed" if config.overwrite and sure else
-                 " and stay, as not all could be read" if config.overwrite else "; --overwrite removes them")
-              + f" (as {others[0]})")
-
-
-def remove_scene(folder):
-    if folder.is_symlink():
-        folder.unlink()
-    elif folder.exists():
-        shutil.rmtree(folder)
 
 
 def draw(path, scenes):
@@ -268,12 +217,6 @@ def agree_with_earlier_run(command, config, output):
                               "--output_dir, the same option, or --overwrite")
 
 
-def clear_leftovers(output):
-    """Remove the half-written scene folders of a run that was killed."""
-    for leftover in output.glob(".tmp-*"):
-        shutil.rmtree(leftover)
-
-
 def write_manifest(command, config, output, complete, skipped=None):
     """dataset.yaml: options, counts, image size, skipped scenes."""
     manifest = {
@@ -304,16 +247,6 @@ def create_scene(raw, config):
     return report
 
 
-def put_scene(output, scene):
-    """Write a scene's folder whole or not at all."""
-    folder, temporary = output / scene.id, output / f".tmp-{scene.id}"
-    remove_scene(temporary)  # when the process that wrote it ended with another that was killed
-    temporary.mkdir()
-    write_scene(temporary, scene)
-    remove_scene(folder)
-    temporary.rename(folder)
-
-
 def synthesize(config):
     """`synthesize`: returns the exit status."""
     output = Path(config.output_dir)
@@ -327,7 +260,7 @@ def synthesize(config):
     todo = [index for scene_id, index in indices.items()
             if config.overwrite or not is_done(output, scene_id, records, made_from)]
     check_own(output, {*map(synthesizer.scene_id, todo), *(present(output) if config.overwrite else ())})
-    leave_only(indices, output, config)
+    leave_only(indices, output, config.overwrite)
     write_manifest("synthesize", config, output, complete=False)
     left_out, skipped, made = set(synthesizer.faults), {}, 0
     with Helpers(partial(compose_scene, synthesizer, output), config.workers) as helpers:

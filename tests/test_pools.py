@@ -15,6 +15,7 @@ import pytest
 
 from fusion import pool
 from fusion.data import raw_scenes
+from fusion.data.folders import put_scene
 from fusion.data.images import read_image, write_image
 from fusion.data.records import RECORD_COLUMNS, RECORDS, append_rows, read_records
 from fusion.data.scenes import read_scene
@@ -22,7 +23,6 @@ from fusion.data.toy import draw_scene
 from fusion.errors import SceneError
 from fusion.files import lock_run_dir
 from fusion.pool import Failure, Helpers
-from prepare_dataset import put_scene
 from tests.scripts import ROOT, Running, run, succeed
 from tests.test_processes import alive
 
