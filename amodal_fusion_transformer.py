@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fusion import distributed
-from fusion.checkpoints import averaged_weights, check_shapes, check_writable, load_checkpoint
+from fusion.checkpoints import averaged_weights, check_shapes, load_checkpoint
 from fusion.config import check_values, option, parse
 from fusion.engine import evaluate, train_one_epoch
 from fusion.errors import ConfigError, UserError
@@ -42,7 +42,8 @@ from fusion.precision import HALF_PRECISION
 from fusion.training.endings import Stopped, StopSignal, ending
 from fusion.training.foreign import FOREIGN
 from fusion.training.loaders import load_data
-from fusion.training.run import Run, check_same_model, checkpoint_to_resume, lock_checkpoint_dir
+from fusion.training.run import Run, check_same_model
+from fusion.training.run_folder import check_export, checkpoint_to_resume, lock_checkpoint_dir
 
 # ----------------------------------------------------------------------------
 # Network. B scenes of M = N + 1 candidates each: the fill of the hole, then N completions.
@@ -361,7 +362,7 @@ class TrainConfig:
                        aliases={"learning_rate": "the peak, after a warm-up and before a cosine decay"})
     warmup_steps: int = option(200, "steps of linear warm-up; then a cosine to a hundredth", "optimisation", least=0)
     weight_decay: float = option(0.05, "weight decay, on matrices only", "optimisation", least=0)
-    grad_clip: float = option(1.0, "largest gradient norm", "optimisation", least=0)
+    grad_clip: float = option(1.0, "largest gradient norm; 0: no limit", "optimisation", least=0)
     ema_decay: float = option(0.998, "decay of the averaged weights, those exported", "optimisation", least=0, most=1)
     max_bad_steps: int = option(20, "give up after so many bad gradients in a row", "optimisation", least=1)
 
@@ -430,7 +431,7 @@ def train(config, process, stop_signal, build=build_model):
     """
     torch.set_float32_matmul_precision("high")
     lock = lock_checkpoint_dir(config, process)  # noqa: F841, held until the process ends
-    checkpoint = checkpoint_to_resume(config)
+    checkpoint = checkpoint_to_resume(config, process)
 
     train_loader, sampler, val_loader, val_names = load_data(config, process)
     perceptual = load_perceptual(config, process)
@@ -466,7 +467,7 @@ def main(build=build_model):
         if not config.data_dir and not (config.val_dir and (config.train_dir or config.synthesize)):
             raise ConfigError("no data set: give --data_dir, or data_dir in the YAML file")
         if config.export:
-            check_writable(config.export)
+            check_export(config)
         train(config, distributed.join(config.gpus), stop_signal, build)
 
 

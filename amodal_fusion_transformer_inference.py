@@ -29,7 +29,6 @@ import re
 import sys
 from collections import deque
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -37,10 +36,9 @@ from tqdm import tqdm
 
 from amodal_fusion_transformer import load_model
 from fusion.config import check_values, option, parse
-from fusion.data.large_scenes import is_large, read_large
 from fusion.data.names import is_utf8, printable
 from fusion.data.pictures import as_scene
-from fusion.data.scenes import find_scenes, read_list, read_scene
+from fusion.data.scenes import find_scenes, read_list
 from fusion.data.tensors import INPUTS, to_tensors
 from fusion.distributed import check_gpus, launch, under_launcher
 from fusion.errors import ConfigError, LpipsUnavailable, SceneError, UserError, is_out_of_memory
@@ -49,8 +47,9 @@ from fusion.model.blending import blend_hole
 from fusion.output.handover import check_command, check_handover, write_handover
 from fusion.output.onnx_export import export_onnx
 from fusion.output.order import list_locks
-from fusion.output.records import input_digest, read_record, remove_outputs, state_of
+from fusion.output.records import read_record, remove_outputs, state_of
 from fusion.output.report import write_report
+from fusion.output.scene_reader import MOST_CANDIDATE_PIXELS, SceneReader, batches, network_size
 from fusion.output.scene_writer import SceneWriter, as_result
 from fusion.output.tables import TABLES, remove_stale, write_failures, write_table
 from fusion.perceptual import PerceptualLoss
@@ -59,8 +58,6 @@ from fusion.precision import HALF_PRECISION
 from fusion.sharing import Sharing
 
 SHIPPED = Path(__file__).parent / "pretrained" / "amodal_fusion_transformer.pth"
-# The network keeps some 250 bytes per pixel of a candidate. Scenes with more are shown to it smaller.
-MOST_CANDIDATE_PIXELS = 2_400_000
 
 
 def checkpoint_decides(name):
@@ -177,8 +174,17 @@ class FusionPredictor:
                 "residual": blend.on_picture(blend.residual), "fused": blend.fused(scene.partial)}
 
     def fuse_scenes(self, scenes):
-        """Fuse Scenes of any sizes, whose network size must be the same; list of dicts as of `as_result`."""
-        size = network_size(scenes[0].mask.shape, self.img_size, max(len(scene.completions) for scene in scenes))
+        """Fuse Scenes of one size, or of one aspect; list of dicts as of `as_result`.
+
+        Raises:
+            SceneError: they are of several aspects, so that the network would see some of them distorted.
+        """
+        if not scenes:
+            return []
+        most = max(len(scene.completions) for scene in scenes)
+        size, *others = {network_size(scene.mask.shape, self.img_size, most) for scene in scenes}
+        if others:
+            raise SceneError("scenes of several aspects; fuse those of each by themselves")
         looks = self.look([scene.resized(size) for scene in scenes])
         return [as_result(scene, blend_hole(scene, logits)) for scene, logits in zip(scenes, looks)]
 
@@ -225,36 +231,8 @@ def digest_of_code():
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
-def network_size(size, img_size, completions=1):
-    """(height, width) that the network sees: the scene's aspect, the area of img_size², multiples of 16.
-
-    Less where so many completions would take too much memory.
-    """
-    area = min(img_size**2, MOST_CANDIDATE_PIXELS / (completions + 1))
-    scale = math.sqrt(area / (size[0] * size[1]))
-    return tuple(max(16, 16 * round(side * scale / 16)) for side in size)
-
-
 # ----------------------------------------------------------------------------
 # A folder of scenes
-
-
-@dataclass
-class SceneReader:
-    """Reads scenes ahead, in helper processes: (as the network sees it, at its own size, what its files were)."""
-
-    data_dir: Path
-    max_completions: int | None
-    img_size: int
-
-    def __call__(self, item):
-        _, scene_id = item
-        folder = self.data_dir / scene_id
-        digest = input_digest(folder)  # first: what changes from now on is fused anew by the next run
-        large = is_large(folder, self.max_completions)
-        scene = (read_large if large else read_scene)(folder, self.max_completions)
-        small = scene.resized(network_size(scene.mask.shape, self.img_size, len(scene.completions)))
-        return small, None if large else scene, digest  # a large one is read again by who writes it
 
 
 def fuse_folder(config, predictor, todo, sharing, writer):
@@ -304,24 +282,6 @@ def fuse_folder(config, predictor, todo, sharing, writer):
                 finish(writers, 2 * max(1, config.workers))
         finish(writers, 0)
     return failed
-
-
-def batches(readings):
-    """(chunk, scene id, small, scene, digest), … → lists of what follows the chunk, for one forward pass each.
-
-    A batch lies within one chunk of the list, whichever process takes that: so the bytes that are written do not depend
-    on how many processes there are.
-    """
-    for _, run in groupby(readings, key=lambda reading: (reading[0], reading[2].mask.shape)):
-        group, cost = [], 0
-        for _, scene_id, small, *rest in run:
-            slots = max([len(small.completions), *(len(other.completions) for _, other, *_ in group)]) + 1
-            cost = small.mask.size * slots * (len(group) + 1)
-            if group and cost > MOST_CANDIDATE_PIXELS:
-                yield group
-                group = []
-            group.append((scene_id, small, *rest))
-        yield group
 
 
 def find_work(config, scene_ids, writer):

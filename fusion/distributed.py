@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -74,6 +75,16 @@ def local_rank():
 def restarted():
     """True when the launcher has started this group again after one of its processes died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def launch_name():
+    """What tells this launch from others, and stays when the launcher starts the group again."""
+    launcher = os.getppid()
+    try:  # a number alone comes again; the 22nd field, the second of which is a name in brackets
+        began = Path(f"/proc/{launcher}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19]
+    except OSError:
+        began = ""
+    return f"{os.environ.get('TORCHELASTIC_RUN_ID', '')} {socket.gethostname()} {launcher} {began}"
 
 
 def check_gpus(wanted):

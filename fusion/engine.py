@@ -65,7 +65,7 @@ def train_one_epoch(run, network, criterion, loader, sampler, perceptual, stop_s
         run.scaler.unscale_(run.optimizer)
         summed += 1
         # A NaN on any rank is in everybody's gradient by now, so all ranks decide alike.
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf)
         if torch.isfinite(norm):
             run.scaler.step(run.optimizer)
             run.ema.update_parameters(run.model)

@@ -68,7 +68,8 @@ def evaluate_scene(scene_id, result, perceptual, downstream=False, command=None,
     overlap = overlap_region(result)
     winner = torch.cat([result["weights"], result["residual"]], 1).argmax(1)
     agrees = (winner == choice)[overlap[:, 0] > 0].float()
-    row = {"scene": scene_id, "photo": photo_digest(original), "completions": result["valid"].sum().item(),
+    pixels = (original[0] * 255).round().to(torch.uint8).cpu().numpy()
+    row = {"scene": scene_id, "photo": photo_digest(pixels), "completions": result["valid"].sum().item(),
            "hole": mask.mean().item(), "overlap": (overlap.sum() / mask.sum()).item(),
            "winner_accuracy": agrees.mean().item(), "ours_undecided": undecided_share(result).item()}
     row |= measure(result, {method: images[method] for method in METHODS}, perceptual)
@@ -99,9 +100,8 @@ def measure(scene, images, perceptual):
     return {name: value.item() for name, value in values.items()}
 
 
-def photo_digest(original):
-    """Name of the photo (1,3,H,W) that a scene was cut from: alike for all holes in one photo."""
-    pixels = (original[0] * 255).round().to(torch.uint8).cpu().numpy()
+def photo_digest(pixels):
+    """Name of the photo, (3,H,W) uint8, that a scene was cut from: alike for all holes in one photo."""
     return hashlib.blake2b(pixels.tobytes(), digest_size=6).hexdigest()
 
 

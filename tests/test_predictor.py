@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import amodal_fusion_transformer_inference as inference
-from amodal_fusion_transformer_inference import FusionPredictor, SceneReader, network_size
+from amodal_fusion_transformer_inference import FusionPredictor
 from fusion.checkpoints import export_weights, load_checkpoint, save_checkpoint
 from fusion.data import large_scenes
 from fusion.data.images import write_image
@@ -21,6 +21,7 @@ from fusion.figures import draw_scene as draw_figure
 from fusion.model.blending import blend_hole
 from fusion.model.compositing import add_fill, composite
 from fusion.output.records import state_of
+from fusion.output.scene_reader import SceneReader, network_size
 from fusion.output.scene_writer import SceneWriter, for_figure
 from tests.scripts import ROOT
 

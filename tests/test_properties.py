@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from amodal_fusion_transformer import AmodalFusionTransformer
-from amodal_fusion_transformer_inference import network_size
 from fusion.data.datasets import AmodalFusionDataset
 from fusion.data.images import IMAGE_SUFFIXES, read_image, resize, write_image
 from fusion.data.layouts import find_raw_scenes
@@ -19,6 +18,7 @@ from fusion.data.scenes import read_scene, write_scene
 from fusion.data.tensors import to_tensors
 from fusion.data.toy import draw_scene
 from fusion.model.blending import blend_hole
+from fusion.output.scene_reader import network_size
 from fusion.output.scene_writer import SceneWriter
 
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40,

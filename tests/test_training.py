@@ -37,7 +37,7 @@ def train(dataset, folder, *arguments, **options):
 
 def test_training_writes_checkpoints_logs_and_figures(checkpoint):
     folder = checkpoint.parent
-    names = {path.name for path in folder.iterdir() if path.name != ".lock"}
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     assert names == {"best_model.pth", "last.pth", "metrics.jsonl", "curves.png", "val_epoch_001.png",
                      "val_epoch_002.png"}
     assert [record["step"] for record in records(folder)] == [1, 2, 3, 4]

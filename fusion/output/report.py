@@ -69,7 +69,7 @@ def describe_scene(data, output):
     metrics = (read_record(output) or {}).get("metrics") or {}
     count = sum(1 for _ in output.glob("weight_*.png"))
     numbers = {name: metrics[column] for name, column in METRICS.items() if metrics.get(column) is not None}
-    if metrics:
+    if None not in (metrics.get("ours_psnr"), metrics.get("visible_fit_psnr")):
         numbers["gain"] = metrics["ours_psnr"] - metrics["visible_fit_psnr"]
     return {
         "id": output.name, "width": hole.shape[1], "height": hole.shape[0], "count": count,

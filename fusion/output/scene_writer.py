@@ -10,7 +10,7 @@ from fusion.data.images import resize, write_image
 from fusion.data.large_scenes import read_large
 from fusion.data.tensors import to_tensors
 from fusion.errors import SceneError
-from fusion.evaluation import evaluate_scene
+from fusion.evaluation import evaluate_scene, photo_digest
 from fusion.figures import draw_scene
 from fusion.model.blending import blend_hole, to_levels
 from fusion.output.order import lock_blend, order_of, write_order
@@ -92,7 +92,12 @@ class SceneWriter:
         """`evaluate_scene` of a smaller copy; `scale` in the row is the factor on its sides."""
         scale = measured_scale(scene)
         small = scene.resized(tuple(max(16, round(side * scale)) for side in scene.mask.shape))
-        return self.measure(small, self.blend(small, logits)) | {"scale": scale}
+        if not small.mask.any():  # a speck still has to be measured somewhere
+            place = np.argwhere(scene.mask).mean(0) / scene.mask.shape * small.mask.shape
+            small.mask[tuple(place.astype(int))] = True
+            small.partial[small.mask] = 0
+        photo = photo_digest(np.moveaxis(scene.original, -1, 0))  # alike for all holes in it, at whatever scale
+        return self.measure(small, self.blend(small, logits)) | {"scale": scale, "photo": photo}
 
 
 def measured_scale(scene):

@@ -13,7 +13,7 @@ from fusion import distributed
 from fusion.checkpoints import export_weights, load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from fusion.errors import UserError
 from fusion.figures import draw_curves, draw_scenes
-from fusion.files import lock_run_dir, write_text
+from fusion.files import write_text
 from fusion.training.optimizers import average, learning_rate, make_optimizer
 from fusion.training.tensorboard import add_figure, add_record, open_board
 
@@ -34,40 +34,6 @@ def check_same_model(path, stored, config, model_options):
             raise UserError(
                 f"{path} was trained with {name}={stored[name]}, not {wanted}; set --{name} {stored[name]}"
             )
-
-
-def lock_checkpoint_dir(config, process):
-    """Make the run's folder and keep other runs out of it.
-
-    Returns:
-        what holds the lock, to be kept until the process ends.
-
-    Raises:
-        UserError: another run is writing there.
-    """
-    folder = Path(config.checkpoint_dir)
-    lock = lock_run_dir(folder) if process.is_main else None
-    if process.any(process.is_main and lock is None):
-        raise UserError(f"{folder}: another run is writing there; wait for it, or choose another --checkpoint_dir")
-    return lock
-
-
-def checkpoint_to_resume(config):
-    """The checkpoint to go on from, None for a new run.
-
-    Raises:
-        UserError: the folder holds a run that would be overwritten.
-    """
-    folder = Path(config.checkpoint_dir)
-    last = folder / "last.pth"
-    if config.resume == "auto" or distributed.restarted():  # what was done since --resume PATH is not done again
-        if last.exists():
-            return last
-        return None if config.resume == "auto" else config.resume
-    if last.exists() and (config.resume is None or Path(config.resume).resolve().parent != folder.resolve()):
-        raise UserError(f"{folder} holds a run already; go on with it by --resume auto, or choose another "
-                        "--checkpoint_dir for a new one")
-    return config.resume
 
 
 def git_state():
@@ -104,7 +70,8 @@ class Run:
     PARTS = ("model", "ema", "optimizer", "scaler")
     JUDGED_BY = ("validation scenes", "data_dir", "val_list", "val_dir", "img_size", "n_max_completions",
                  "lpips_weight", "lpips_net")
-    COUNTS = ("epoch", "step", "scenes_done", "nominal_batch", "bad_steps", "best", "metrics")
+    COUNTS = ("epoch", "step", "scenes_done", "nominal_batch", "bad_steps", "best", "metrics", "earlier_scenes",
+              "validated_at")
 
     def __init__(self, model, config, process, training_scenes, validation):
         self.model, self.config, self.process = model, config, process
@@ -115,7 +82,9 @@ class Run:
         self.training_scenes, self.validation = training_scenes, validation
         self.batch = self.nominal_batch = process.world_size * config.batch_size * config.accumulate
         self.epoch = self.step = self.scenes_done = self.bad_steps = 0  # scenes_done: of this epoch, over all ranks
-        self.previous_scenes = 0
+        self.earlier_scenes = self.previous_scenes = 0  # of the epochs before this one, some of which may have had more
+        self.validated_at = 0  # scenes
+        self.launch = process.gather(distributed.launch_name())[0]
         self.best = math.inf
         self.metrics = {}
         self.board = None  # TensorBoard's writer, on rank 0, if there is one
@@ -141,6 +110,11 @@ class Run:
     @property
     def scenes(self):
         """Scenes seen so far, over all ranks and epochs."""
+        return self.earlier_scenes + self.scenes_done
+
+    @property
+    def scheduled(self):
+        """Scenes that lie behind, if all epochs are of as many as this one."""
         return self.epoch * self.epoch_scenes + self.scenes_done
 
     @property
@@ -149,24 +123,25 @@ class Run:
         steps = (self.epoch_scenes - self.scenes_done) // self.batch
         if self.config.max_steps is not None:
             steps = min(steps, math.ceil((self.config.max_steps * self.nominal_batch - self.scenes) / self.batch))
-        return steps
+        return max(0, steps)
 
     @property
     def finished(self):
         most = self.config.max_steps
-        return self.epoch >= self.config.epochs or (most is not None and self.scenes >= most * self.nominal_batch)
+        stops = most is not None and self.scenes >= most * self.nominal_batch
+        return self.epoch >= self.config.epochs or (stops and self.validated_at == self.scenes)
 
     @property
     def progress(self):
         """Share of the whole run that is done, in [0,1]."""
-        return self.scenes / (self.config.epochs * self.epoch_scenes)
+        return self.scheduled / (self.config.epochs * self.epoch_scenes)
 
     @property
     def rate(self):
         """Learning rate of the next step."""
         total = self.config.epochs * self.epoch_scenes // self.nominal_batch
         warmup = min(self.config.warmup_steps, total // 10 + 1)
-        return self.config.lr * learning_rate(self.scenes / self.nominal_batch, total, warmup)
+        return self.config.lr * learning_rate(self.scheduled / self.nominal_batch, total, warmup)
 
     @property
     def oracle_weight(self):
@@ -194,6 +169,11 @@ class Run:
                   f"{count / 1e6:.2f} M parameters, {self.training_scenes} training scenes, {self.batch} a step, "
                   f"{self.epoch_scenes // self.batch} steps an epoch, starting at step {self.step}", flush=True)
 
+    def begin_epoch(self):
+        """Go on from the last scene of an epoch to the first of the next."""
+        self.earlier_scenes += self.epoch_scenes
+        self.epoch, self.scenes_done = self.epoch + 1, 0
+
     def finish_epoch(self, metrics, drawn, scene_ids):
         """Log, save and draw after validation, which may also come in the middle of an epoch, at max_steps.
 
@@ -206,7 +186,8 @@ class Run:
         epoch, self.metrics = self.epoch + 1, metrics
         self.log("val", metrics)
         if self.epoch_scenes - self.scenes_done < self.batch:  # a larger batch than before may leave some
-            self.epoch, self.scenes_done = self.epoch + 1, 0
+            self.begin_epoch()
+        self.validated_at = self.scenes
         if metrics["loss"] < self.best:
             self.best = metrics["loss"]
             self.save("best_model.pth")
@@ -242,7 +223,7 @@ class Run:
             parts = {part: getattr(self, part).state_dict() for part in self.PARTS}
             counts = {count: getattr(self, count) for count in self.COUNTS}
             config = dataclasses.asdict(self.config)
-            data = {"training_scenes": self.training_scenes, "validation": self.validation}
+            data = {"training_scenes": self.training_scenes, "validation": self.validation, "launch": self.launch}
             save_checkpoint(self.folder / name, {**parts, **counts, **data, "rng": states, "config": config})
 
     def log(self, kind, record):
@@ -271,16 +252,12 @@ class Run:
 
         Raises:
             UserError: the file is not a whole checkpoint of a training run.
-            UserError: one of `model_options` differs, or the nodes do not see the same checkpoint.
+            UserError: one of `model_options` differs.
         """
         if path is not None:
             self._restore(path, model_options)
         if self.process.is_main:
             self.cut_log()
-        places = set(self.process.gather((self.epoch, self.scenes_done)))
-        if len(places) > 1:
-            raise UserError(f"the processes stand at different places of training, {sorted(places)} (epochs, scenes): "
-                            f"every node must see the same --checkpoint_dir; put {self.folder} on a disk they share")
         if path is not None and Path(path).resolve() != (self.folder / "last.pth").resolve():
             self.save("last.pth")  # what a restart goes on from
 
@@ -307,6 +284,10 @@ class Run:
             for part in self.PARTS:
                 if state[part] or part != "scaler":  # empty after any precision but fp16
                     getattr(self, part).load_state_dict(state[part])
+            if "earlier_scenes" not in state:  # of an earlier commit
+                then = state["training_scenes"] // state["nominal_batch"] * state["nominal_batch"]
+                state |= {"earlier_scenes": state["epoch"] * then}
+                state |= {"validated_at": state["earlier_scenes"] + state["scenes_done"]}
             for count in self.COUNTS:
                 setattr(self, count, state[count])
             then = {**state["config"], "processes": len(state["rng"]), "training_scenes": state["training_scenes"]}
