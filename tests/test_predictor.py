@@ -183,6 +183,18 @@ def test_large_scenes_stay_on_disk_and_are_fused_alike(tmp_path, predictor, monk
     stored = large_scenes.read_large(tmp_path / "data" / "s", 4)
     row = writer.measure_smaller(stored, predictor.look([small])[0].numpy())
     assert 0 < row["scale"] < 1 and row["ours_psnr"] > 10
+    stored.mask[:] = False
+    stored.mask[41, 61] = True  # a speck, which no smaller copy has
+    monkeypatch.setattr("fusion.output.scene_writer.LARGEST_MEASURED", 5_000)
+    speck = writer.measure_smaller(stored, predictor.look([small])[0].numpy())
+    assert speck["photo"] == row["photo"] and np.isfinite(speck["ours_psnr"])  # of one photo, at two scales
+
+
+def test_scenes_of_several_aspects_are_not_fused_at_once(predictor):
+    wide, tall = draw_scene(1, (32, 96)), draw_scene(2, (96, 32))
+    with pytest.raises(SceneError, match="several aspects"):
+        predictor.fuse_scenes([wide, tall])
+    assert predictor.fuse_scenes([]) == [] and len(predictor.fuse_scenes([wide, draw_scene(3, (64, 192))])) == 2
 
 
 def test_large_scenes_are_checked_like_all_others(tmp_path):

@@ -113,6 +113,12 @@ def test_resume_from_a_path_loses_nothing(dataset, tmp_path):
     # the launcher starts the same command again: the second folder has what was done since
     process = succeed(SCRIPT, *fork, "--max_steps", 4, setup=as_after_a_restart)
     assert "starting at step 3" in process.stdout
+    # but it does not take over what another launch has left there
+    state = load_checkpoint(second / "last.pth")
+    save_checkpoint(second / "last.pth", {**state, "launch": "another"})
+    process = run(SCRIPT, *fork, "--max_steps", 5, setup=as_after_a_restart)
+    assert process.returncode == 1 and "second holds a run already" in process.stderr
+    save_checkpoint(second / "last.pth", state)
     # back to an earlier state of the folder's own run, which a restart would then go on from
     os.rename(first / "last.pth", second / "earlier.pth")
     process = succeed(SCRIPT, *arguments(dataset, second, "--resume", second / "earlier.pth", "--max_steps", 2))
@@ -130,6 +136,11 @@ def test_going_on_needs_no_weights_that_the_run_began_with(dataset, checkpoint, 
     succeed(SCRIPT, *run_arguments, "--max_steps", 1)
     first.unlink()
     assert "starting at step 1" in succeed(SCRIPT, *run_arguments).stdout
+
+
+def test_weights_alone_never_replace_a_checkpoint(dataset, tmp_path):
+    process = run(SCRIPT, *arguments(dataset, tmp_path, "--export", tmp_path / "last.pth"))
+    assert process.returncode == 2 and "would replace a checkpoint of the run" in process.stderr
 
 
 def test_where_the_weights_cannot_go_is_told_before_training(dataset, tmp_path):
@@ -225,8 +236,9 @@ def test_nodes_without_a_common_folder_are_noticed(tmp_path):
                            "--batch_size", 2, "--resume", "auto")
         assert process.returncode == 1 and "every node must have the same --checkpoint_dir" in process.stderr
         succeed(SCRIPT, *arguments(data, tmp_path / "run0", "--max_steps", 1, "--no-check", "--resume", "auto"))
-    assert torchrun(tmp_path / "node.py", tmp_path / "both", ROOT / SCRIPT, "--data_dir", data, *TINY, "--batch_size", 2,
-                    "--max_steps", 1).returncode == 0
+    process = torchrun(tmp_path / "node.py", tmp_path / "both", ROOT / SCRIPT, "--data_dir", data, *TINY,
+                       "--batch_size", 2, "--max_steps", 1)
+    assert process.returncode == 0, process.stderr
 
 
 def test_curves_leave_out_what_was_done_again(tmp_path):
@@ -291,6 +303,24 @@ def test_a_signal_during_validation_keeps_the_epoch(tmp_path):
     succeed(SCRIPT, *options, "--resume", "auto")
     assert [r["step"] for r in records(folder)] == [1, 2, 3, 4]  # nothing is trained twice
     assert [r["step"] for r in records(folder, "val")] == [4]
+    options = arguments(data, folder, "--batch_size", 1, "--epochs", 2, "--max_steps", 6, "--resume", "auto",
+                        "--export", tmp_path / "exported.pth")
+    process = stop_when("validating", signal.SIGTERM, *options, setup=validate_slowly)  # in the middle of an epoch
+    assert process.returncode == 128 + signal.SIGTERM and not (tmp_path / "exported.pth").exists()
+    for _ in range(2):  # once more changes nothing
+        succeed(SCRIPT, *options)
+        assert [r["step"] for r in records(folder, "val")] == [4, 6] and len(records(folder)) == 6
+
+
+def test_scenes_count_as_they_were_seen_when_the_list_changes(tmp_path):
+    data, folder = write_dataset(tmp_path / "data", train=8, val=1), tmp_path / "run"
+    (data / "four.txt").write_text("".join(f"train_{number}\n" for number in range(4)))
+    few, common = ("--train_list", data / "four.txt"), ("--batch_size", 2, "--epochs", 20, "--resume", "auto")
+    for options, most, last in ((few, 6, 6), ((), 12, 12), (few, 13, 13), (few, 13, 13)):
+        succeed(SCRIPT, *arguments(data, folder, *common, *options, "--max_steps", most))
+        steps = [record["step"] for record in records(folder)]
+        assert steps == list(range(1, last + 1))
+        assert [record["scenes"] for record in records(folder)] == [2 * step for step in steps]
 
 
 def test_processes_ask_each_other_seldom_and_agree(monkeypatch):

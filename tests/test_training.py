@@ -15,6 +15,7 @@ import yaml
 
 import amodal_fusion_transformer as aft
 from fusion import distributed
+from fusion.checkpoints import load_checkpoint
 from fusion.config import read_yaml
 from fusion.data.datasets import AmodalFusionDataset, recolour
 from fusion.data.tensors import to_tensors
@@ -60,6 +61,16 @@ def test_training_learns_what_no_rule_knows(tmp_path):
     assert best["loss"] < 0.8 * history[0]["loss"]
     assert best["psnr"] > best["visible_fit_psnr"] + 1
     assert torch.load(tmp_path / "run" / "best_model.pth", weights_only=True)["metrics"]["loss"] == best["loss"]
+
+
+def test_no_limit_on_gradients_is_no_stop(dataset, tmp_path):
+    folder = tmp_path / "run"
+    succeed(SCRIPT, "--data_dir", dataset, *SMALL, "--lpips_weight", 0, "--max_steps", 2, "--grad_clip", 0,
+            "--weight_decay", 0, "--checkpoint_dir", folder)
+    state = load_checkpoint(folder / "last.pth")
+    torch.manual_seed(state["config"]["seed"])
+    first = aft.build_model(state["config"]).state_dict()
+    assert any(not torch.equal(first[name], value) for name, value in state["model"].items())
 
 
 def test_two_processes_do_what_one_does(dataset, tmp_path):
