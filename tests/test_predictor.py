@@ -74,6 +74,8 @@ def test_pictures_arrays_and_tensors_are_fused_alike(predictor):
     ):
         result = predictor.fuse(partial, hole, completions)
         assert all(np.array_equal(result[name], expected[name]) for name in expected)
+    for one in (Image.fromarray(scene.completions[0]), scene.completions[0]):
+        assert predictor.fuse(scene.partial, scene.mask, one)["weights"].shape == (1, 50, 70)
     tensors = to_tensors(scene, 3)
     result = predictor.fuse(tensors["partial"], tensors["mask"], tensors["completions"])
     assert result["residual"].shape == (1, 50, 70) and np.array_equal(result["weights"].numpy(), expected["weights"])
@@ -86,6 +88,7 @@ def test_pictures_arrays_and_tensors_are_fused_alike(predictor):
     (lambda p, m, c: (p, m, [Image.fromarray(c[0][..., :3])]), "completion 1: .* needs alpha"),
     (lambda p, m, c: (p, m, [c[0][:-1]]), "completion 1: 70×49, but partial is 70×50"),
     (lambda p, m, c: (p, m & False, c), "mask: no hole"),
+    (lambda p, m, c: (p[:0], m, c), "partial: no pixel in it"),
     (lambda p, m, c: (p, ~m, c), "mask: inverted"),
     (lambda p, m, c: (p, m * np.uint8(100), c), "mask: has values other than"),
     (lambda p, m, c: (p * 2.0, m, c), "partial: values from 0 to 510; floats lie in"),

@@ -14,7 +14,7 @@ def as_scene(partial, mask, completions):
     Args:
         partial: the photo, RGB; what it shows in the hole does not matter.
         mask: the hole, white (255, 1 or True) on black.
-        completions: any number of RGBA pictures, a list of them or one array.
+        completions: any number of RGBA pictures, a list of them or one array; or a single one.
             PIL images; numpy (H,W), (H,W,C) and (N,H,W,4); or tensors (1,H,W), (C,H,W) and (N,4,H,W).
             8-bit values, or floats in [0,1].
 
@@ -28,6 +28,8 @@ def as_scene(partial, mask, completions):
     if not np.isin(mask, (0, 255)).all():
         raise SceneError("mask: has values other than black and white; threshold it first")
     mask = mask >= 128
+    if isinstance(completions, Image.Image) or getattr(completions, "ndim", 4) == 3:
+        completions = [completions]
     completions = [to_bytes(c, f"completion {i}", (4,)) for i, c in enumerate(completions, 1)]
     if not completions:
         raise SceneError("completions: there is none")
@@ -64,6 +66,8 @@ def to_bytes(picture, name, channels):
         hint = " (a completion needs alpha)" if channels == (4,) else ""
         raise SceneError(f"{name}: shape {picture.shape}, expected height × width × {channels[0]}{hint}; "
                          "tensors have the channels first")
+    if not picture.size:
+        raise SceneError(f"{name}: no pixel in it, {picture.shape}")
     if picture.dtype == bool:
         return picture.astype(np.uint8)
     if np.issubdtype(picture.dtype, np.floating):
