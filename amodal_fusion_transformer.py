@@ -166,8 +166,9 @@ class ConvEncoder(nn.Module):
         """What ImageNet features see: [(B·M,C,H/s,W/s) at strides 4, 8, 16]."""
         count, (rgb, alpha) = candidates.shape[:2], candidates.split([3, 1], 2)
         painted = torch.lerp(photo[:, None], rgb, alpha).flatten(0, 1)  # (B·M,3,H,W)
+        painted = torch.cat([photo, painted])  # in one pass, which has fewer kernels
         seen = []
-        for level, both in enumerate(self.backbone(torch.cat([photo, painted]))):
+        for level, both in enumerate(self.backbone(painted)):
             context, features = both[: len(photo)], both[len(photo) :]  # (B,F,h,w), (B·M,F,h,w)
             change = add_shared(features.unflatten(0, count), -context).abs()
             embedded = self.embed_painted[level](features) + self.embed_change[level](change)

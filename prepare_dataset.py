@@ -138,7 +138,7 @@ def create(config):
     todo = [raw for raw in raw_scenes
             if config.overwrite or not is_done(output, raw.id, records, made_from[raw.id])]
     changed = sum((output / raw.id).is_dir() for raw in todo)
-    bad_now = set(faults) & set(records)
+    bad_now = set(faults) & set(records) - set(made_from)
     check_own(output, {*(raw.id for raw in todo), *bad_now, *(present(output) if config.overwrite else ())})
     for scene_id in bad_now:
         remove_scene(output / scene_id)

@@ -171,7 +171,7 @@ class Run:
 
     def begin_epoch(self):
         """Go on from the last scene of an epoch to the first of the next."""
-        self.earlier_scenes += self.epoch_scenes
+        self.earlier_scenes += max(self.epoch_scenes, self.scenes_done)  # there may be fewer than when it was begun
         self.epoch, self.scenes_done = self.epoch + 1, 0
 
     def finish_epoch(self, metrics, drawn, scene_ids):
