@@ -139,7 +139,7 @@ def create(config):
             if config.overwrite or not is_done(output, raw.id, records, made_from[raw.id])]
     changed = sum((output / raw.id).is_dir() for raw in todo)
     bad_now = set(faults) & set(records) - set(made_from)
-    check_own(output, {*(raw.id for raw in todo), *bad_now, *(present(output) if config.overwrite else ())})
+    check_own(output, {*(raw.id for raw in todo), *bad_now}, config.overwrite)
     for scene_id in bad_now:
         remove_scene(output / scene_id)
     print(printable(f"{len(raw_scenes)} scenes below {config.input_dir}, {len(raw_scenes) - len(todo)} already there")
@@ -259,7 +259,7 @@ def synthesize(config):
     indices = {synthesizer.scene_id(index): index for index in range(config.n_scenes)}
     todo = [index for scene_id, index in indices.items()
             if config.overwrite or not is_done(output, scene_id, records, made_from)]
-    check_own(output, {*map(synthesizer.scene_id, todo), *(present(output) if config.overwrite else ())})
+    check_own(output, map(synthesizer.scene_id, todo), config.overwrite)
     leave_only(indices, output, config.overwrite)
     write_manifest("synthesize", config, output, complete=False)
     left_out, skipped, made = set(synthesizer.faults), {}, 0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fusion.data.agreement import agreement, blank_share, is_blank_exactly_in, misfit, photo_fault
 from fusion.data.images import IMAGE_SUFFIXES
-from fusion.data.scenes import completion_paths, modal_path, read_files
+from fusion.data.scenes import SCENE_NAMES, completion_paths, modal_path, read_files
 from fusion.errors import SceneError
 
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
@@ -33,7 +33,7 @@ def _unread_files(folder):
     names = {path.name for path in folder.iterdir()}
     for name in sorted(names):
         stem, dot, suffix = name.rpartition(".")
-        if not re.fullmatch(r"comp\d+|comp\d+_visible|original|partial|mask", stem, re.IGNORECASE):
+        if not re.fullmatch(SCENE_NAMES, stem, re.IGNORECASE):
             continue
         if dot + suffix.lower() in IMAGE_SUFFIXES and stem.lower() + ".png" not in names:
             yield f"{folder / name}: not read; save it as {stem.lower()}.png, in small letters"

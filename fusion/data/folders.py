@@ -6,10 +6,8 @@ import shutil
 
 from fusion.data.names import is_rubbish
 from fusion.data.records import TO_BE_MADE, add_record
-from fusion.data.scenes import write_scene
+from fusion.data.scenes import SCENE_NAMES, write_scene
 from fusion.errors import ConfigError
-
-SCENE_FILE = re.compile(r"(original|partial|mask|comp\d+(_visible)?)\.png")
 
 
 def present(output):
@@ -18,10 +16,11 @@ def present(output):
             if not path.name.startswith(".") and os.path.isfile(path / "mask.png")}
 
 
-def check_own(output, scene_ids):
-    """Raise ConfigError when a scene's folder, which may be removed, is nothing that this program has made."""
+def check_own(output, scene_ids, overwrite):
+    """Raise ConfigError when a folder that may be removed is nothing that this program has made: one of `scene_ids`,
+    with `overwrite` any scene's."""
     made_here = (output / "dataset.yaml").exists()
-    for scene_id in sorted(scene_ids):
+    for scene_id in sorted({*scene_ids, *(present(output) if overwrite else ())}):
         folder = output / scene_id
         if folder.is_symlink() or not folder.is_dir():
             continue
@@ -29,7 +28,7 @@ def check_own(output, scene_ids):
             raise ConfigError(f"{folder} is there, but no dataset.yaml beside it: this is no data set of ours, and "
                               "would be written over; choose another --output_dir")
         strange = sorted(path.name for path in folder.iterdir()
-                         if not SCENE_FILE.fullmatch(path.name) and not is_rubbish(path.name))
+                         if not re.fullmatch(rf"({SCENE_NAMES})\.png", path.name) and not is_rubbish(path.name))
         if strange:
             raise ConfigError(f"{folder / strange[0]}: not of a data set, and would be removed with its folder; put it "
                               "elsewhere, or choose another --output_dir")

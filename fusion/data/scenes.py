@@ -55,6 +55,9 @@ class Scene:
         )
 
 
+SCENE_NAMES = r"comp\d+|comp\d+_visible|original|partial|mask"  # of a scene's files, without .png
+
+
 def completion_paths(folder):
     """comp1.png, comp2.png … comp10.png of one scene folder, in the order of their numbers."""
     numbered = [(re.fullmatch(r"comp(\d+)\.png", path.name), path) for path in Path(folder).iterdir()]

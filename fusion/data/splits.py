@@ -59,9 +59,7 @@ def write_lists(data_dir, options):
     group_of = {scene_id: photo_of(scene_id, pattern) or scene_id for scene_id in trainable}
     twins, joined = same_photo(data_dir, trainable), {}
     for scene_id, other in twins:
-        first, second = sorted(_root(joined, group_of[one]) for one in (scene_id, other))
-        if first != second:  # they are of one group already
-            joined[second] = first
+        _join(joined, group_of[scene_id], group_of[other])
     groups = {}
     for scene_id, group in group_of.items():
         groups.setdefault(_root(joined, group), []).append(scene_id)
@@ -125,11 +123,18 @@ def same_photo(data_dir, scene_ids):
     pairs, joined = [], {}
     for i, end in enumerate(ends):
         for j in i + 1 + np.flatnonzero((np.abs(thumbnails[i + 1 : end] - thumbnails[i]) <= SAME_PHOTO).all(1)):
-            one, other = _root(joined, i), _root(joined, int(j))
-            if one != other:
-                joined[other] = one
+            if _join(joined, i, int(j)):
                 pairs.append(tuple(sorted((known[i][0], known[j][0]))))
     return sorted(pairs)
+
+
+def _join(joined, one, other):
+    """Make two groups one, named like the first of the two; whether they were not that already."""
+    first, second = sorted(_root(joined, name) for name in (one, other))
+    if first == second:
+        return False
+    joined[second] = first
+    return True
 
 
 def _root(joined, name):

@@ -84,7 +84,6 @@ class Run:
         self.epoch = self.step = self.scenes_done = self.bad_steps = 0  # scenes_done: of this epoch, over all ranks
         self.earlier_scenes = self.previous_scenes = 0  # of the epochs before this one, some of which may have had more
         self.validated_at = 0  # scenes
-        self.launch = process.gather(distributed.launch_name())[0]
         self.best = math.inf
         self.metrics = {}
         self.board = None  # TensorBoard's writer, on rank 0, if there is one
@@ -223,7 +222,8 @@ class Run:
             parts = {part: getattr(self, part).state_dict() for part in self.PARTS}
             counts = {count: getattr(self, count) for count in self.COUNTS}
             config = dataclasses.asdict(self.config)
-            data = {"training_scenes": self.training_scenes, "validation": self.validation, "launch": self.launch}
+            data = {"training_scenes": self.training_scenes, "validation": self.validation,
+                    "launch": distributed.launch_name()}
             save_checkpoint(self.folder / name, {**parts, **counts, **data, "rng": states, "config": config})
 
     def log(self, kind, record):
@@ -285,9 +285,9 @@ class Run:
                 if state[part] or part != "scaler":  # empty after any precision but fp16
                     getattr(self, part).load_state_dict(state[part])
             if "earlier_scenes" not in state:  # of an earlier commit
-                then = state["training_scenes"] // state["nominal_batch"] * state["nominal_batch"]
-                state |= {"earlier_scenes": state["epoch"] * then}
-                state |= {"validated_at": state["earlier_scenes"] + state["scenes_done"]}
+                of_an_epoch = state["training_scenes"] // state["nominal_batch"] * state["nominal_batch"]
+                earlier = state["epoch"] * of_an_epoch
+                state |= {"earlier_scenes": earlier, "validated_at": earlier + state["scenes_done"]}
             for count in self.COUNTS:
                 setattr(self, count, state[count])
             then = {**state["config"], "processes": len(state["rng"]), "training_scenes": state["training_scenes"]}

@@ -20,16 +20,16 @@ def lock_checkpoint_dir(config, process):
         what holds the lock, to be kept until the process ends.
 
     Raises:
-        UserError: another run is writing there.
+        UserError: another run is writing there, or not every process sees that folder.
     """
     folder = Path(config.checkpoint_dir)
     lock = lock_run_dir(folder) if process.is_main else None
     if process.any(process.is_main and lock is None):
         raise UserError(f"{folder}: another run is writing there; wait for it, or choose another --checkpoint_dir")
-    word = process.gather(secrets.token_hex())[0]
+    word = secrets.token_hex()
     if process.is_main:
         write_text(folder / WORD, word)
-    process.any(False)  # the others wait until it is there
+    word = process.gather(word)[0]  # the others wait until it is there
     if process.any(not reads(folder / WORD, word)):
         raise UserError(f"not every process sees the same {folder}: every node must have the same --checkpoint_dir; "
                         "put it on a disk they share")
@@ -54,11 +54,12 @@ def checkpoint_to_resume(config, process):
     """
     folder = Path(config.checkpoint_dir)
     last = folder / "last.pth"
-    launch = process.gather(distributed.launch_name())[0]
     if config.resume == "auto":
         return last if last.exists() else None
-    if distributed.restarted() and last.exists() and load_checkpoint(last).get("launch") == launch:
-        return last  # what was done since --resume PATH is not done again
+    if distributed.restarted():
+        launch = process.gather(distributed.launch_name())[0]
+        if last.exists() and load_checkpoint(last).get("launch") == launch:
+            return last  # what was done since --resume PATH is not done again
     if last.exists() and (config.resume is None or Path(config.resume).resolve().parent != folder.resolve()):
         raise UserError(f"{folder} holds a run already; go on with it by --resume auto, or choose another "
                         "--checkpoint_dir for a new one")
