@@ -21,7 +21,7 @@ from torch import nn
 from fusion import distributed
 from fusion.checkpoints import averaged_weights, check_shapes, load_checkpoint
 from fusion.config import check_values, option, parse
-from fusion.engine import evaluate, train_one_epoch
+from fusion.engine import evaluate, gradients_by, train_one_epoch
 from fusion.errors import ConfigError, UserError
 from fusion.metrics import overlap_region
 from fusion.model.backbone import ImageNetFeatures
@@ -39,6 +39,7 @@ from fusion.model.layers import (
 )
 from fusion.perceptual import load_perceptual
 from fusion.precision import HALF_PRECISION
+from fusion.training.cuda_graph import Recorded
 from fusion.training.endings import Stopped, StopSignal, ending
 from fusion.training.foreign import FOREIGN
 from fusion.training.loaders import load_data
@@ -268,14 +269,15 @@ def scene_input(candidates, photo, mask):
 # Loss
 
 
-def fusion_loss(out, batch, perceptual, lpips_weight, oracle_weight=0.0, psnr_weight=0.0):
+def fusion_loss(out, batch, perceptual, lpips_weight, oracle_weight=None, psnr_weight=0.0):
     """L1 in the hole + LPIPS of the whole composite + PSNR in the hole + a pull towards the nearest candidate.
 
     Args:
         out: what the model returned; batch: what it was given, with `original`.
         perceptual: PerceptualLoss, or None for lpips_weight 0.
-        lpips_weight, psnr_weight, oracle_weight: factors of the other terms. PSNR counts per 100 dB, in the hole and
-            in the overlap: a network that hedges loses little L1 but much PSNR where one completion is exact.
+        lpips_weight, oracle_weight, psnr_weight: factors of the other terms; oracle_weight None leaves that one out.
+            PSNR counts per 100 dB, in the hole and in the overlap: a network that hedges loses little L1 but much PSNR
+            where one completion is exact.
 
     Returns:
         what to minimise (a scalar, the mean over scenes) and a dict of its parts per scene, (B,) each; "objective" is
@@ -297,7 +299,7 @@ def fusion_loss(out, batch, perceptual, lpips_weight, oracle_weight=0.0, psnr_we
             mse = (squared * region).sum((1, 2, 3)) / (3 * region.sum((1, 2, 3)).clamp(min=1))
             parts["psnr_loss"] += 0.05 * (mse + 1e-5).log10()  # at most 50 dB, which an empty region has
         total = total + psnr_weight * parts["psnr_loss"]
-    if oracle_weight > 0:
+    if oracle_weight is not None:
         colours = torch.cat([out["fill"][:, None], batch["completions"][:, :, :3]], 1)  # (B,M,3,H,W)
         alpha = batch["completions"][:, :, 3] * batch["valid"][:, :, None, None]
         covers = F.pad(alpha > 0, (0, 0, 0, 0, 1, 0), value=True)  # (B,M,H,W)
@@ -378,6 +380,8 @@ class TrainConfig:
     gpus: int = option(1, "GPUs on this machine; above 1 starts as many processes, 0 is the CPU", "compute", least=0)
     amp: str = option("bf16", "half precision; bf16 where CPU or GPU (from Ampere on) can, else fp32",
                       "compute", tuple(HALF_PRECISION))
+    cuda_graph: bool = option(False, "start the kernels of a step all at once; on one GPU, not with fp16, else of no "
+                                     "effect", "compute")
     compile: bool = option(False, "torch.compile the network: minutes at the start, faster steps", "compute")
     seed: int = option(0, "of initial weights, order and augmentation", "compute", least=0)
 
@@ -448,11 +452,13 @@ def train(config, process, stop_signal, build=build_model):
     if config.compile:
         model.compile()  # in place: state dict keys stay clean
     network = distributed.parallel(model, process)
+    gradients = gradients_by(run, network, fusion_loss, perceptual)
+    gradients = Recorded(gradients) if run.recorded else gradients
 
     run.announce()
     stop_signal.hold()
     while not run.finished:
-        stopped = train_one_epoch(run, network, fusion_loss, train_loader, sampler, perceptual, stop_signal)
+        stopped = train_one_epoch(run, network, gradients, train_loader, sampler, stop_signal)
         run.save("last.pth")  # before validation, which may take longer than a scheduler waits after SIGTERM
         if stopped:
             raise Stopped

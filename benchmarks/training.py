@@ -17,8 +17,10 @@ from torch.optim import AdamW
 from amodal_fusion_transformer import AmodalFusionTransformer, fusion_loss
 from benchmarks.measure import alternate, random_scenes, report, spread
 from experiments.plain_design import PlainDesign
+from fusion.data.tensors import inputs_of
 from fusion.perceptual import PerceptualLoss
 from fusion.precision import HALF_PRECISION, training_precision
+from fusion.training.cuda_graph import WARM_UP, Recorded
 from fusion.training.muon import Muon
 
 
@@ -31,19 +33,27 @@ def random_lpips(net):
         return PerceptualLoss(net, path)
 
 
-def step(model, optimizer, batch, perceptual, half, device):
-    """A function that does one training step, under autocast to `half` unless that is None."""
-    optimizer = optimizer(model.parameters(), lr=1e-5)
+def step(model, optimizer, batch, perceptual, half, device, recorded=False):
+    """A function that does one training step, under autocast to `half` unless that is None; as CUDA graphs if asked."""
+    optimizer = optimizer(model.parameters(), lr=torch.tensor(1e-5, device=device) if recorded else 1e-5,
+                          capturable=recorded)
 
-    def program():
+    def gradients(**batch):
         with torch.autocast(device, half, enabled=half is not None):
-            out = model(batch["partial"], batch["mask"], batch["completions"], batch["valid"])
+            out = model(**inputs_of(batch))
             loss, _ = fusion_loss(out, batch, perceptual, 0.5, psnr_weight=1.0)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
+    gradients, move = (Recorded(gradients), Recorded(optimizer.step)) if recorded else (gradients, optimizer.step)
+
+    def program():
+        gradients(**batch)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        move()
+        optimizer.zero_grad(set_to_none=not recorded)
+
+    for _ in range(WARM_UP + 1 if recorded else 0):
+        program()
     return program
 
 
@@ -56,6 +66,7 @@ def main():
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--amp", choices=tuple(HALF_PRECISION), default="bf16", help="as in the training script")
     parser.add_argument("--plain_limit", type=int, default=256, help="largest side for the plain design, pixels")
+    parser.add_argument("--compile", action="store_true", help="on a GPU, torch.compile the network, too")
     parser.add_argument("--json", help="file to write the figures to")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -72,7 +83,10 @@ def main():
             made |= {"plain": step(plain, AdamW, batch, perceptual, half, device),
                      "plain network": step(plain, AdamW, batch, None, half, device)}
         if device == "cuda":
-            made["compiled"] = step(torch.compile(ours), muon, batch, perceptual, half, device)
+            made["recorded"] = step(AmodalFusionTransformer().to(device).train(), muon, batch, perceptual, half, device,
+                                    recorded=True)
+            if options.compile:
+                made["compiled"] = step(torch.compile(ours), muon, batch, perceptual, half, device)
         seconds = alternate(made, options.runs)
         row = {"size": size, "seconds": {name: value[0] for name, value in seconds.items()}}
         row |= {name: spread(value) for name, value in seconds.items()}
@@ -84,7 +98,8 @@ def main():
     print(f"\nbatch {options.batch}, N = {options.slots}, LPIPS with {options.lpips_net}, {half or torch.float32}")
     report(rows, {"size": "side", "ours": "ours", "plain": "plain design", "ratio": "plain / ours",
                   "network": "ours without LPIPS", "plain network": "plain without LPIPS",
-                  "network ratio": "plain / ours without LPIPS", "compiled": "ours compiled"}, options.json)
+                  "network ratio": "plain / ours without LPIPS",
+                  "recorded": "ours as CUDA graphs", "compiled": "ours compiled"}, options.json)
 
 
 if __name__ == "__main__":

@@ -12,18 +12,41 @@ from fusion.metrics import apply_rules, compare_methods, gap_closed, oracle
 from fusion.precision import training_precision
 from fusion.training.endings import Stopped
 from fusion.training.loaders import read_batches
+from fusion.training.optimizers import set_rate
 
 
 def to_device(batch, device):
     return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
 
-def train_one_epoch(run, network, criterion, loader, sampler, perceptual, stop_signal):
-    """Train from where `run` stands to the end of its epoch, a signal or max_steps.
+def gradients_by(run, network, criterion, perceptual):
+    """A function that adds the gradients of a batch's loss to those of the weights.
 
     Args:
         network: run.model, or its DistributedDataParallel.
         criterion: `fusion_loss`.
+
+    Returns:
+        function of a batch, on the device, and oracle_weight, a tensor or None → the loss and its parts, scalars.
+    """
+    config, device = run.config, run.process.device
+    half = training_precision(config.amp, device)
+
+    def gradients(oracle_weight=None, **batch):
+        with torch.autocast(device.type, half, enabled=half is not None):
+            out = network(**inputs_of(batch))
+            loss, parts = criterion(out, batch, perceptual, config.lpips_weight, oracle_weight, config.psnr_weight)
+        run.scaler.scale(loss / config.accumulate).backward()
+        return loss.detach(), {name: values.detach().mean() for name, values in parts.items()}
+
+    return gradients
+
+
+def train_one_epoch(run, network, gradients, loader, sampler, stop_signal):
+    """Train from where `run` stands to the end of its epoch, a signal or max_steps.
+
+    Args:
+        network: run.model, or its DistributedDataParallel; gradients: see `gradients_by`.
         stop_signal: StopSignal.
 
     Returns:
@@ -36,38 +59,32 @@ def train_one_epoch(run, network, criterion, loader, sampler, perceptual, stop_s
     sampler.epoch, sampler.start, sampler.stop = run.epoch, run.scenes_done, run.scenes_done + steps * run.batch
     network.train()
     parameters = list(run.model.parameters())
-    half = training_precision(config.amp, process.device)
-    autocast = torch.autocast(process.device.type, half, enabled=half is not None)
     batches = read_batches(loader)
     quiet = None if process.is_main else True  # None: a bar only where there is a terminal
     sums, summed, skipped, logged_at = {}, 0, 0, time.monotonic()  # sums: of each term, and over how many batches
     bar = tqdm(range(steps), desc=f"epoch {run.epoch + 1}/{config.epochs}", disable=quiet, leave=False)
     for number in bar:
         rate, oracle_weight = run.rate, run.oracle_weight
-        for group in run.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(run.optimizer, rate)
+        terms = {"oracle_weight": torch.full((), oracle_weight, device=process.device)} if oracle_weight else {}
         scenes, losses = [], []
         for part in range(config.accumulate):
             batch = to_device(next(batches), process.device)
             scenes.append(batch["index"])
             last = part == config.accumulate - 1
             with contextlib.nullcontext() if last or not process.distributed else network.no_sync():
-                with autocast:
-                    out = network(**inputs_of(batch))
-                    loss, parts = criterion(out, batch, perceptual, config.lpips_weight, oracle_weight,
-                                            config.psnr_weight)
-                run.scaler.scale(loss / config.accumulate).backward()
-            losses.append(loss.detach())
+                loss, parts = gradients(**terms, **batch)
+            losses.append(loss.clone())
             for name, value in parts.items():
                 total, count = sums.get(name, (0, 0))
-                sums[name] = total + value.detach().mean(), count + 1
+                sums[name] = total + value, count + 1
 
         run.scaler.unscale_(run.optimizer)
         summed += 1
         # A NaN on any rank is in everybody's gradient by now, so all ranks decide alike.
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf)
         if torch.isfinite(norm):
-            run.scaler.step(run.optimizer)
+            run.move()
             run.ema.update_parameters(run.model)
             run.bad_steps = 0
         else:
@@ -76,7 +93,7 @@ def train_one_epoch(run, network, criterion, loader, sampler, perceptual, stop_s
             if run.scaler.get_scale() <= 1 or process.any(not all(map(math.isfinite, losses))):
                 run.report_bad_step([str(loader.dataset.scene_ids[index]) for index in torch.cat(scenes).tolist()])
         run.scaler.update()
-        run.optimizer.zero_grad(set_to_none=True)
+        run.optimizer.zero_grad(set_to_none=not run.recorded)
         run.advance()
 
         stopped = stop_signal.agreed(process)

@@ -260,9 +260,9 @@ def test_loss_judges_the_hole_only():
     batch = {name: t[None] for name, t in to_tensors(draw_scene(0), 3).items()}
     out = {"fused": batch["original"].clone()}
     out["fused"][..., 0, 0] += 0.5  # outside
-    assert aft.fusion_loss(out, batch, None, 0, 0)[0] == 0
+    assert aft.fusion_loss(out, batch, None, 0)[0] == 0
     out["fused"] = torch.where(batch["mask"] > 0.5, batch["original"] + 0.25, batch["original"])
-    assert aft.fusion_loss(out, batch, None, 0, 0)[0].item() == pytest.approx(0.25, abs=1e-6)
+    assert aft.fusion_loss(out, batch, None, 0)[0].item() == pytest.approx(0.25, abs=1e-6)
 
 
 def test_oracle_term_is_least_when_the_nearest_candidate_wins():

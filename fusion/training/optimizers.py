@@ -5,6 +5,7 @@ import math
 import torch
 
 from fusion.precision import training_precision
+from fusion.training.cuda_graph import is_recorded
 from fusion.training.muon import Muon
 
 
@@ -13,11 +14,21 @@ def make_optimizer(model, config, process):
     matrices = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    recorded = is_recorded(config, process)  # a graph reads its learning rate from a tensor
+    options = {"lr": torch.tensor(config.lr, device=process.device) if recorded else config.lr, "capturable": recorded}
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, config.lr)
+        return torch.optim.AdamW(groups, **options)
     half = training_precision(config.amp, process.device) is torch.bfloat16
     # all processes alike: another update on one of them, and their weights drift apart
-    return Muon(groups, config.lr, half=None if process.any(not half) else torch.bfloat16)
+    return Muon(groups, half=None if process.any(not half) else torch.bfloat16, **options)
+
+
+def set_rate(optimizer, rate):
+    for group in optimizer.param_groups:
+        if torch.is_tensor(group["lr"]):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def learning_rate(step, total_steps, warmup_steps):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from fusion.checkpoints import export_weights, load_checkpoint, rng_state, save_
 from fusion.errors import UserError
 from fusion.figures import draw_curves, draw_scenes
 from fusion.files import write_text
+from fusion.training.cuda_graph import Recorded, is_recorded
 from fusion.training.optimizers import average, learning_rate, make_optimizer
 from fusion.training.tensorboard import add_figure, add_record, open_board
 
@@ -79,6 +81,8 @@ class Run:
         self.ema = AveragedModel(self.model, multi_avg_fn=average(config.ema_decay), use_buffers=True)
         self.optimizer = make_optimizer(model, config, process)
         self.scaler = torch.amp.GradScaler(enabled=config.amp == "fp16" and process.device.type == "cuda")
+        self.recorded = is_recorded(config, process)
+        self.move = Recorded(self.optimizer.step) if self.recorded else partial(self.scaler.step, self.optimizer)
         self.training_scenes, self.validation = training_scenes, validation
         self.batch = self.nominal_batch = process.world_size * config.batch_size * config.accumulate
         self.epoch = self.step = self.scenes_done = self.bad_steps = 0  # scenes_done: of this epoch, over all ranks
@@ -281,6 +285,8 @@ class Run:
             check_same_model(path, stored, self.config, (*model_options, "optimizer"))
             if "betas" not in state["optimizer"]["param_groups"][0]:
                 raise ValueError("Muon's of an earlier commit")
+            for group, own in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups):
+                group |= {name: own[name] for name in ("lr", "weight_decay", "capturable")}
             for part in self.PARTS:
                 if state[part] or part != "scaler":  # empty after any precision but fp16
                     getattr(self, part).load_state_dict(state[part])
@@ -312,7 +318,5 @@ class Run:
         if judged and best.exists() and self.process.is_main:
             kept = best.rename(self.folder / f"best_model_until_step_{self.step}.pth")
             print(f"the validation loss means something else now: the best weights so far are kept as {kept}")
-        for group, decay in zip(self.optimizer.param_groups, (self.config.weight_decay, 0.0)):
-            group["weight_decay"] = decay  # came with that of then
         self.previous_scenes = self.scenes
         self.check_batch()
