@@ -4,7 +4,7 @@
         --coco MATERIAL/train/coco/instances.json --eval_dirs COMPOSED USER REAL --json ablation.json
 
 All networks are trained side by side, a step of each in turn on the same scenes (another order per seed), so that they
-can be compared whenever it ends. On a GPU every step is a CUDA graph on a stream of its own.
+can be compared whenever it ends. On a GPU every step is a CUDA graph.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from fusion.data.tensors import INPUTS, inputs_of, to_tensors
 from fusion.errors import told
 from fusion.metrics import apply_rules, compare_methods, oracle, undecided_share
 from fusion.perceptual import PerceptualLoss
+from fusion.training.cuda_graph import Recorded
 from fusion.training.muon import Muon
 from fusion.training.optimizers import learning_rate
 
@@ -61,7 +62,7 @@ def build(part, seed):
 
 
 class Trainee:
-    """One network, its optimizer and averaged weights; `step` trains on what lies in `batch`."""
+    """One network, its optimizer and averaged weights; `step()` trains on what lies in `batch`."""
 
     def __init__(self, part, seed, batch, perceptual, optimizer, lr, device):
         self.part, self.seed, self.batch, self.perceptual, self.lr = part, seed, batch, perceptual, lr
@@ -78,18 +79,17 @@ class Trainee:
             self.optimizer = torch.optim.AdamW(self.parameters, lr=self.rate, weight_decay=0.05, capturable=on_gpu,
                                                foreach=on_gpu)
         self.rate = self.optimizer.param_groups[0]["lr"]
-        self.graph = self.stream = None
+        self.step = Recorded(self.train) if on_gpu else self.train
 
     def set_schedule(self, step, steps):
         self.rate.fill_(self.lr * learning_rate(step, steps, 150))
         self.fade.fill_(1 - min(0.998, (1 + step) / (10 + step)))
         self.oracle_weight.fill_(0.1 * max(0.0, 1 - 2 * step / steps))
 
-    def step(self):
+    def train(self):
         with torch.autocast(self.batch["mask"].device.type, torch.bfloat16, cache_enabled=False):
             out = self.model(**inputs_of(self.batch))
-            loss, parts = fusion_loss(out, self.batch, self.perceptual, 0.5, 1e-9, 4.0)
-            loss = loss + self.oracle_weight * parts["oracle"].mean()
+            loss, _ = fusion_loss(out, self.batch, self.perceptual, 0.5, self.oracle_weight, 4.0)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
@@ -97,26 +97,6 @@ class Trainee:
         with torch.no_grad():
             averaged = list(self.averaged.parameters())
             torch._foreach_sub_(averaged, [(a - p) * self.fade for a, p in zip(averaged, self.parameters)])
-
-    def capture(self):
-        """Record a step as a CUDA graph; the steps that warm it up count as training, at a rate of zero."""
-        self.stream = torch.cuda.Stream()
-        self.rate.zero_()
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            for _ in range(3):
-                self.step()
-        torch.cuda.current_stream().wait_stream(self.stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, stream=self.stream):
-            self.step()
-
-    def replay(self):
-        if self.graph is None:
-            self.step()
-        else:
-            with torch.cuda.stream(self.stream):
-                self.graph.replay()
 
 
 def compose(synthesizer, index):
@@ -227,10 +207,6 @@ def main():
     batches = {seed: {name: value.clone() for name, value in first.items()} for seed in options.seeds}
     trainees = [Trainee(part, seed, batches[seed], perceptual, options.optimizer, options.lr, device)
                 for part in options.parts for seed in options.seeds]
-    if device.type == "cuda":
-        for trainee in trainees:
-            trainee.capture()
-        print(f"{len(trainees)} graphs captured, {time.monotonic() - start:.0f} s", flush=True)
     orders = {seed: torch.randperm(count, generator=torch.Generator().manual_seed(seed)) for seed in options.seeds}
     mirror = torch.Generator().manual_seed(0)
     begun = time.monotonic()
@@ -241,16 +217,7 @@ def main():
                 batch[name].copy_(value)
         for trainee in trainees:
             trainee.set_schedule(step, options.steps)
-        if device.type == "cuda":
-            ready = torch.cuda.current_stream().record_event()
-            for trainee in trainees:
-                trainee.stream.wait_event(ready)
-                trainee.replay()
-            for trainee in trainees:
-                torch.cuda.current_stream().wait_stream(trainee.stream)
-        else:
-            for trainee in trainees:
-                trainee.replay()
+            trainee.step()
         if step % 100 == 99 and device.type == "cuda":
             torch.cuda.synchronize()
         if options.seconds and time.monotonic() - begun > options.seconds:

@@ -22,8 +22,8 @@ class Recorded:
         self.names = None
 
     def __call__(self, **tensors):
-        if self.names != tensors.keys():
-            self.names, self.calls, self.graph = tensors.keys(), 0, None
+        if self.names != set(tensors):
+            self.names, self.calls, self.graph = set(tensors), 0, None
         self.calls += 1
         if self.calls <= WARM_UP:
             self.stream.wait_stream(torch.cuda.current_stream())
@@ -51,5 +51,5 @@ class Recorded:
 
 
 def is_recorded(config, process):
-    """Whether steps are recorded: where `config` says so, on one GPU; several, and fp16, have to decide in between."""
+    """Whether steps are recorded: if `config` says so, on one GPU. Several talk within a step, and fp16 decides there."""
     return config.cuda_graph and process.device.type == "cuda" and not process.distributed and config.amp != "fp16"
