@@ -51,5 +51,5 @@ class Recorded:
 
 
 def is_recorded(config, process):
-    """Whether steps are recorded: if `config` says so, on one GPU. Several talk within a step, and fp16 decides there."""
+    """Whether steps are recorded: if `config` says so, on one GPU. Several talk within a step, fp16 decides there."""
     return config.cuda_graph and process.device.type == "cuda" and not process.distributed and config.amp != "fp16"
