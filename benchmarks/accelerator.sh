@@ -22,7 +22,7 @@ sets() {  # user style, all styles, and the validation set of the recipe; real c
       --style pix2gestalt --seed 11 --no-split --no-preview
   python3 prepare_dataset.py synthesize $HELD_OUT --output_dir $SETS/composed --n_scenes ${SCENES:-150} --img_size 256 \
       --seed 12 --no-split --no-preview
-  python3 prepare_dataset.py synthesize $HELD_OUT --output_dir $SETS/validation --n_scenes ${SCENES:-150} --img_size 256 \
+  python3 prepare_dataset.py synthesize $HELD_OUT --output_dir $SETS/validation --n_scenes ${SCENES:-96} --img_size 128 \
       --seed 13 --no-split --no-preview
   [ -z "${REAL:-}" ] || python3 -m experiments.real_holes --input_dir $REAL --output_dir $SETS/real --per_photo 30
 }
