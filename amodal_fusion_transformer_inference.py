@@ -35,6 +35,7 @@ import torch
 from tqdm import tqdm
 
 from amodal_fusion_transformer import load_model
+from fusion.checkpoints import check_writable
 from fusion.config import check_values, option, parse
 from fusion.data.names import is_utf8, printable
 from fusion.data.pictures import as_scene
@@ -456,6 +457,7 @@ def main():
         if config.export_onnx:
             if config.sharpness != 1:
                 raise ConfigError(f"--sharpness {config.sharpness} is not part of an ONNX file: leave it out")
+            check_writable(config.export_onnx)
             print(export_onnx(FusionPredictor(config.checkpoint, "cpu").model, config.export_onnx))
             sys.exit(0)
         check_options(config)

@@ -42,6 +42,7 @@ tables() {
   python3 -m benchmarks.inference --sizes 256 512 --slots 5 --batch 8 --plain_limit 256 --runs 5 --no-memory \
       --json $OUT/inference.json
   python3 -m benchmarks.training --sizes 128 --batch 64 --lpips_net alex --runs 5 --json $OUT/training.json
+  python3 -m benchmarks.training --sizes 128 --batch 32 --lpips_net alex --runs 5 --plain_limit 0 --json $OUT/training32.json
 }
 
 mkdir -p "$OUT" "$SETS"

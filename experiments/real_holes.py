@@ -16,7 +16,9 @@ import numpy as np
 
 from fusion.data.images import read_image, resize
 from fusion.data.scenes import Scene, write_scene
-from fusion.errors import told
+from fusion.errors import UserError, told
+
+MOST_DRAWS = 1000  # for a hole
 
 
 def cut(photo, objects, rng):
@@ -24,6 +26,8 @@ def cut(photo, objects, rng):
     alphas = [o[..., 3] > 127 for o in objects]
     height, width = photo.shape[:2]
     rows, columns = np.nonzero(np.sum(alphas, 0) >= 2)
+    if not len(rows):
+        return None
     at = rng.integers(len(rows))
     side = int(rng.uniform(0.4, 0.9) * min(height, width))
     box = (side * rng.uniform(0.2, 0.5, 2)).astype(int)
@@ -67,8 +71,11 @@ def main():
         objects = [resize(read_image(path, "RGBA"), photo.shape[:2]) for path in sorted(folder.glob("obj_*.png"))]
         distances = ", ".join(f"{at:.2f}: {rms:.3f}" for at, rms in distance_by_alpha(photo, objects).items())
         print(f"{folder.name}: distance of its completions from the photo, by alpha from {distances}")
-        made = 0
+        made = draws = 0
         while made < options.per_photo:
+            draws += 1
+            if draws > MOST_DRAWS * options.per_photo:
+                raise UserError(f"{folder}: {made} holes in {draws} draws, its objects hardly overlap; leave it out")
             drawn = cut(photo, objects, rng)
             if drawn is None:
                 continue

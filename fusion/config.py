@@ -16,7 +16,7 @@ from fusion.errors import ConfigError
 
 LARGEST_FILE = 1 << 20  # bytes; a file of options has a few dozen lines
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-NOTHING = ("", "~", "null", "None")
+NOTHING = ("", "~", "null", "none")  # in any case of letters
 
 
 def option(default, help, group="options", choices=None, least=None, most=math.inf, aliases=None, metavar=None):
@@ -185,7 +185,7 @@ def _checked(field, value, where):
 
 def _converted(value, kind, optional, where):
     """Text → a value of `kind`, None where it says so and may; a path's ~ becomes the home directory."""
-    if isinstance(value, str) and value.strip() in NOTHING:
+    if isinstance(value, str) and value.strip().lower() in NOTHING:
         if optional:
             return None
         raise ConfigError(f"{where}: there is no value")

@@ -191,10 +191,11 @@ def test_values_are_read_as_their_option_wants_them(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     path = tmp_path / "config.yaml"
     path.write_text("data_dir: ~/data\ntrain_list: ~\nval_list: null\ncheckpoint_dir: 2024-01-01\namp: off\n"
-                    "init_from: 007\naugment: no\nlr: 1e-4\nmax_steps:\n")
+                    "init_from: 007\naugment: no\nlr: 1e-4\nmax_steps:\nlog_dir: NULL\nfigure_dir: Null\n")
     assert read_yaml(path, TrainConfig) == {
         "data_dir": "/home/somebody/data", "train_list": None, "val_list": None, "checkpoint_dir": "2024-01-01",
-        "amp": "off", "init_from": "007", "augment": False, "lr": 1e-4, "max_steps": None}
+        "amp": "off", "init_from": "007", "augment": False, "lr": 1e-4, "max_steps": None, "log_dir": None,
+        "figure_dir": None}
     assert parse(TrainConfig, "", ["--data_dir=~/data"]).data_dir == "/home/somebody/data"
 
 

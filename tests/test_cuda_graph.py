@@ -3,12 +3,14 @@
 import contextlib
 from unittest import mock
 
+import pytest
 import torch
 
 import fusion.training.cuda_graph
 import fusion.training.run
 from fusion.checkpoints import load_checkpoint, save_checkpoint
 from fusion.data.toy import write_dataset
+from fusion.errors import UserError
 from fusion.training.cuda_graph import Recorded
 from tests.conftest import SCRIPT, arguments, records
 from tests.scripts import succeed
@@ -54,6 +56,24 @@ def test_a_recorded_run_is_the_run(tmp_path):
     assert "oracle" in first[0] and "oracle" not in first[-1]
     weights = [load_checkpoint(tmp_path / name / "last.pth")["model"] for name in ("plain", "recorded")]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+@pytest.mark.parametrize(("message", "raised"), [
+    ("operation not permitted when stream is capturing\nCompile with …", UserError),
+    ("CUDA error: out of memory\nCUDA kernel errors …", RuntimeError),  # told as anywhere else
+])
+def test_what_cannot_be_recorded_is_told(monkeypatch, message, raised):
+    class Graph(contextlib.nullcontext):
+        def __exit__(self, *_):
+            raise RuntimeError(message)
+
+    monkeypatch.setattr(torch.cuda, "Stream", mock.MagicMock())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", mock.MagicMock())
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: Graph())
+    with pytest.raises(raised) as error:
+        Recorded(dict)._record({})
+    assert type(error.value) is raised
+    assert raised is RuntimeError or ("\n" not in str(error.value) and "not permitted" in str(error.value))
 
 
 def test_it_has_no_effect_on_a_cpu_where_a_run_of_a_gpu_goes_on(dataset, tmp_path):

@@ -235,6 +235,8 @@ def test_order_and_locks_of_a_scene_do_not_depend_on_how_its_weights_are_kept(mo
     assert np.allclose(exact.colours, expected, atol=1e-5) and np.abs(exact.colours - before).max() > 0.1
     with pytest.raises(SceneError, match="scene has completions 1 to 4"):
         lock_blend([(5, 1)], scene, exact)
+    scene.completions[3][scene.mask, 3] = 0
+    assert lock_blend([(2, 1), (4, 1), (0, 3)], scene, exact) == [(4, 1)]  # what changes nothing is told
 
 
 def test_locks_are_read_and_their_faults_named(tmp_path):

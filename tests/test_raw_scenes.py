@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fusion.data.agreement import misfit
 from fusion.data.alpha import cut_out
 from fusion.data.checks import check_scene
 from fusion.data.images import MOST_PIXELS, read_image, resize, write_image
@@ -339,6 +340,16 @@ def test_completions_of_another_photo_or_order_of_colours_are_named(tmp_path):
     _, report = read_raw_scene(write(tmp_path / "other", **files, **{
         f"comp{i}__png": np.dstack([255 - made.objects[i][..., :3], made.alphas[i]]) for i in range(3)}), 5)
     assert any("no completion agrees with the photo anywhere" in note for note in report["notes"])
+
+
+def test_a_wall_of_the_objects_colour_is_no_mirror_image():
+    """Little is seen of an object in the hole, and badly redrawn; mirrored, all of it lies on a wall of its colour."""
+    photo = np.random.default_rng(0).integers(0, 256, (128, 128, 3)).astype(np.uint8)
+    photo[30:80, :50] = 120
+    completion, hole = np.zeros((128, 128, 4), np.uint8), np.zeros((128, 128), bool)
+    completion[30:80, 78:] = (120, 120, 120, 255)
+    hole[20:90, 86:] = True
+    assert misfit(photo, [completion], [None], hole) == (None, None)
 
 
 # ---- what is object in a completion

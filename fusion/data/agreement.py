@@ -123,6 +123,7 @@ def outlined_object(region, alphas):
     return None
 
 
+LIKE_SIZED = 0.4  # of two areas; beyond it their fits do not compare
 OTHER_WAYS = {  # in which completions may fit the photo, and what that means
     "swapped": "red and blue are swapped in the completions, which fit the photo the other way round; write them again "
                "(cv2.imwrite takes BGR)",
@@ -168,13 +169,16 @@ def misfit(photo, completions, visible, hole):
     own = [fits / pixels for fits, pixels in counts["as they are"]]
     if not own:
         return None, None
-    shares = {way: sum(fits for fits, _ in found) / max(1, sum(pixels for _, pixels in found))
-              for way, found in counts.items()}
+    fitting, seen = ({way: sum(count[i] for count in found) for way, found in counts.items()} for i in (0, 1))
+    shares = {way: fitting[way] / max(1, seen[way]) for way in counts}
     as_they_are = shares.pop("as they are")
     # pictures of the whole photo under an alpha fit it where they are transparent, too
     if as_they_are > 0.05 or len(own) < 2:
         shares.pop("transparent")
+    for way in ("mirrored", "upside down"):  # of what is in the hole as it is, turned, a flat wall may have the colour
+        if not LIKE_SIZED < seen[way] / seen["as they are"] < 1 / LIKE_SIZED:
+            shares.pop(way)
     way = max(shares, key=shares.get)
-    if shares[way] > max(2 * as_they_are, 0.3):
+    if shares[way] > max(2.5 * as_they_are, 0.3):
         return OTHER_WAYS[way], None
     return None, max(own) if len(own) > 1 else None

@@ -236,9 +236,13 @@ def apply_locks(locks, weights, residual, alpha):
 
 
 def lock_blend(locks, scene, blend):
-    """Apply locks to the weights and colours of a Blend of `scene`, in place; SceneError as in `check_numbers`."""
+    """Apply locks to the weights and colours of a Blend of `scene`, in place; SceneError as in `check_numbers`.
+
+    Returns:
+        those locks whose two do not meet in the hole, and that change nothing.
+    """
     if not locks:
-        return
+        return []
     numbers = sorted({0, *(number for lock in locks for number in lock)})
     check_numbers(locks, len(blend.weights))
     rgba = np.stack([scene.completions[number - 1][scene.mask] for number in numbers[1:]]) / np.float32(255)  # (K,P,4)
@@ -252,3 +256,5 @@ def lock_blend(locks, scene, blend):
     if full > 1:
         new_weights, new_residual = np.rint(new_weights * full), np.rint(new_residual * full)
     blend.weights[slots], blend.residual[:] = new_weights, new_residual
+    covers = {0: True, **{number: rgba[i, :, 3] > 0 for i, number in enumerate(numbers[1:])}}
+    return [(front, behind) for front, behind in locks if not np.any(covers[front] & covers[behind])]

@@ -1,5 +1,6 @@
 """From the network's logits to the files of one scene; runs in helper processes."""
 
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -67,7 +68,10 @@ class SceneWriter:
             scene = read_large(source, self.max_completions)
         wanted = self.metrics and scene.original is not None
         exact = wanted and measured_scale(scene) == 1
-        blend = self.blend(scene, logits, exact)
+        blend, idle = self.blend(scene, logits, exact)
+        if idle:
+            print(f"note: {scene_id}: lock {', '.join(f'{front}>{behind}' for front, behind in idle)} changes nothing; "
+                  "the two do not meet in the hole", file=sys.stderr, flush=True)
         row = None
         if exact:
             row = self.measure(scene, blend)
@@ -81,8 +85,7 @@ class SceneWriter:
 
     def blend(self, scene, logits, exact=True):
         blend = blend_hole(scene, torch.from_numpy(logits), exact)
-        lock_blend(self.locks.get(scene.id, ()), scene, blend)
-        return blend
+        return blend, lock_blend(self.locks.get(scene.id, ()), scene, blend)
 
     def measure(self, scene, blend):
         return evaluate_scene(scene.id, as_result(scene, blend), self.perceptual, self.evaluate, self.inpaint_command,
@@ -97,7 +100,7 @@ class SceneWriter:
             small.mask[tuple(place.astype(int))] = True
             small.partial[small.mask] = 0
         photo = photo_digest(np.moveaxis(scene.original, -1, 0))  # alike for all holes in it, at whatever scale
-        return self.measure(small, self.blend(small, logits)) | {"scale": scale, "photo": photo}
+        return self.measure(small, self.blend(small, logits)[0]) | {"scale": scale, "photo": photo}
 
 
 def measured_scale(scene):

@@ -2,7 +2,7 @@
 
 import torch
 
-from fusion.errors import UserError
+from fusion.errors import UserError, is_out_of_memory
 
 WARM_UP = 3  # calls that are computed as usual before one is recorded: libraries choose their kernels then
 
@@ -44,10 +44,11 @@ class Recorded:
         try:
             with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
                 self.results = self.program(**self.tensors)
-        except torch.cuda.OutOfMemoryError:
-            raise
         except RuntimeError as error:
-            raise UserError(f"a step cannot be recorded as a CUDA graph; leave out --cuda_graph ({error})") from None
+            if is_out_of_memory(error):
+                raise
+            raise UserError(f"a step cannot be recorded as a CUDA graph ({str(error).splitlines()[0]}); training does "
+                            "without where --cuda_graph is left out") from None
 
 
 def is_recorded(config, process):

@@ -170,7 +170,10 @@ class Run:
             print(json.dumps(dataclasses.asdict(self.config)))
             print(f"{git_state()}, torch {torch.__version__}, {self.process.world_size} × {self.process.device.type}, "
                   f"{count / 1e6:.2f} M parameters, {self.training_scenes} training scenes, {self.batch} a step, "
-                  f"{self.epoch_scenes // self.batch} steps an epoch, starting at step {self.step}", flush=True)
+                  f"{self.epoch_scenes // self.batch} steps an epoch, starting at step {self.step}"
+                  + ", steps are recorded" * self.recorded, flush=True)
+            if self.config.cuda_graph and not self.recorded:
+                print("cuda_graph has no effect here: it wants one GPU, and bf16 or fp32")
 
     def begin_epoch(self):
         """Go on from the last scene of an epoch to the first of the next."""
