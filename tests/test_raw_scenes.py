@@ -352,6 +352,54 @@ def test_a_wall_of_the_objects_colour_is_no_mirror_image():
     assert misfit(photo, [completion], [None], hole) == (None, None)
 
 
+def test_a_completed_background_keeps_its_white_sky(tmp_path):
+    made, noise = Results(seed=1, size=96), np.random.default_rng(0)
+    ground = noise.integers(40, 200, (96, 96, 3)).astype(np.uint8)
+    ground[:40] = 252
+    photo = np.where(made.alphas[0][..., None] > 0, made.objects[0][..., :3], ground)
+    files = {"original__png": photo, "mask__png": made.mask, "comp0__png": made.on(0, 255),
+             "partial__png": np.where(made.hole[..., None], 0, photo).astype(np.uint8)}
+    scene, report = read_raw_scene(write(tmp_path, **files, comp1__png=ground), 5)
+    assert [row["background"] for row in report["completions"]] == ["white", "opaque"]
+    assert any("comp1.png: taken whole, as a completed background" in note for note in report["notes"])
+    assert sum((completion[..., 3] == 255).all() for completion in scene.completions) == 1
+    _, report = read_raw_scene(find_raw_scenes(tmp_path)[0][0], 5, background="white")
+    assert [row["background"] for row in report["completions"]] == ["white", "white"]
+
+
+def test_a_black_hole_in_a_dark_photo(tmp_path):
+    photo = np.random.default_rng(0).integers(8, 16, (96, 96, 3)).astype(np.uint8)
+    photo[20:36, 50:66] = (200, 60, 60)
+    hole = np.zeros((96, 96), bool)
+    hole[24:80, 20:58] = True
+    lamp = np.zeros((96, 96, 4), np.uint8)
+    lamp[20:36, 50:66] = (200, 60, 60, 255)
+    scene, report = read_raw_scene(write(
+        tmp_path / "mask", original__png=photo, partial__png=np.where(hole[..., None], 0, photo).astype(np.uint8),
+        mask__png=hole.astype(np.uint8) * 255, comp0__png=lamp), 5)
+    assert np.array_equal(scene.mask, hole) and report["hole"] == "white in the mask"
+    # without the mask: what differs from an exact copy by a level was blanked, too
+    scene, _ = read_raw_scene(write(
+        tmp_path / "none", original__png=photo, partial__png=np.where(hole[..., None], 0, photo).astype(np.uint8),
+        comp0__png=lamp), 5)
+    assert iou(scene.mask, hole) > 0.9
+
+
+def test_a_completion_that_ends_with_the_hole_makes_it_no_modal_mask(tmp_path):
+    """Completers that draw around a hole leave its outline in their alpha; a box is nobody's outline."""
+    made, (rows, columns) = Results(seed=6, size=96), np.mgrid[:96, :96]
+    round_hole = (rows - 48) ** 2 + (columns - 48) ** 2 < 24**2
+    for name, hole in (("round", round_hole), ("box", (abs(rows - 48) < 20) & (abs(columns - 48) < 24))):
+        files = {"original__png": made.photo, "mask__png": hole.astype(np.uint8) * 255,
+                 "partial__png": np.where(hole[..., None], 0, made.photo).astype(np.uint8)}
+        unlike = np.dstack([255 - made.photo, files["mask__png"]])
+        scene, _ = read_raw_scene(write(tmp_path / name, **files, comp0__png=unlike), 5)
+        assert np.array_equal(scene.mask, hole)
+    seen = np.dstack([made.photo, round_hole.astype(np.uint8) * 255])  # the photo's own there: what is visible of it
+    with pytest.raises(SceneError, match=r"white follows the visible outline of comp0.png"):
+        read_raw_scene(write(tmp_path / "round", comp0__png=seen), 5)
+
+
 # ---- what is object in a completion
 
 @pytest.mark.parametrize(("colour", "kind"), [

@@ -11,6 +11,7 @@ from fusion.data.selection import WHOLE_FRAME
 MOST_CHANGED = 0.02  # of what is visible; real photos as JPEG of quality 10 stay below
 DIFFERENT_PHOTO = 12  # mean difference in levels between photo and partial image; JPEG noise stays below 5
 FITS = 40  # levels between a completion and the photo up to which it may be what the photo shows
+FITS_CLOSELY = 16  # the same for a part of it: a wall of about its colour fits loosely, all over
 BLANK = 20  # levels from black or white that JPEG noise leaves in a blanked hole
 
 
@@ -149,7 +150,7 @@ def misfit(photo, completions, visible, hole):
     """
     step = max(1, round(max(hole.shape) / 128))
     photo, beside = photo[::step, ::step], ~grown(hole, step + 1)[::step, ::step]
-    counts = {way: [] for way in ("as they are", *OTHER_WAYS)}  # pixels that fit, and all, of every completion
+    counts = {way: [] for way in ("as they are", *OTHER_WAYS)}  # pixels that fit, closely, and all, of each completion
     for completion, shown in zip(completions, visible):
         colours, opaque = completion[::step, ::step, :3], completion[::step, ::step, 3] > 127
         if np.count_nonzero(opaque & beside) < 20:
@@ -164,12 +165,14 @@ def misfit(photo, completions, visible, hole):
         for way, (view, place) in views.items():
             seen = place & beside
             if seen.any():
-                alike = largest(cv2.absdiff(photo[seen], np.ascontiguousarray(view[seen]))) <= FITS
-                counts[way].append((np.count_nonzero(alike), len(alike)))
-    own = [fits / pixels for fits, pixels in counts["as they are"]]
+                apart = largest(cv2.absdiff(photo[seen], np.ascontiguousarray(view[seen])))
+                fits, closely = (np.count_nonzero(apart <= levels) for levels in (FITS, FITS_CLOSELY))
+                counts[way].append((fits, closely, len(apart)))
+    own = [fits / pixels for fits, _, pixels in counts["as they are"]]
     if not own:
         return None, None
-    fitting, seen = ({way: sum(count[i] for count in found) for way, found in counts.items()} for i in (0, 1))
+    fitting, closely, seen = (
+        {way: sum(count[i] for count in found) for way, found in counts.items()} for i in range(3))
     shares = {way: fitting[way] / max(1, seen[way]) for way in counts}
     as_they_are = shares.pop("as they are")
     # pictures of the whole photo under an alpha fit it where they are transparent, too
@@ -179,6 +182,6 @@ def misfit(photo, completions, visible, hole):
         if not LIKE_SIZED < seen[way] / seen["as they are"] < 1 / LIKE_SIZED:
             shares.pop(way)
     way = max(shares, key=shares.get)
-    if shares[way] > max(2.5 * as_they_are, 0.3):
+    if shares[way] > max(2.5 * as_they_are, 0.3) and (way == "transparent" or closely[way] > 0.15 * seen[way]):
         return OTHER_WAYS[way], None
     return None, max(own) if len(own) > 1 else None

@@ -5,6 +5,7 @@ import numpy as np
 
 from fusion.data.agreement import (
     BLANK,
+    FITS,
     agreement,
     blank_share,
     core,
@@ -123,6 +124,9 @@ def _blank_side(raw, pictures, sides):
     if original is not None:
         for name, hole in sides.items():
             scores[name] += agreement(original, partial, ~hole)
+        shows = {name: _shows_photo(original, partial, hole) for name, hole in sides.items()}
+        if min(blank.values()) >= 0.9 and shows["black"] != shows["white"]:  # in a photo as dark as the hole
+            scores = {name: score - shows[name] for name, score in scores.items()}
     best, other = sorted(scores, key=scores.get, reverse=True)
     if original is not None and _shows_photo(original, partial, sides[best]) and not is_blank_exactly_in(
             partial, sides[best]):
@@ -196,12 +200,26 @@ def _check_outline(raw, pictures, sides):
         for i, visible in enumerate(pictures.visible):
             if visible is not None and (visible & side).sum() > 0.9 * (visible | side).sum():
                 index = i
-        if index is None:
+        if index is None and not _is_box(side):
             index = outlined_object(side, [completion[..., 3] for completion in pictures.completions])
+            if index is not None and pictures.original is not None and not _fits(
+                    pictures.completions[index], pictures.original, side):
+                index = None  # it ends with the hole, around which it was drawn
         if index is not None:
             raise SceneError(f"{raw.mask}: {white_or_black} follows the visible outline of "
                              f"{pictures.files[index].path.name}, it is the mask of that object and not of a hole; "
                              "when it is the hole all the same, say so with --mask_hole, or cut holes with --cut_hole")
+
+
+def _is_box(region):
+    *_, width, height = cv2.boundingRect(region.astype(np.uint8))
+    return np.count_nonzero(region) >= 0.9 * width * height
+
+
+def _fits(completion, original, region):
+    """Whether a completion shows in `region` what the photo does, as it would where its completer saw it."""
+    seen = region & (completion[..., 3] > 127)
+    return (largest(cv2.absdiff(original[seen], completion[seen][:, :3])) <= FITS).mean() >= 0.5
 
 
 def _hole_without_mask(raw, pictures):
@@ -220,7 +238,11 @@ def _hole_without_mask(raw, pictures):
 
 
 def _differing(original, partial):
-    differs = (largest(cv2.absdiff(original, partial)) > 2 * BLANK).astype(np.uint8)
+    apart = largest(cv2.absdiff(original, partial))
+    changed = apart > 0
+    if changed.any() and (partial[changed] == np.median(partial[changed], 0)).all(1).mean() > 0.99:
+        return changed  # in one colour, and the rest is exact: what is dark in the photo was blanked, too
+    differs = (apart > 2 * BLANK).astype(np.uint8)
     return cv2.morphologyEx(differs, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0  # without JPEG's noise at edges
 
 

@@ -124,7 +124,8 @@ def _warnings(pictures, rows):
         yield ("all completions cover the whole frame: they have no alpha, and no flat background to be keyed out; "
                "give alpha, masks beside them, or --background")
     else:
-        unlike = [row["file"] for row, covers in zip(rows, whole) if covers and row["visible_error"] > 0.15]
+        unlike = [row["file"] for row, covers, files in zip(rows, whole, pictures.files)
+                  if covers and row["visible_error"] > 0.15 and not files.as_drawn]
         if unlike:
             yield (f"{', '.join(unlike)}: covers the whole frame and is unlike the photo; a background that could not "
                    "be keyed out? Give alpha, or a mask beside it")
