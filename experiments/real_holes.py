@@ -18,7 +18,7 @@ from fusion.data.images import read_image, resize
 from fusion.data.scenes import Scene, write_scene
 from fusion.errors import UserError, told
 
-MOST_DRAWS = 1000  # for a hole
+MOST_MISSES = 1000  # draws in a row
 
 
 def cut(photo, objects, rng):
@@ -71,12 +71,12 @@ def main():
         objects = [resize(read_image(path, "RGBA"), photo.shape[:2]) for path in sorted(folder.glob("obj_*.png"))]
         distances = ", ".join(f"{at:.2f}: {rms:.3f}" for at, rms in distance_by_alpha(photo, objects).items())
         print(f"{folder.name}: distance of its completions from the photo, by alpha from {distances}")
-        made = draws = 0
+        made = misses = 0
         while made < options.per_photo:
-            draws += 1
-            if draws > MOST_DRAWS * options.per_photo:
-                raise UserError(f"{folder}: {made} holes in {draws} draws, its objects hardly overlap; leave it out")
             drawn = cut(photo, objects, rng)
+            misses = 0 if drawn else misses + 1
+            if misses >= MOST_MISSES:
+                raise UserError(f"{folder}: no hole in {misses} draws, its objects hardly overlap; leave it out")
             if drawn is None:
                 continue
             crop, hole, chosen = drawn

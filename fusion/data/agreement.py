@@ -31,6 +31,11 @@ def largest(colours):
     return np.maximum(np.maximum(colours[..., 0], colours[..., 1]), colours[..., 2])
 
 
+def alike(picture, other):
+    """(…,3) twice → (…) bool: where both may show the same, up to JPEG noise or a redrawing."""
+    return largest(cv2.absdiff(picture, other)) <= FITS
+
+
 def blank_share(picture, region):
     """The share of `region` that has one colour, up to JPEG noise."""
     pixels = picture[core(region)]
@@ -44,7 +49,7 @@ def agreement(picture, other, region):
     region = core(region)
     if not region.any():
         return 1.0
-    return float((largest(cv2.absdiff(picture[region], other[region])) <= 2 * BLANK).mean())
+    return float(alike(picture[region], other[region]).mean())
 
 
 def is_blank_exactly_in(picture, region):

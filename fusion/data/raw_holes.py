@@ -5,8 +5,8 @@ import numpy as np
 
 from fusion.data.agreement import (
     BLANK,
-    FITS,
     agreement,
+    alike,
     blank_share,
     core,
     grown,
@@ -120,16 +120,15 @@ def _blank_side(raw, pictures, sides):
     """The side of the mask that is blank in the partial image, while the other shows the photo."""
     partial, original = pictures.partial, pictures.original
     blank = {name: blank_share(partial, hole) for name, hole in sides.items()}
-    scores = dict(blank)
+    scores, shows = dict(blank), dict.fromkeys(sides, False)
     if original is not None:
         for name, hole in sides.items():
             scores[name] += agreement(original, partial, ~hole)
-        shows = {name: _shows_photo(original, partial, hole) for name, hole in sides.items()}
+            shows[name] = _shows_photo(original, partial, hole)
         if min(blank.values()) >= 0.9 and shows["black"] != shows["white"]:  # in a photo as dark as the hole
             scores = {name: score - shows[name] for name, score in scores.items()}
     best, other = sorted(scores, key=scores.get, reverse=True)
-    if original is not None and _shows_photo(original, partial, sides[best]) and not is_blank_exactly_in(
-            partial, sides[best]):
+    if shows[best] and not is_blank_exactly_in(partial, sides[best]):
         raise SceneError(f"{raw.partial}: shows in the hole what {raw.original.name} shows, nothing is blanked; is "
                          f"{raw.mask.name} the mask of a hole? Blank it there, take it away, or say which side of the "
                          "mask is the hole with --mask_hole")
@@ -219,7 +218,7 @@ def _is_box(region):
 def _fits(completion, original, region):
     """Whether a completion shows in `region` what the photo does, as it would where its completer saw it."""
     seen = region & (completion[..., 3] > 127)
-    return (largest(cv2.absdiff(original[seen], completion[seen][:, :3])) <= FITS).mean() >= 0.5
+    return alike(original[seen], completion[seen][:, :3]).mean() >= 0.5
 
 
 def _hole_without_mask(raw, pictures):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from fusion.data.agreement import FITS, largest
+from fusion.data.agreement import alike, largest
 from fusion.data.alpha import cut_out, is_silhouette, masks_beside, with_silhouette
 from fusion.data.images import FEW, border, read_image, resize
 from fusion.errors import SceneError
@@ -68,6 +68,7 @@ def read_pictures(raw, background="auto"):
     size = partial.shape[:2] if partial is not None else original.shape[:2]
     original = same_frame(original, size, raw.original, pictures)
     mask = same_frame(mask, size, raw.mask, pictures, nearest=True)
+    photo = original if original is not None else partial
     sizes = set()  # of completions in the photo's frame
     for canvas, files in zip(canvases, raw.completions):
         if canvas is None:
@@ -77,6 +78,10 @@ def read_pictures(raw, background="auto"):
             picture = placed(picture, files.offset, size)
             visible = None if visible is None else placed(visible, files.offset, size)
         else:
+            if background == "auto" and _is_background(canvas, photo):
+                picture, canvas.kind = cv2.cvtColor(canvas.rgb, cv2.COLOR_RGB2RGBA), "opaque"
+                notes.append(f"{files.path.name}: taken whole, as a completed background, for its border shows the "
+                             "photo, too; --background white or black keys it out")
             picture = same_frame(picture, size, files.path, pictures)
             visible = None if visible is None else resize(visible, size, nearest=True)
         if picture is None:
@@ -87,12 +92,6 @@ def read_pictures(raw, background="auto"):
             if (visible > 127).any():
                 notes.append(f"the modal mask of {files.path.name} lies beside what it shows, left out")
             visible = None
-        photo = original if original is not None else partial
-        if background == "auto" and photo is not None and _is_background(canvas, picture, photo):
-            picture = np.dstack([canvas.rgb, np.full(size, 255, np.uint8)])
-            canvas.kind = "opaque"
-            notes.append(f"{files.path.name}: taken whole, as a completed background, for its border shows the photo, "
-                         "too; --background white or black keys it out")
         pictures.files.append(files)
         pictures.completions.append(picture)
         pictures.visible.append(visible > 127 if visible is not None and (visible > 127).any() else None)
@@ -113,18 +112,19 @@ def read_pictures(raw, background="auto"):
     return pictures
 
 
-def _is_background(canvas, picture, photo):
+def _is_background(canvas, photo):
     """Whether what was keyed out of a completion is the photo's own, the sky of a completed background for one.
 
     Paper lies all around an object, a sky along a part of the border.
     """
     keyed = canvas.kind in ("white", "black") or canvas.kind.startswith("#")
-    if not keyed or canvas.rgb.shape[:2] != photo.shape[:2] or picture.shape[:2] != photo.shape[:2]:
+    if not keyed or photo is None or canvas.rgb.shape[:2] != photo.shape[:2]:
         return False
-    alike, out = largest(cv2.absdiff(canvas.rgb, photo[..., :3])) <= FITS, picture[..., 3] < 128
+    out = canvas.picture[..., 3] < 128
     if not out.any() or out.all() or border(out).mean() >= 0.9:
         return False
-    return bool(alike[out].mean() > 0.85 and alike[~out].mean() > 0.5)
+    shown = alike(canvas.rgb, photo[..., :3])
+    return bool(shown[out].mean() > 0.85 and shown[~out].mean() > 0.5)
 
 
 def as_mask(rgba):
