@@ -18,16 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fusion import distributed
-from fusion.checkpoints import averaged_weights, check_shapes, load_checkpoint
-from fusion.config import check_values, option, parse
-from fusion.engine import evaluate, gradients_by, train_one_epoch
-from fusion.errors import ConfigError, UserError
-from fusion.metrics import overlap_region
-from fusion.model.backbone import ImageNetFeatures
-from fusion.model.compositing import add_fill, composite
-from fusion.model.cues import VisibleCues, photometric_error, visible_cues
-from fusion.model.layers import (
+from amodal_fusion import distributed
+from amodal_fusion.checkpoints import averaged_weights, check_shapes, load_checkpoint
+from amodal_fusion.config import check_values, option, parse
+from amodal_fusion.errors import ConfigError, UserError
+from amodal_fusion.evaluation.metrics import overlap_region
+from amodal_fusion.evaluation.perceptual import load_perceptual
+from amodal_fusion.model.backbone import ImageNetFeatures
+from amodal_fusion.model.compositing import add_fill, composite
+from amodal_fusion.model.cues import VisibleCues, photometric_error, visible_cues
+from amodal_fusion.model.layers import (
     ConvBlock,
     DecoderLayer,
     EncoderLayer,
@@ -37,14 +37,14 @@ from fusion.model.layers import (
     position_encoding,
     upsample,
 )
-from fusion.perceptual import load_perceptual
-from fusion.precision import HALF_PRECISION
-from fusion.training.cuda_graph import Recorded
-from fusion.training.endings import Stopped, StopSignal, ending
-from fusion.training.foreign import FOREIGN
-from fusion.training.loaders import load_data
-from fusion.training.run import Run, check_same_model
-from fusion.training.run_folder import check_export, checkpoint_to_resume, lock_checkpoint_dir
+from amodal_fusion.precision import HALF_PRECISION
+from amodal_fusion.training.config_aliases import FOREIGN
+from amodal_fusion.training.cuda_graph import Recorded
+from amodal_fusion.training.loaders import load_data
+from amodal_fusion.training.loop import evaluate, gradients_by, train_one_epoch
+from amodal_fusion.training.run import Run, check_same_model
+from amodal_fusion.training.run_folder import check_export, checkpoint_to_resume, lock_checkpoint_dir
+from amodal_fusion.training.shutdown import Stopped, StopSignal, ending
 
 # ----------------------------------------------------------------------------
 # Network. B scenes of M = N + 1 candidates each: the fill of the hole, then N completions.

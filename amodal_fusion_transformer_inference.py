@@ -34,29 +34,28 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from amodal_fusion.checkpoints import check_writable
+from amodal_fusion.config import check_values, option, parse
+from amodal_fusion.data.names import is_utf8, printable
+from amodal_fusion.data.scenes import find_scenes, read_list
+from amodal_fusion.data.tensors import INPUTS, as_scene, to_tensors
+from amodal_fusion.distributed import Sharing, check_gpus, launch, under_launcher
+from amodal_fusion.errors import ConfigError, LpipsUnavailable, SceneError, UserError, is_out_of_memory
+from amodal_fusion.evaluation.inpainters import check_command
+from amodal_fusion.evaluation.perceptual import PerceptualLoss
+from amodal_fusion.files import take_output
+from amodal_fusion.model.blending import blend_hole
+from amodal_fusion.output.handover import check_handover, write_handover
+from amodal_fusion.output.html_report import write_report
+from amodal_fusion.output.onnx_export import export_onnx
+from amodal_fusion.output.order import list_locks
+from amodal_fusion.output.records import read_record, remove_outputs, state_of
+from amodal_fusion.output.run_tables import TABLES, remove_stale, write_failures, write_table
+from amodal_fusion.output.scene_reader import MOST_CANDIDATE_PIXELS, SceneReader, batches, network_size
+from amodal_fusion.output.scene_writer import SceneWriter, as_result
+from amodal_fusion.pools import Failure, Helpers
+from amodal_fusion.precision import HALF_PRECISION
 from amodal_fusion_transformer import load_model
-from fusion.checkpoints import check_writable
-from fusion.config import check_values, option, parse
-from fusion.data.names import is_utf8, printable
-from fusion.data.pictures import as_scene
-from fusion.data.scenes import find_scenes, read_list
-from fusion.data.tensors import INPUTS, to_tensors
-from fusion.distributed import check_gpus, launch, under_launcher
-from fusion.errors import ConfigError, LpipsUnavailable, SceneError, UserError, is_out_of_memory
-from fusion.files import take_output
-from fusion.model.blending import blend_hole
-from fusion.output.handover import check_command, check_handover, write_handover
-from fusion.output.onnx_export import export_onnx
-from fusion.output.order import list_locks
-from fusion.output.records import read_record, remove_outputs, state_of
-from fusion.output.report import write_report
-from fusion.output.scene_reader import MOST_CANDIDATE_PIXELS, SceneReader, batches, network_size
-from fusion.output.scene_writer import SceneWriter, as_result
-from fusion.output.tables import TABLES, remove_stale, write_failures, write_table
-from fusion.perceptual import PerceptualLoss
-from fusion.pool import Failure, Helpers
-from fusion.precision import HALF_PRECISION
-from fusion.sharing import Sharing
 
 SHIPPED = Path(__file__).parent / "pretrained" / "amodal_fusion_transformer.pth"
 
@@ -156,7 +155,7 @@ class FusionPredictor:
 
         Args:
             partial: the photo, RGB; mask: white in the hole; completions: list of RGBA pictures of that size. PIL
-                images, numpy arrays or tensors; see `fusion.data.pictures.as_scene`.
+                images, numpy arrays or tensors; see `amodal_fusion.data.tensors.as_scene`.
 
         Returns:
             dict of weights, residual and fused. As numpy: (N,H,W) and (H,W) float32, together 1 in the hole and 0

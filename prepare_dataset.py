@@ -21,24 +21,36 @@ import cv2
 import yaml
 from tqdm import tqdm
 
-from fusion.config import option, parse_command
-from fusion.data.checks import check_scene
-from fusion.data.folders import check_own, clear_leftovers, leave_only, present, put_scene, remove_scene
-from fusion.data.holes import HOLES
-from fusion.data.keying import BACKGROUNDS
-from fusion.data.layouts import find_raw_scenes
-from fusion.data.names import printable
-from fusion.data.new_holes import NewHole
-from fusion.data.raw_scenes import read_raw_scene
-from fusion.data.records import add_record, digest, is_done, read_records, tidy_records, tidy_rows
-from fusion.data.report import REPORT_COLUMNS, append_report, one_of_each, print_report, selection_panels
-from fusion.data.scenes import find_scenes, read_list, read_scene
-from fusion.data.splits import LISTS, SplitOptions, write_lists
-from fusion.data.synthesis import STYLES, Synthesizer
-from fusion.errors import ConfigError, SceneError
-from fusion.figures import draw_selection
-from fusion.files import atomic_file, plain_cell, take_output, write_text
-from fusion.pool import Failure, Helpers
+from amodal_fusion.config import option, parse_command
+from amodal_fusion.data.checks import check_scene
+from amodal_fusion.data.dataset_folder import (
+    add_record,
+    check_own,
+    clear_leftovers,
+    digest,
+    is_done,
+    leave_only,
+    present,
+    put_scene,
+    read_records,
+    remove_scene,
+    tidy_records,
+    tidy_rows,
+)
+from amodal_fusion.data.masks import HOLES
+from amodal_fusion.data.names import printable
+from amodal_fusion.data.scenes import find_scenes, read_list, read_scene
+from amodal_fusion.data.splits import LISTS, SplitOptions, write_lists
+from amodal_fusion.errors import ConfigError, SceneError
+from amodal_fusion.evaluation.figures import draw_selection
+from amodal_fusion.files import atomic_file, plain_cell, take_output, write_text
+from amodal_fusion.ingest.hole_cutting import NewHole
+from amodal_fusion.ingest.layouts import find_raw_scenes
+from amodal_fusion.ingest.matting import BACKGROUNDS
+from amodal_fusion.ingest.raw_scenes import read_raw_scene
+from amodal_fusion.ingest.report import REPORT_COLUMNS, append_report, one_of_each, print_report, selection_panels
+from amodal_fusion.pools import Failure, Helpers
+from amodal_fusion.synthesis.synthesizer import STYLES, Synthesizer
 
 PREVIEWED_SCENES = 8
 HOPELESS = 10  # scenes that could not be composed, and none that could: the material is to blame

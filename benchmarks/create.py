@@ -18,9 +18,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from amodal_fusion.data.images import write_image
+from amodal_fusion.data.toy import draw_scene
 from benchmarks.measure import machine
-from fusion.data.images import write_image
-from fusion.data.toy import draw_scene
 
 ROOT = Path(__file__).parent.parent
 RUN = """

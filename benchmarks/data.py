@@ -15,12 +15,12 @@ import torch
 import torchvision
 from PIL import Image
 
+from amodal_fusion.data.datasets import AmodalFusionDataset
+from amodal_fusion.data.images import read_image
+from amodal_fusion.data.scenes import read_scene, write_scene
+from amodal_fusion.data.tensors import to_tensors
+from amodal_fusion.synthesis.synthesizer import Synthesizer
 from benchmarks.measure import alternate, report
-from fusion.data.datasets import AmodalFusionDataset
-from fusion.data.images import read_image
-from fusion.data.scenes import read_scene, write_scene
-from fusion.data.synthesis import Synthesizer
-from fusion.data.tensors import to_tensors
 
 
 def main():

@@ -15,13 +15,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from amodal_fusion.data.scenes import find_scenes, read_scene, write_scene
+from amodal_fusion.data.toy import draw_scene
+from amodal_fusion.model.blending import blend_hole
+from amodal_fusion.output.records import clear_outputs
+from amodal_fusion.output.scene_writer import write_outputs
 from amodal_fusion_transformer_inference import FusionPredictor
 from benchmarks.measure import report
-from fusion.data.scenes import find_scenes, read_scene, write_scene
-from fusion.data.toy import draw_scene
-from fusion.model.blending import blend_hole
-from fusion.output.records import clear_outputs
-from fusion.output.scene_writer import write_outputs
 
 SCRIPT = Path(__file__).parent.parent / "amodal_fusion_transformer_inference.py"
 

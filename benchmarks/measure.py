@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from fusion.metrics import RULES, gap_closed
+from amodal_fusion.evaluation.metrics import gap_closed
+from amodal_fusion.evaluation.rules import RULES
 
 
 def alternate(programs, runs):

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
+from amodal_fusion.data.toy import write_dataset
 from benchmarks.measure import report
-from fusion.data.toy import write_dataset
 
 SCRIPT = Path(__file__).parent.parent / "amodal_fusion_transformer.py"
 

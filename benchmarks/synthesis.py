@@ -25,7 +25,7 @@ def serve(options):
     """Compose what standard input asks for, as (first, count), in the version of the code that PYTHONPATH says."""
     import cv2
 
-    from fusion.data.synthesis import Synthesizer
+    from amodal_fusion.synthesis.synthesizer import Synthesizer
 
     cv2.setNumThreads(0)
     synthesizer = Synthesizer(options.objects, options.backgrounds, options.coco, options.img_size, hole=options.hole,
@@ -47,10 +47,11 @@ def ask(child, first, count):
 
 def describe(scene):
     """What one scene (dict of arrays) is like: shares of the picture or of the hole, and PSNR in dB."""
-    from fusion.data.scenes import Scene
-    from fusion.data.tensors import to_tensors
-    from fusion.metrics import apply_rules, compare_methods, oracle, visible_error
-    from fusion.model.compositing import fill_hole
+    from amodal_fusion.data.scenes import Scene
+    from amodal_fusion.data.tensors import to_tensors
+    from amodal_fusion.evaluation.metrics import compare_methods
+    from amodal_fusion.evaluation.rules import apply_rules, oracle, visible_error
+    from amodal_fusion.model.compositing import fill_hole
 
     scene = Scene(**scene)
     batch = {name: value[None] for name, value in to_tensors(scene, len(scene.completions)).items()}

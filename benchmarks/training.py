@@ -14,14 +14,14 @@ import torch
 import torchvision
 from torch.optim import AdamW
 
+from amodal_fusion.data.tensors import inputs_of
+from amodal_fusion.evaluation.perceptual import PerceptualLoss
+from amodal_fusion.precision import HALF_PRECISION, training_precision
+from amodal_fusion.training.cuda_graph import WARM_UP, Recorded
+from amodal_fusion.training.optimizers import Muon
 from amodal_fusion_transformer import AmodalFusionTransformer, fusion_loss
 from benchmarks.measure import alternate, random_scenes, report, spread
 from experiments.plain_design import PlainDesign
-from fusion.data.tensors import inputs_of
-from fusion.perceptual import PerceptualLoss
-from fusion.precision import HALF_PRECISION, training_precision
-from fusion.training.cuda_graph import WARM_UP, Recorded
-from fusion.training.muon import Muon
 
 
 def random_lpips(net):

@@ -19,16 +19,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from amodal_fusion.data.scenes import find_scenes, read_scene
+from amodal_fusion.data.tensors import INPUTS, inputs_of, to_tensors
+from amodal_fusion.errors import told
+from amodal_fusion.evaluation.metrics import compare_methods, undecided_share
+from amodal_fusion.evaluation.perceptual import PerceptualLoss
+from amodal_fusion.evaluation.rules import apply_rules, oracle
+from amodal_fusion.synthesis.synthesizer import Synthesizer
+from amodal_fusion.training.cuda_graph import Recorded
+from amodal_fusion.training.optimizers import Muon, learning_rate
 from amodal_fusion_transformer import AmodalFusionTransformer, ConvEncoder, VisiblePrior, fusion_loss
-from fusion.data.scenes import find_scenes, read_scene
-from fusion.data.synthesis import Synthesizer
-from fusion.data.tensors import INPUTS, inputs_of, to_tensors
-from fusion.errors import told
-from fusion.metrics import apply_rules, compare_methods, oracle, undecided_share
-from fusion.perceptual import PerceptualLoss
-from fusion.training.cuda_graph import Recorded
-from fusion.training.muon import Muon
-from fusion.training.optimizers import learning_rate
 
 FIELDS = (*INPUTS, "original")
 

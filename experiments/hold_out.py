@@ -21,9 +21,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from fusion.data.images import IMAGE_SUFFIXES, resize
-from fusion.errors import UserError, told
-from fusion.files import write_text
+from amodal_fusion.data.images import IMAGE_SUFFIXES, resize
+from amodal_fusion.errors import UserError, told
+from amodal_fusion.files import write_text
 
 HELD_OUT = 8  # one file in so many
 ALIKE = 3  # of 255: mean distance of the thumbnails of two copies

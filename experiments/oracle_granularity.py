@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from amodal_fusion.data.scenes import find_scenes, read_scene
+from amodal_fusion.errors import told
+from amodal_fusion.evaluation.metrics import compare_methods
+from amodal_fusion.evaluation.rules import apply_rules, oracle
 from amodal_fusion_transformer_inference import FusionPredictor
 from benchmarks.measure import report_gaps
-from fusion.data.scenes import find_scenes, read_scene
-from fusion.errors import told
-from fusion.metrics import apply_rules, compare_methods, oracle
 
 BLOCKS = (4, 8, 16, 32)
 

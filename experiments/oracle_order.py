@@ -14,13 +14,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from amodal_fusion.data.tensors import inputs_of, to_tensors
+from amodal_fusion.errors import told
+from amodal_fusion.evaluation.metrics import compare_methods, region_psnr
+from amodal_fusion.evaluation.rules import apply_rules, oracle
+from amodal_fusion.model.compositing import add_fill, composite
+from amodal_fusion.synthesis.synthesizer import STYLES, Synthesizer
 from amodal_fusion_transformer_inference import SHIPPED, load_model
 from benchmarks.measure import report_gaps
-from fusion.data.synthesis import STYLES, Synthesizer
-from fusion.data.tensors import inputs_of, to_tensors
-from fusion.errors import told
-from fusion.metrics import apply_rules, compare_methods, oracle, region_psnr
-from fusion.model.compositing import add_fill, composite
 
 
 @torch.no_grad()

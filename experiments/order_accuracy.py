@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from amodal_fusion.errors import told
+from amodal_fusion.model.blending import blend_hole
+from amodal_fusion.output.order import order_of
+from amodal_fusion.synthesis.synthesizer import STYLES, Synthesizer
 from amodal_fusion_transformer_inference import SHIPPED, FusionPredictor
 from benchmarks.measure import report
-from fusion.data.synthesis import STYLES, Synthesizer
-from fusion.errors import told
-from fusion.model.blending import blend_hole
-from fusion.output.order import order_of
 
 LEAST_AREA = 20
 NAMES = ("confidence", "weights", "logits")

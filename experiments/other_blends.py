@@ -12,15 +12,15 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from amodal_fusion.data.scenes import find_scenes, read_scene
+from amodal_fusion.data.tensors import inputs_of, to_tensors
+from amodal_fusion.errors import told
+from amodal_fusion.evaluation.perceptual import PerceptualLoss
+from amodal_fusion.model.compositing import OPAQUE, add_fill, composite
 from amodal_fusion_transformer import load_model
 from amodal_fusion_transformer_inference import SHIPPED
 from benchmarks.measure import report
 from experiments.ablation import score
-from fusion.data.scenes import find_scenes, read_scene
-from fusion.data.tensors import inputs_of, to_tensors
-from fusion.errors import told
-from fusion.model.compositing import OPAQUE, add_fill, composite
-from fusion.perceptual import PerceptualLoss
 
 
 def sharper(factor):

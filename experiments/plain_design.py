@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fusion.model.compositing import fill_hole
-from fusion.model.layers import position_encoding
+from amodal_fusion.model.compositing import fill_hole
+from amodal_fusion.model.layers import position_encoding
 
 
 class PlainDesign(nn.Module):

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fusion.data.images import read_image, resize
-from fusion.data.scenes import Scene, write_scene
-from fusion.errors import UserError, told
+from amodal_fusion.data.images import read_image, resize
+from amodal_fusion.data.scenes import Scene, write_scene
+from amodal_fusion.errors import UserError, told
 
 MOST_MISSES = 1000  # draws in a row
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision
 
-from fusion.data.toy import write_dataset
+from amodal_fusion.data.toy import write_dataset
 from tests.scripts import succeed
 
 for number in (signal.SIGINT, signal.SIGHUP):  # a runner in the background ignores them, and so would its children

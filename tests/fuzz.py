@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from amodal_fusion.checkpoints import KIND, VERSION
+from amodal_fusion.config import read_yaml
+from amodal_fusion.data.images import read_image
+from amodal_fusion.data.scenes import read_list
+from amodal_fusion.data.toy import draw_scene
+from amodal_fusion.errors import ConfigError, SceneError, UserError
 from amodal_fusion_transformer import TrainConfig, load_model
-from fusion.checkpoints import KIND, VERSION
-from fusion.config import read_yaml
-from fusion.data.images import read_image
-from fusion.data.scenes import read_list
-from fusion.data.toy import draw_scene
-from fusion.errors import ConfigError, SceneError, UserError
 
 
 def pictures():

@@ -5,8 +5,8 @@ import json
 import cv2
 import numpy as np
 
-from fusion.data.images import write_image
-from fusion.data.toy import draw_scene
+from amodal_fusion.data.images import write_image
+from amodal_fusion.data.toy import draw_scene
 
 
 class Tree:

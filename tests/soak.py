@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fusion.data.scenes import write_scene
-from fusion.data.toy import draw_scene
+from amodal_fusion.data.scenes import write_scene
+from amodal_fusion.data.toy import draw_scene
 from tests.conftest import SMALL
 from tests.scripts import Running
 

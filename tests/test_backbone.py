@@ -5,9 +5,9 @@ import hashlib
 import pytest
 import torch
 
-from fusion.errors import UserError
-from fusion.model import backbone
-from fusion.model.backbone import ImageNetFeatures
+from amodal_fusion.errors import UserError
+from amodal_fusion.model import backbone
+from amodal_fusion.model.backbone import ImageNetFeatures
 
 # SHA-256 over names and values, sorted by name, of `features.*` in torchvision's squeezenet1_1-b8a52dc0.pth
 TORCHVISIONS = "9a3cd24c3da63ec76ec50dabac44e862029b5c84992e5ddd582be22d0f9ef388"

@@ -19,9 +19,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fusion.data.images import read_image, write_image
-from fusion.data.scenes import write_scene
-from fusion.data.toy import draw_scene
+from amodal_fusion.data.images import read_image, write_image
+from amodal_fusion.data.scenes import write_scene
+from amodal_fusion.data.toy import draw_scene
 from tests.conftest import SMALL
 from tests.scripts import ROOT, run
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import amodal_fusion.data.checks
 import amodal_fusion_transformer as aft
-import fusion.data.checked
-from fusion.checkpoints import save_checkpoint
-from fusion.data import splits
-from fusion.data.checked import MEMORY, check_scenes, recall, remember
-from fusion.data.toy import write_dataset
-from fusion.errors import UserError
+from amodal_fusion.checkpoints import save_checkpoint
+from amodal_fusion.data import splits
+from amodal_fusion.data.checks import MEMORY, check_scenes, recall, remember
+from amodal_fusion.data.toy import write_dataset
+from amodal_fusion.errors import UserError
 
 IDS = ["train_0", "train_1", "train_2", "val_0"]
 
@@ -21,13 +21,13 @@ IDS = ["train_0", "train_1", "train_2", "val_0"]
 @pytest.fixture
 def read(monkeypatch):
     """Names of the scenes that have been read so far."""
-    names, check_scene = [], fusion.data.checked.check_scene
+    names, check_scene = [], amodal_fusion.data.checks.check_scene
 
     def counted(folder, **options):
         names.append(folder.name)
         return check_scene(folder, **options)
 
-    monkeypatch.setattr(fusion.data.checked, "check_scene", counted)
+    monkeypatch.setattr(amodal_fusion.data.checks, "check_scene", counted)
     return names
 
 

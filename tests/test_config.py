@@ -12,11 +12,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import prepare_dataset
+from amodal_fusion.config import option, parse, read_yaml
+from amodal_fusion.data.images import read_image
+from amodal_fusion.data.toy import write_dataset
+from amodal_fusion.errors import ConfigError
 from amodal_fusion_transformer import TrainConfig
-from fusion.config import option, parse, read_yaml
-from fusion.data.images import read_image
-from fusion.data.toy import write_dataset
-from fusion.errors import ConfigError
 from tests.conftest import SMALL, records
 from tests.scripts import ROOT, succeed
 

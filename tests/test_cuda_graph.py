@@ -6,12 +6,12 @@ from unittest import mock
 import pytest
 import torch
 
-import fusion.training.cuda_graph
-import fusion.training.run
-from fusion.checkpoints import load_checkpoint, save_checkpoint
-from fusion.data.toy import write_dataset
-from fusion.errors import UserError
-from fusion.training.cuda_graph import Recorded
+import amodal_fusion.training.cuda_graph
+import amodal_fusion.training.run
+from amodal_fusion.checkpoints import load_checkpoint, save_checkpoint
+from amodal_fusion.data.toy import write_dataset
+from amodal_fusion.errors import UserError
+from amodal_fusion.training.cuda_graph import Recorded
 from tests.conftest import SCRIPT, arguments, records
 from tests.scripts import succeed
 
@@ -39,8 +39,8 @@ def tensors_of(results):
 def record_by_hand():
     torch.cuda.Stream, torch.cuda.current_stream = mock.MagicMock(), mock.MagicMock()
     torch.cuda.stream = lambda _: contextlib.nullcontext()
-    fusion.training.cuda_graph.Recorded = fusion.training.run.Recorded = ByHand
-    fusion.training.run.is_recorded = lambda config, _: config.cuda_graph
+    amodal_fusion.training.cuda_graph.Recorded = amodal_fusion.training.run.Recorded = ByHand
+    amodal_fusion.training.run.is_recorded = lambda config, _: config.cuda_graph
 
 
 def test_a_recorded_run_is_the_run(tmp_path):

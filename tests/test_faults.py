@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import torch
 
-import fusion.data.datasets
-from fusion.checkpoints import load_checkpoint, rng_state, set_rng_state
-from fusion.data.toy import write_dataset
-from fusion.distributed import own_gpu
-from fusion.errors import UserError, is_out_of_memory
-from fusion.training.endings import Stopped, ending, ignore_signals
-from fusion.training.loaders import read_batches
+import amodal_fusion.data.datasets
+from amodal_fusion.checkpoints import load_checkpoint, rng_state, set_rng_state
+from amodal_fusion.data.toy import write_dataset
+from amodal_fusion.distributed import own_gpu
+from amodal_fusion.errors import UserError, is_out_of_memory
+from amodal_fusion.training.loaders import read_batches
+from amodal_fusion.training.shutdown import Stopped, ending, ignore_signals
 from tests.conftest import SCRIPT, arguments, records, wait_for
 from tests.scripts import ROOT, Running, run, succeed, torchrun
 
@@ -145,7 +145,7 @@ def test_full_disk_keeps_the_older_checkpoint(dataset, tmp_path):
 
 
 def poison_one_scene():
-    to_tensors = fusion.data.datasets.to_tensors
+    to_tensors = amodal_fusion.data.datasets.to_tensors
 
     def poisoned(scene, slots):
         tensors = to_tensors(scene, slots)
@@ -153,7 +153,7 @@ def poison_one_scene():
             tensors["original"] *= float("nan")
         return tensors
 
-    fusion.data.datasets.to_tensors = poisoned
+    amodal_fusion.data.datasets.to_tensors = poisoned
 
 
 def test_a_step_without_a_finite_gradient_is_skipped_and_its_scenes_named(dataset, tmp_path):
@@ -285,11 +285,11 @@ def lack_shared_memory():
     def fail(*_):
         raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
 
-    fusion.data.datasets.to_tensors = fail
+    amodal_fusion.data.datasets.to_tensors = fail
 
 
 def touch_missing_memory():
-    fusion.data.datasets.to_tensors = lambda *_: os.kill(os.getpid(), signal.SIGBUS)
+    amodal_fusion.data.datasets.to_tensors = lambda *_: os.kill(os.getpid(), signal.SIGBUS)
 
 
 @pytest.mark.parametrize("fault", [lack_shared_memory, touch_missing_memory])
@@ -300,14 +300,14 @@ def test_too_little_shared_memory_names_the_way_out(dataset, tmp_path, fault):
 
 
 def kill_the_loader():
-    read_scene = fusion.data.datasets.read_scene
+    read_scene = amodal_fusion.data.datasets.read_scene
 
     def read_or_die(folder, *options, **more):
         if folder.name == "train_5":
             os.kill(os.getpid(), signal.SIGKILL)  # what the kernel does when memory runs out
         return read_scene(folder, *options, **more)
 
-    fusion.data.datasets.read_scene = read_or_die
+    amodal_fusion.data.datasets.read_scene = read_or_die
 
 
 def test_loader_that_dies_names_the_scene(dataset, tmp_path):

@@ -9,26 +9,23 @@ import pytest
 import torch
 from PIL import Image
 
-from fusion.checkpoints import load_checkpoint
-from fusion.data.images import read_image, resize, write_image
-from fusion.errors import LpipsUnavailable, SceneError
-from fusion.files import atomic_file
-from fusion.metrics import (
+from amodal_fusion.checkpoints import load_checkpoint
+from amodal_fusion.data.images import read_image, resize, write_image
+from amodal_fusion.errors import LpipsUnavailable, SceneError
+from amodal_fusion.evaluation.metrics import (
     MOST_PSNR,
-    RULES,
-    apply_rules,
     compare_methods,
     gap_closed,
-    oracle,
     overlap_region,
     region_l1,
     region_psnr,
     region_ssim,
     undecided_share,
-    visible_error,
 )
-from fusion.model.compositing import fill_hole, paint_over, push_pull
-from fusion.perceptual import PerceptualLoss
+from amodal_fusion.evaluation.perceptual import PerceptualLoss
+from amodal_fusion.evaluation.rules import RULES, apply_rules, oracle, visible_error
+from amodal_fusion.files import atomic_file
+from amodal_fusion.model.compositing import fill_hole, paint_over, push_pull
 from tests.scripts import ROOT
 
 TRAINED = ROOT / "pretrained" / "squeezenet1_1_features.pth"

@@ -15,14 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
+from amodal_fusion.checkpoints import export_weights, load_checkpoint, save_checkpoint
+from amodal_fusion.data.images import read_image, write_image
+from amodal_fusion.data.scenes import write_scene
+from amodal_fusion.data.toy import draw_scene
+from amodal_fusion.errors import ConfigError
+from amodal_fusion.evaluation.tables import METHODS, gap_with_interval, mean_and_interval, write_metrics
+from amodal_fusion.files import lock_run_dir
 from amodal_fusion_transformer_inference import FusionPredictor
-from fusion.checkpoints import export_weights, load_checkpoint, save_checkpoint
-from fusion.data.images import read_image, write_image
-from fusion.data.scenes import write_scene
-from fusion.data.toy import draw_scene
-from fusion.errors import ConfigError
-from fusion.evaluation import METHODS, gap_with_interval, mean_and_interval, write_metrics
-from fusion.files import lock_run_dir
 from tests.scripts import ROOT, Running, run, torchrun
 
 SCRIPT = "amodal_fusion_transformer_inference.py"

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusion.data.images import write_image
-from fusion.data.layout_table import BY_ROLES, LAYOUTS
-from fusion.data.layouts import RawScene, find_raw_scenes
-from fusion.data.new_holes import NewHole, photo_or_partial
-from fusion.data.raw_scenes import read_raw_scene
-from fusion.data.report import print_report
-from fusion.data.roles import sort_into_roles
-from fusion.data.scenes import read_list, read_scene
-from fusion.data.toy import draw_scene, write_dataset
-from fusion.errors import SceneError
+from amodal_fusion.data.images import write_image
+from amodal_fusion.data.scenes import read_list, read_scene
+from amodal_fusion.data.toy import draw_scene, write_dataset
+from amodal_fusion.errors import SceneError
+from amodal_fusion.ingest.hole_cutting import NewHole, photo_or_partial
+from amodal_fusion.ingest.layout_table import BY_ROLES, LAYOUTS
+from amodal_fusion.ingest.layouts import RawScene, find_raw_scenes
+from amodal_fusion.ingest.raw_scenes import read_raw_scene
+from amodal_fusion.ingest.report import print_report
+from amodal_fusion.ingest.roles import sort_into_roles
 from tests.layout_trees import Tree, completion_dataset, write_tree
 from tests.scripts import ROOT, run, succeed
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from amodal_fusion.data.tensors import inputs_of, to_tensors
+from amodal_fusion.data.toy import draw_scene
+from amodal_fusion.model.compositing import add_fill, candidate_weights, composite
+from amodal_fusion.model.cues import VisibleCues, photometric_error, visible_cues
+from amodal_fusion.model.layers import DecoderLayer, position_encoding
 from amodal_fusion_transformer import AmodalFusionTransformer, fusion_loss
-from fusion.data.tensors import inputs_of, to_tensors
-from fusion.data.toy import draw_scene
-from fusion.model.compositing import add_fill, candidate_weights, composite
-from fusion.model.cues import VisibleCues, photometric_error, visible_cues
-from fusion.model.layers import DecoderLayer, position_encoding
 
 
 def make_model(seed=0):

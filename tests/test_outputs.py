@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from amodal_fusion_transformer import load_model
-from amodal_fusion_transformer_inference import InferenceConfig, check_options
-from fusion.data.images import read_image, write_image
-from fusion.data.scenes import write_scene
-from fusion.data.toy import draw_scene
-from fusion.errors import ConfigError, SceneError
-from fusion.model.blending import blend_hole
-from fusion.output.handover import CONSUMERS, check_command, check_handover, grow, run_command, write_handover
-from fusion.output.onnx_export import compare
-from fusion.output.order import (
+from amodal_fusion.data.images import read_image, write_image
+from amodal_fusion.data.scenes import write_scene
+from amodal_fusion.data.toy import draw_scene
+from amodal_fusion.errors import ConfigError, SceneError
+from amodal_fusion.evaluation.inpainters import check_command, grow, run_command
+from amodal_fusion.model.blending import blend_hole
+from amodal_fusion.output.handover import CONSUMERS, check_handover, write_handover
+from amodal_fusion.output.html_report import write_report
+from amodal_fusion.output.onnx_export import compare
+from amodal_fusion.output.order import (
     apply_locks,
     check_numbers,
     find_order,
@@ -35,8 +35,9 @@ from fusion.output.order import (
     read_locks,
     write_order,
 )
-from fusion.output.records import write_record
-from fusion.output.report import write_report
+from amodal_fusion.output.records import write_record
+from amodal_fusion_transformer import load_model
+from amodal_fusion_transformer_inference import InferenceConfig, check_options
 from tests.scripts import run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -222,7 +223,7 @@ def test_order_and_locks_of_a_scene_do_not_depend_on_how_its_weights_are_kept(mo
     for a, b in zip(one["pairs"], two["pairs"], strict=True):
         assert (a["front"], a["area"]) == (b["front"], b["area"])
         assert a["confidence"] == pytest.approx(b["confidence"], abs=1e-3)
-    monkeypatch.setattr("fusion.output.order.MOST_COUNTED", 4 * 60 * 100 // 4)  # every second row and column
+    monkeypatch.setattr("amodal_fusion.output.order.MOST_COUNTED", 4 * 60 * 100 // 4)  # every second row and column
     sparse = order_of(scene, exact, logits.numpy())["pairs"]
     assert all(0.8 < a["area"] / b["area"] < 1.2 for a, b in zip(sparse, one["pairs"]) if b["area"] > 200)
     before = exact.colours.copy()

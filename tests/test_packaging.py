@@ -11,8 +11,8 @@ import zipfile
 
 import yaml
 
+from amodal_fusion.model.backbone import WEIGHTS
 from amodal_fusion_transformer_inference import SHIPPED
-from fusion.model.backbone import WEIGHTS
 from tests.scripts import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -25,7 +25,7 @@ def test_the_wheel_has_every_module_the_weights_where_they_are_looked_for_and_th
     for pattern in ("*.py", "pyproject.toml", "README.md", "LICENSE", "requirements.txt"):
         for path in ROOT.glob(pattern):
             shutil.copy(path, source)
-    for name in ("fusion", "pretrained", "tests", "benchmarks", "examples"):
+    for name in ("amodal_fusion", "pretrained", "tests", "benchmarks", "examples"):
         shutil.copytree(ROOT / name, source / name, copy_function=shutil.copy,
                         ignore=shutil.ignore_patterns("__pycache__", "*.png"))
     command = [sys.executable, "-c", BUILD, str(tmp_path)]
@@ -37,7 +37,7 @@ def test_the_wheel_has_every_module_the_weights_where_they_are_looked_for_and_th
         names = {name for name in archive.namelist() if not name.startswith(info)}
         entries = archive.read(f"{info}/entry_points.txt").decode()
         metadata = archive.read(f"{info}/METADATA").decode()
-    below = [path for path in ROOT.glob("fusion/**/*") if path.is_file() and path.parent.name != "__pycache__"]
+    below = [path for path in ROOT.glob("amodal_fusion/**/*") if path.is_file() and path.parent.name != "__pycache__"]
     expected = (*ROOT.glob("*.py"), *below, SHIPPED, WEIGHTS, ROOT / "pretrained" / "README.md")
     assert names == {path.relative_to(ROOT).as_posix() for path in expected}
     for line in (ROOT / "requirements.txt").read_text().split():

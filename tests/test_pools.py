@@ -13,16 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from fusion import pool
-from fusion.data import raw_scenes
-from fusion.data.folders import put_scene
-from fusion.data.images import read_image, write_image
-from fusion.data.records import RECORD_COLUMNS, RECORDS, append_rows, read_records
-from fusion.data.scenes import read_scene
-from fusion.data.toy import draw_scene
-from fusion.errors import SceneError
-from fusion.files import lock_run_dir
-from fusion.pool import Failure, Helpers
+from amodal_fusion import pools
+from amodal_fusion.data.dataset_folder import RECORD_COLUMNS, RECORDS, append_rows, put_scene, read_records
+from amodal_fusion.data.images import read_image, write_image
+from amodal_fusion.data.scenes import read_scene
+from amodal_fusion.data.toy import draw_scene
+from amodal_fusion.errors import SceneError
+from amodal_fusion.files import lock_run_dir
+from amodal_fusion.ingest import raw_scenes
+from amodal_fusion.pools import Failure, Helpers
 from tests.scripts import ROOT, Running, run, succeed
 from tests.test_processes import alive
 
@@ -177,7 +176,7 @@ def test_processes_that_are_killed_as_they_start_are_started_again(deaths, tmp_p
         (tmp_path / str(os.getpid())).touch()
         if len(list(tmp_path.iterdir())) <= deaths:
             os.kill(os.getpid(), signal.SIGKILL)
-    monkeypatch.setattr(pool, "start_helper", die)
+    monkeypatch.setattr(pools, "start_helper", die)
     if deaths == 3:
         with Helpers(job, 1) as helpers:
             assert dict(helpers.map(["a", "bb"], 2)) == {"a": 1, "bb": 2}
@@ -188,7 +187,7 @@ def test_processes_that_are_killed_as_they_start_are_started_again(deaths, tmp_p
 
 INTERRUPTED_FORK = """
 import logging, multiprocessing, os, signal
-from fusion.pool import Helpers
+from amodal_fusion.pools import Helpers
 if __name__ == "__main__":
     os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGINT))
     try:
@@ -341,11 +340,11 @@ def test_a_scene_that_was_written_and_not_yet_recorded_is_made_again(tmp_path):
 
 
 def no_memory_for_figures():
-    import fusion.figures
+    import amodal_fusion.evaluation.figures
 
     def draw_selection(*_):
         raise MemoryError
-    fusion.figures.draw_selection = draw_selection
+    amodal_fusion.evaluation.figures.draw_selection = draw_selection
 
 
 def test_a_figure_for_which_there_is_no_memory_costs_nothing_else(tmp_path):
@@ -407,7 +406,7 @@ def test_synthesize_passes_over_what_is_damaged_or_missing(material, tmp_path):
 
 
 def test_synthesize_takes_amodal_annotations_at_their_word(material, tmp_path):
-    from fusion.data.synthesis import Synthesizer
+    from amodal_fusion.synthesis.synthesizer import Synthesizer
 
     synthesizer = Synthesizer(coco=material["coco"] / "amodal.json", img_size=64, style="copy")
     assert len(synthesizer.photos) == 5 and str(material["coco"] / "5.png") in synthesizer.faults[0]

@@ -9,20 +9,20 @@ import torch.nn.functional as F
 from PIL import Image
 
 import amodal_fusion_transformer_inference as inference
+from amodal_fusion.checkpoints import export_weights, load_checkpoint, save_checkpoint
+from amodal_fusion.data import scenes as large_scenes
+from amodal_fusion.data.images import write_image
+from amodal_fusion.data.scenes import read_scene, write_scene
+from amodal_fusion.data.tensors import to_tensors
+from amodal_fusion.data.toy import draw_scene
+from amodal_fusion.errors import ConfigError, SceneError, UserError
+from amodal_fusion.evaluation.figures import draw_scene as draw_figure
+from amodal_fusion.model.blending import blend_hole
+from amodal_fusion.model.compositing import add_fill, composite
+from amodal_fusion.output.records import state_of
+from amodal_fusion.output.scene_reader import SceneReader, network_size
+from amodal_fusion.output.scene_writer import SceneWriter, for_figure
 from amodal_fusion_transformer_inference import FusionPredictor
-from fusion.checkpoints import export_weights, load_checkpoint, save_checkpoint
-from fusion.data import large_scenes
-from fusion.data.images import write_image
-from fusion.data.scenes import read_scene, write_scene
-from fusion.data.tensors import to_tensors
-from fusion.data.toy import draw_scene
-from fusion.errors import ConfigError, SceneError, UserError
-from fusion.figures import draw_scene as draw_figure
-from fusion.model.blending import blend_hole
-from fusion.model.compositing import add_fill, composite
-from fusion.output.records import state_of
-from fusion.output.scene_reader import SceneReader, network_size
-from fusion.output.scene_writer import SceneWriter, for_figure
 from tests.scripts import ROOT
 
 
@@ -156,7 +156,7 @@ def test_blending_at_the_pixels_of_the_hole_is_what_the_whole_picture_gives(monk
         expected = composite(large, candidates, whole["partial"], whole["mask"])
         assert np.allclose(blend.weights, expected["weights"][0].numpy()[:, scene.mask], atol=1e-5)
         assert np.allclose(blend.colours, expected["fused"][0].permute(1, 2, 0).numpy()[scene.mask], atol=1e-5)
-        monkeypatch.setattr("fusion.model.blending.BLOCK", 64)
+        monkeypatch.setattr("amodal_fusion.model.blending.BLOCK", 64)
         blocks = blend_hole(scene, logits)
         assert np.array_equal(blend.weights, blocks.weights) and np.array_equal(blend.colours, blocks.colours)
         monkeypatch.undo()
@@ -181,14 +181,14 @@ def test_large_scenes_stay_on_disk_and_are_fused_alike(tmp_path, predictor, monk
     assert state_of(tmp_path / "later" / "s", tmp_path / "data" / "s", {}, lambda _: True) == "changed"
     with pytest.raises(SceneError, match="have changed meanwhile"):
         writer("s", None, logits, digest)
-    monkeypatch.setattr("fusion.output.scene_writer.LARGEST_MEASURED", 20_000)
+    monkeypatch.setattr("amodal_fusion.output.scene_writer.LARGEST_MEASURED", 20_000)
     writer = SceneWriter(tmp_path / "data", tmp_path / "out", {}, 4)
     stored = large_scenes.read_large(tmp_path / "data" / "s", 4)
     row = writer.measure_smaller(stored, predictor.look([small])[0].numpy())
     assert 0 < row["scale"] < 1 and row["ours_psnr"] > 10
     stored.mask[:] = False
     stored.mask[41, 61] = True  # a speck, which no smaller copy has
-    monkeypatch.setattr("fusion.output.scene_writer.LARGEST_MEASURED", 5_000)
+    monkeypatch.setattr("amodal_fusion.output.scene_writer.LARGEST_MEASURED", 5_000)
     speck = writer.measure_smaller(stored, predictor.look([small])[0].numpy())
     assert speck["photo"] == row["photo"] and np.isfinite(speck["ours_psnr"])  # of one photo, at two scales
 

@@ -8,14 +8,14 @@ import pytest
 import yaml
 from PIL import Image
 
-from fusion.data.images import read_image, write_image
-from fusion.data.keying import key_background
-from fusion.data.layouts import find_raw_scenes
-from fusion.data.raw_scenes import read_raw_scene
-from fusion.data.scenes import read_list, read_scene
-from fusion.data.selection import select_completions
-from fusion.data.toy import draw_scene, write_dataset
-from fusion.errors import SceneError
+from amodal_fusion.data.images import read_image, write_image
+from amodal_fusion.data.scenes import read_list, read_scene
+from amodal_fusion.data.toy import draw_scene, write_dataset
+from amodal_fusion.errors import SceneError
+from amodal_fusion.ingest.layouts import find_raw_scenes
+from amodal_fusion.ingest.matting import key_background
+from amodal_fusion.ingest.raw_scenes import read_raw_scene
+from amodal_fusion.ingest.selection import select_completions
 from tests.scripts import run, succeed
 
 SCRIPT = "prepare_dataset.py"

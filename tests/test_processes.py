@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from torch.utils.data import DataLoader
 
-from fusion.processes import end_with_parent
+from amodal_fusion.pools import end_with_parent
 from tests.scripts import server
 
 SCRIPTS = ("amodal_fusion_transformer_inference", "prepare_dataset")

@@ -9,17 +9,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from amodal_fusion.data.datasets import AmodalFusionDataset
+from amodal_fusion.data.images import IMAGE_SUFFIXES, read_image, resize, write_image
+from amodal_fusion.data.scenes import read_scene, write_scene
+from amodal_fusion.data.tensors import to_tensors
+from amodal_fusion.data.toy import draw_scene
+from amodal_fusion.ingest.layouts import find_raw_scenes
+from amodal_fusion.ingest.raw_scenes import read_raw_scene
+from amodal_fusion.model.blending import blend_hole
+from amodal_fusion.output.scene_reader import network_size
+from amodal_fusion.output.scene_writer import SceneWriter
 from amodal_fusion_transformer import AmodalFusionTransformer
-from fusion.data.datasets import AmodalFusionDataset
-from fusion.data.images import IMAGE_SUFFIXES, read_image, resize, write_image
-from fusion.data.layouts import find_raw_scenes
-from fusion.data.raw_scenes import read_raw_scene
-from fusion.data.scenes import read_scene, write_scene
-from fusion.data.tensors import to_tensors
-from fusion.data.toy import draw_scene
-from fusion.model.blending import blend_hole
-from fusion.output.scene_reader import network_size
-from fusion.output.scene_writer import SceneWriter
 
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40,
                           suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])

@@ -7,17 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusion.data.agreement import misfit
-from fusion.data.alpha import cut_out
-from fusion.data.checks import check_scene
-from fusion.data.images import MOST_PIXELS, read_image, resize, write_image
-from fusion.data.keying import key_background
-from fusion.data.layouts import RawCompletion, RawScene, find_raw_scenes
-from fusion.data.raw_scenes import read_raw_scene
-from fusion.data.scenes import read_scene, write_scene
-from fusion.data.selection import select_completions
-from fusion.data.toy import draw_scene
-from fusion.errors import SceneError
+from amodal_fusion.data.checks import check_scene
+from amodal_fusion.data.consistency import misfit
+from amodal_fusion.data.images import MOST_PIXELS, read_image, resize, write_image
+from amodal_fusion.data.scenes import read_scene, write_scene
+from amodal_fusion.data.toy import draw_scene
+from amodal_fusion.errors import SceneError
+from amodal_fusion.ingest.layouts import RawCompletion, RawScene, find_raw_scenes
+from amodal_fusion.ingest.matting import cut_out, key_background
+from amodal_fusion.ingest.raw_scenes import read_raw_scene
+from amodal_fusion.ingest.selection import select_completions
 from tests.scripts import run
 
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
+import amodal_fusion.data.checks
+import amodal_fusion.training.loop
 import amodal_fusion_transformer as aft
-import fusion.data.checked
-import fusion.engine
-from fusion.checkpoints import load_checkpoint, save_checkpoint
-from fusion.data.toy import write_dataset
-from fusion.distributed import Process
-from fusion.figures import read_history
-from fusion.training.endings import StopSignal
-from fusion.training.run import Run
+from amodal_fusion.checkpoints import load_checkpoint, save_checkpoint
+from amodal_fusion.data.toy import write_dataset
+from amodal_fusion.distributed import Process
+from amodal_fusion.evaluation.figures import read_history
+from amodal_fusion.training.run import Run
+from amodal_fusion.training.shutdown import StopSignal
 from tests.conftest import SCRIPT, TINY, arguments, records, wait_for
 from tests.scripts import ROOT, Running, run, succeed, torchrun
 
@@ -99,7 +99,7 @@ def as_after_a_restart():
 
 
 def reading_is_forbidden():
-    fusion.data.checked.check_scene = None
+    amodal_fusion.data.checks.check_scene = None
 
 
 def test_resume_from_a_path_loses_nothing(dataset, tmp_path):
@@ -210,11 +210,11 @@ def test_losses_of_other_validation_scenes_are_not_compared(dataset, tmp_path):
 NODES = """
 import datetime, os, runpy, sys, time
 import torch.distributed as dist
-import fusion.data.checked
+import amodal_fusion.data.checks
 
 rank, (folder, script, *rest) = os.environ["RANK"], sys.argv[1:]
 sys.argv = [script, *rest, "--checkpoint_dir", folder.replace("RANK", rank)]
-begin, check_scene = dist.init_process_group, fusion.data.checked.check_scene
+begin, check_scene = dist.init_process_group, amodal_fusion.data.checks.check_scene
 dist.init_process_group = lambda *a, **k: begin(*a, **k, timeout=datetime.timedelta(seconds=2))
 
 def slowly(*arguments, **options):
@@ -222,7 +222,7 @@ def slowly(*arguments, **options):
     return check_scene(*arguments, **options)
 
 if rank == "0":
-    fusion.data.checked.check_scene = slowly
+    amodal_fusion.data.checks.check_scene = slowly
 runpy.run_path(script, run_name="__main__")
 """
 
@@ -254,26 +254,26 @@ def test_curves_leave_out_what_was_done_again(tmp_path):
 
 
 def read_one_at_a_time():
-    check_scene = fusion.data.checked.check_scene
+    check_scene = amodal_fusion.data.checks.check_scene
 
     def slowly(folder, *more, **options):
         print(folder, file=sys.stderr, flush=True)
         time.sleep(1)
         return check_scene(folder, *more, **options)
 
-    fusion.data.checked.check_scene = slowly
-    fusion.data.checked.ThreadPoolExecutor = lambda _: ThreadPoolExecutor(1)
+    amodal_fusion.data.checks.check_scene = slowly
+    amodal_fusion.data.checks.ThreadPoolExecutor = lambda _: ThreadPoolExecutor(1)
 
 
 def validate_slowly():
-    apply_rules = fusion.engine.apply_rules
+    apply_rules = amodal_fusion.training.loop.apply_rules
 
     def slowly(*arguments, **options):
         print("validating", file=sys.stderr, flush=True)
         time.sleep(0.5)
         return apply_rules(*arguments, **options)
 
-    fusion.engine.apply_rules = slowly
+    amodal_fusion.training.loop.apply_rules = slowly
 
 
 def stop_when(text, number, *options, setup):

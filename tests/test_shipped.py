@@ -2,9 +2,9 @@
 
 import torch
 
+from amodal_fusion.data.images import read_image
+from amodal_fusion.evaluation.rules import RULES
 from amodal_fusion_transformer_inference import SHIPPED
-from fusion.data.images import read_image
-from fusion.metrics import RULES
 from tests.scripts import ROOT, succeed
 
 

@@ -6,15 +6,18 @@ from graphlib import CycleError, TopologicalSorter
 from tests.scripts import ROOT
 
 SCRIPTS = ("amodal_fusion_transformer", "amodal_fusion_transformer_inference", "prepare_dataset")
-ABOVE = {*SCRIPTS, "benchmarks", "experiments", "tests"}  # what uses fusion/, and is not used by it
-NOT_FROM = {"fusion.model": ("fusion.training", "fusion.output"), "fusion.data": ("fusion.training", "fusion.output")}
-MODULE_LINES, SCRIPT_LINES, FORWARD_LINES = 350, 520, 25
+ABOVE = {*SCRIPTS, "benchmarks", "experiments", "tests"}  # these import amodal_fusion/, never the other way round
+# What each room may not import: the rooms above it. From the bottom to the top:
+ROOMS = ("data", "ingest", "synthesis", "model", "evaluation", "training", "output")
+NOT_FROM = {f"amodal_fusion.{room}": tuple(f"amodal_fusion.{above}" for above in ROOMS[number + 1 :])
+            for number, room in enumerate(ROOMS)}
+MODULE_LINES, SCRIPT_LINES, FORWARD_LINES = 500, 600, 25
 
 
 def read_house():
     """{dotted name: source} of all our modules; packages by their own names."""
     paths = [ROOT / f"{name}.py" for name in SCRIPTS]
-    for folder in ("fusion", "benchmarks", "experiments", "tests"):
+    for folder in ("amodal_fusion", "benchmarks", "experiments", "tests"):
         paths += sorted((ROOT / folder).rglob("*.py"))
     return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"):
             path.read_text(encoding="utf-8") for path in paths}
@@ -50,7 +53,7 @@ def faults(house):
     """What is wrong with {dotted name: source}, a line each."""
     uses = {name: imports(name, house) for name in house}
     for name, used in uses.items():
-        if name.split(".")[0] == "fusion":
+        if name.split(".")[0] == "amodal_fusion":
             yield from (f"{name} imports {other}, upwards" for other in used if other.split(".")[0] in ABOVE)
         for room, forbidden in NOT_FROM.items():
             if within(name, room):
@@ -61,7 +64,7 @@ def faults(house):
         yield "circle: " + " ← ".join(error.args[1])
     for name, source in house.items():
         count = len(source.splitlines())
-        if within(name, "fusion") and count > MODULE_LINES:
+        if within(name, "amodal_fusion") and count > MODULE_LINES:
             yield f"{name}: {count} lines"
         if name in SCRIPTS and count >= SCRIPT_LINES:
             yield f"{name}: {count} lines"
@@ -73,27 +76,29 @@ def faults(house):
 
 def test_the_house_is_in_order():
     house = read_house()
-    assert {*SCRIPTS, "fusion.model", "fusion.data.scenes", "tests.test_structure"} <= house.keys()
-    assert "fusion.config" in imports(SCRIPTS[0], house) and "fusion.model.cues" in imports(SCRIPTS[0], house)
+    assert {*SCRIPTS, "amodal_fusion.model", "amodal_fusion.data.scenes", "tests.test_structure"} <= house.keys()
+    assert {"amodal_fusion.config", "amodal_fusion.model.cues"} <= imports(SCRIPTS[0], house)
     assert list(faults(house)) == []
 
 
 def test_disorder_is_seen():
     network = "class AmodalFusionTransformer:\n  def forward(self):\n    '''Doc.'''\n\n    # why\n" + "    pass\n" * 26
     house = {
-        "amodal_fusion_transformer": network, "prepare_dataset": "pass\n" * 520,
-        "fusion.long": "pass\n" * 351, "fusion.fine": "pass\n" * 350, "fusion.training.run": "import fusion.fine",
-        "fusion.model.up": "def f():\n  from amodal_fusion_transformer import g", "tests.helper": "import fusion.fine",
-        "fusion.data.up": "from tests import helper", "fusion.data.over": "from fusion.training import run",
-        "fusion.a": "import fusion.b", "fusion.b": "from fusion import a",
+        "amodal_fusion_transformer": network, "prepare_dataset": "pass\n" * 600,
+        "amodal_fusion.long": "pass\n" * 501, "amodal_fusion.fine": "pass\n" * 500,
+        "amodal_fusion.training.run": "import amodal_fusion.fine",
+        "amodal_fusion.model.up": "def f():\n  from amodal_fusion_transformer import g",
+        "tests.helper": "import amodal_fusion.fine", "amodal_fusion.data.up": "from tests import helper",
+        "amodal_fusion.data.over": "from amodal_fusion.training import run",
+        "amodal_fusion.a": "import amodal_fusion.b", "amodal_fusion.b": "from amodal_fusion import a",
     }
     circles = [fault for fault in faults(house) if fault.startswith("circle: ")]
-    assert len(circles) == 1 and "fusion.a ← fusion.b" in circles[0]
+    assert len(circles) == 1 and "amodal_fusion.a ← amodal_fusion.b" in circles[0]
     assert sorted(set(faults(house)) - set(circles)) == [
         "AmodalFusionTransformer.forward: 26 lines",
-        "fusion.data.over imports fusion.training.run",
-        "fusion.data.up imports tests.helper, upwards",
-        "fusion.long: 351 lines",
-        "fusion.model.up imports amodal_fusion_transformer, upwards",
-        "prepare_dataset: 520 lines",
+        "amodal_fusion.data.over imports amodal_fusion.training.run",
+        "amodal_fusion.data.up imports tests.helper, upwards",
+        "amodal_fusion.long: 501 lines",
+        "amodal_fusion.model.up imports amodal_fusion_transformer, upwards",
+        "prepare_dataset: 600 lines",
     ]

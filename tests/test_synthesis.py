@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import yaml
 
-from fusion.data.completers import SceneObject, as_received, complete
-from fusion.data.composing import add_clutter, compose_cutouts
-from fusion.data.datasets import SynthesizedDataset
-from fusion.data.holes import HOLES, cut_hole
-from fusion.data.images import write_image
-from fusion.data.scenes import read_list, read_scene
-from fusion.data.synthesis import Synthesizer
-from fusion.data.toy import draw_scene, write_dataset
-from fusion.errors import SceneError
+from amodal_fusion.data.datasets import SynthesizedDataset
+from amodal_fusion.data.images import write_image
+from amodal_fusion.data.masks import HOLES, cut_hole
+from amodal_fusion.data.scenes import read_list, read_scene
+from amodal_fusion.data.toy import draw_scene, write_dataset
+from amodal_fusion.errors import SceneError
+from amodal_fusion.synthesis.completions import SceneObject, as_received, complete
+from amodal_fusion.synthesis.composition import add_clutter, compose_cutouts
+from amodal_fusion.synthesis.synthesizer import Synthesizer
 from tests.conftest import SMALL, records
 from tests.scripts import ROOT, run, succeed
 

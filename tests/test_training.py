@@ -14,17 +14,16 @@ import torch
 import yaml
 
 import amodal_fusion_transformer as aft
-from fusion import distributed
-from fusion.checkpoints import load_checkpoint
-from fusion.config import read_yaml
-from fusion.data.datasets import AmodalFusionDataset, recolour
-from fusion.data.tensors import to_tensors
-from fusion.data.toy import draw_scene, write_dataset
-from fusion.distributed import Process
-from fusion.errors import ConfigError
-from fusion.precision import training_precision
-from fusion.training.muon import Muon, orthogonalized
-from fusion.training.optimizers import learning_rate, make_optimizer
+from amodal_fusion import distributed
+from amodal_fusion.checkpoints import load_checkpoint
+from amodal_fusion.config import read_yaml
+from amodal_fusion.data.datasets import AmodalFusionDataset, recolour
+from amodal_fusion.data.tensors import to_tensors
+from amodal_fusion.data.toy import draw_scene, write_dataset
+from amodal_fusion.distributed import Process
+from amodal_fusion.errors import ConfigError
+from amodal_fusion.precision import training_precision
+from amodal_fusion.training.optimizers import Muon, learning_rate, make_optimizer, orthogonalized
 from tests.conftest import SMALL, records
 from tests.scripts import ROOT, run, succeed, torchrun
 
@@ -89,7 +88,7 @@ def test_two_processes_do_what_one_does(dataset, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_gpus_option_starts_processes_with_the_elastic_launcher(dataset, tmp_path, number):
     """What --gpus 2 does once two GPUs are there, with processes on the CPU; and what a signal makes of it."""
-    code = "import sys; from fusion import distributed; sys.argv = sys.argv[1:]; distributed.launch(2)"
+    code = "import sys; from amodal_fusion import distributed; sys.argv = sys.argv[1:]; distributed.launch(2)"
     arguments = [SCRIPT, "--data_dir", dataset, "--checkpoint_dir", tmp_path, *SMALL, *L1_ONLY, "--epochs", 5000,
                  "--batch_size", 2]
     with subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE,

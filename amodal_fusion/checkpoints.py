@@ -1,0 +1,133 @@
+"""Checkpoints that are whole or not there, and that run no code when they are read."""
+
+import os
+import pickle
+import tempfile
+import warnings
+import zipfile
+
+import torch
+
+from amodal_fusion.errors import UserError
+from amodal_fusion.files import atomic_file
+
+KIND = "amodal_fusion_transformer"
+VERSION = 4
+EARLIER = {1: "f5cd88e", 2: "8160f9c", 3: "e5d7be6"}  # the last commits that read them
+
+
+def save_checkpoint(path, state):
+    """Write `state` (tensors and plain Python values) so that a crash leaves the old file or the new one.
+
+    Raises:
+        UserError: the disk is full or not writable; the older checkpoint is intact.
+    """
+    try:
+        with atomic_file(path) as temporary, open(temporary, "wb") as file:
+            torch.save({"kind": KIND, "version": VERSION, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+        os.fsync(folder)  # the new name itself has to reach the disk
+        os.close(folder)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        raise UserError(f"{path}: could not be written ({error}); the file from before is untouched") from error
+
+
+def check_writable(path):
+    """Make the folder of `path`; raise UserError unless a checkpoint can be written there: better now than when
+    training has ended."""
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder; name a file")
+    folder = os.path.dirname(os.path.abspath(path))
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def load_checkpoint(path):
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        UserError: missing, truncated, a flipped bit, pickled code, not a checkpoint of this program, or its weights are
+            not finite.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load ignores the checksums that torch.save wrote (pytorch#126952)
+        if damaged:
+            raise UserError(f"{path}: damaged ({damaged} fails its checksum); use another checkpoint")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint") from None
+    except pickle.UnpicklingError:
+        raise UserError(f"{path}: holds pickled code, which is never run; only plain weights are read") from None
+    except Exception as error:  # damaged archives fail in many ways
+        raise UserError(f"{path}: not a whole checkpoint ({error}); use another one") from None
+    if isinstance(state, dict) and "model_state_dict" in state:
+        raise UserError(f"{path}: weights of another program's network (model_state_dict), which has other layers; "
+                        "train this one on your data, best from the weights that ship (--init_from)")
+    if not isinstance(state, dict) or state.get("kind") != KIND:
+        raise UserError(f"{path}: not a checkpoint of amodal_fusion_transformer.py")
+    if state["version"] != VERSION:
+        message = f"{path}: checkpoint format {state['version']}, this program reads {VERSION}"
+        if state["version"] in EARLIER:
+            message += (f"; the file belongs to an earlier program (up to commit {EARLIER[state['version']]}), whose "
+                        "network was another one: train anew, or fine-tune the weights that ship (--init_from)")
+        raise UserError(message)
+    for part in ("model", "ema"):
+        weights = state[part].items() if isinstance(state.get(part), dict) else ()
+        broken = [name for name, tensor in weights if torch.is_tensor(tensor) and not tensor.isfinite().all()]
+        if broken:
+            raise UserError(f"{path}: {len(broken)} of its tensors hold numbers that are not finite ({broken[0]}, …): "
+                            "the run that wrote it had gone wrong; use an older checkpoint")
+    return state
+
+
+def averaged_weights(state):
+    """The network's state dict in a checkpoint: the EMA of a training checkpoint, all there is in exported weights."""
+    if "ema" not in state:
+        return state["model"]
+    return {key.removeprefix("module."): value for key, value in state["ema"].items() if key != "n_averaged"}
+
+
+def check_shapes(build, config, weights):
+    """Whether `weights` are those of the network `build(config)`, without memory for what a config may claim.
+
+    Raises:
+        KeyError, AttributeError, ValueError: a tensor is missing, is none, or has another shape.
+    """
+    with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # it warns that tensors there stay empty
+        expected = build(config).state_dict()
+    for name, tensor in expected.items():
+        if weights[name].shape != tensor.shape:
+            raise ValueError(f"{name} has shape {tuple(weights[name].shape)}, its config says {tuple(tensor.shape)}")
+
+
+def export_weights(checkpoint, path, **options):
+    """Write a training checkpoint's averaged weights alone, a quarter of its size, with the options that made them.
+
+    Options that are paths are left out: they mean nothing elsewhere. Those given as `options` have other values.
+    """
+    state = load_checkpoint(checkpoint)
+    config = {name: value for name, value in state["config"].items()
+              if not isinstance(value, str) or name in ("optimizer", "lpips_net", "amp")} | options
+    kept = {name: state[name] for name in ("metrics", "epoch", "step")}
+    save_checkpoint(path, {"model": averaged_weights(state), "config": config, **kept})
+
+
+def rng_state(device):
+    """This process's random state, in types that weights_only accepts; a run on the CPU leaves GPUs alone."""
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return {"torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_rng_state(state, device):
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,0 +1,315 @@
+"""One dataclass per command is the only list of options: flags, YAML keys, types, defaults and help come from it."""
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import math
+import os
+import sys
+import types
+import typing
+
+import yaml
+
+from amodal_fusion.errors import ConfigError
+
+LARGEST_FILE = 1 << 20  # bytes; a file of options has a few dozen lines
+BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+NOTHING = ("", "~", "null", "none")  # in any case of letters
+
+
+def option(default, help, group="options", choices=None, least=None, most=math.inf, aliases=None, metavar=None):
+    """A dataclass field with the help text, topic and allowed values of its flag; numbers from `least` to `most`.
+
+    Args:
+        aliases: other names, as flag and as key → what to tell those who use them, or "" where nothing differs.
+        metavar: names of the values, ("KIND", "DIR") for one, of an option that is a tuple of texts.
+    """
+    limits = None if least is None else (least, most)
+    metadata = {"help": help, "group": group, "choices": choices, "limits": limits, "aliases": aliases or {},
+                "metavar": metavar}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def _type_of(field):
+    """(type, may be None) of `int`, `str | None` and the like."""
+    if isinstance(field.type, types.UnionType):
+        inner = [t for t in typing.get_args(field.type) if t is not type(None)]
+        return inner[0], True
+    return field.type, False
+
+
+def _foreign(config_class):
+    """Keys of other programs that are no options here: name → (type, judge).
+
+    `judge(value, config)` returns what to tell the user, "" for nothing, or raises ConfigError.
+    """
+    return getattr(config_class, "FOREIGN", {})
+
+
+def _names(config_class):
+    """Every name of every option → its field and the note of that name."""
+    names = {}
+    for field in dataclasses.fields(config_class):
+        names[field.name] = field, ""
+        names |= {alias: (field, note) for alias, note in field.metadata["aliases"].items()}
+    return names
+
+
+# ----------------------------------------------------------------------------
+# Where values come from
+
+
+def add_options(parser, config_class):
+    """Add one flag per field; flags that are not given leave no trace in the namespace.
+
+    Values stay texts: `check_values` turns them into numbers, as it does with a file's.
+    """
+    groups = {}
+    for field in dataclasses.fields(config_class):
+        kind, _ = _type_of(field)
+        topic = field.metadata["group"]
+        group = groups.setdefault(topic, parser.add_argument_group(topic))
+        also = "".join(f", also --{name}" for name in field.metadata["aliases"])
+        text = field.metadata["help"].replace("%", "%%") + f" (default: {field.default}{also})"
+        if kind is bool:
+            extra = {"action": argparse.BooleanOptionalAction}
+        elif kind is tuple:
+            extra = {"nargs": len(field.metadata["metavar"]), "metavar": field.metadata["metavar"]}
+        else:
+            extra = {"choices": field.metadata["choices"], "metavar": None}
+            if not field.metadata["choices"]:
+                extra["metavar"] = kind.__name__.upper()
+        group.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=text, **extra)
+        for name in field.metadata["aliases"]:
+            parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=argparse.SUPPRESS, **extra)
+    for name in _foreign(config_class):
+        parser.add_argument(f"--{name}", nargs="?", const="true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+class _TextLoader(yaml.BaseLoader):
+    """Every value is text: no dates, no numbers to the base 60, no `off` that is false where text is wanted."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise ConfigError(f"line {key.start_mark.line + 1}: key {_shown(key.value)} stands there twice")
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+def read_mapping(path):
+    """The 'key: value' lines of a YAML file, all keys and values as text, or as lists and dicts of it.
+
+    Raises:
+        ConfigError: no such file, not YAML, no such lines, or a key that stands there twice.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise ConfigError(f"more than {LARGEST_FILE >> 20} MiB, no file of options")
+        values = yaml.load(content.decode("utf-8-sig"), _TextLoader) or {}  # builds texts, lists and dicts only
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: lists within lists without end; expected 'key: value' lines") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected 'key: value' lines")
+    return values
+
+
+def read_yaml(path, config_class):
+    """Options of a YAML file as a dict, every key and type checked.
+
+    Raises:
+        ConfigError: no such file, not YAML, a key that is unknown or stands there twice, a value of the wrong type.
+    """
+    path = os.path.expanduser(path)
+    return check_values(read_mapping(path), config_class, path)
+
+
+# ----------------------------------------------------------------------------
+# What values mean
+
+
+def check_values(values, config_class, source):
+    """`values` by the options' own names, each of its option's type; prints the notes of aliases.
+
+    Args:
+        values: name of an option, alias or foreign key → text, or for a flag without a value True or False.
+        source: where they come from, for messages.
+
+    Raises:
+        ConfigError: names `source` and the key.
+    """
+    names, foreign = _names(config_class), _foreign(config_class)
+    checked, given_as = {}, {}
+    for key, given in values.items():
+        if key in foreign:
+            checked[key] = _converted(given, foreign[key][0], False, f"{source}: {key}")
+            continue
+        if key not in names:
+            raise ConfigError(f"{source}: unknown key {_shown(key)}; " + _hint(str(key), {**names, **foreign}))
+        field, note = names[key]
+        value = _checked(field, given, f"{source}: {key}")
+        if checked.get(field.name, value) != value:
+            raise ConfigError(f"{source}: {given_as[field.name]} and {key} are one option here, with two values; "
+                              "leave one out")
+        checked[field.name], given_as[field.name] = value, key
+        _tell(note and f"{key} is {field.name} here: {note}")
+    return checked
+
+
+def _checked(field, value, where):
+    kind, optional = _type_of(field)
+    value = _converted(value, kind, optional, where)
+    choices, limits = field.metadata["choices"], field.metadata["limits"]
+    if value is None:
+        return None
+    if kind is tuple and len(value) != len(field.metadata["metavar"]):
+        raise ConfigError(f"{where}: expected {' and '.join(field.metadata['metavar'])}, got {len(value)} values")
+    if choices and value not in choices:
+        raise ConfigError(f"{where}: {_shown(value)} is none of {', '.join(map(str, choices))}")
+    if limits and not limits[0] <= value <= limits[1]:
+        wanted = f"from {limits[0]} to {limits[1]}" if limits[1] < math.inf else f"{limits[0]} or more"
+        raise ConfigError(f"{where}: expected {wanted}, got {value}")
+    return value
+
+
+def _converted(value, kind, optional, where):
+    """Text → a value of `kind`, None where it says so and may; a path's ~ becomes the home directory."""
+    if isinstance(value, str) and value.strip().lower() in NOTHING:
+        if optional:
+            return None
+        raise ConfigError(f"{where}: there is no value")
+    if kind is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(map(os.path.expanduser, value))
+    if kind is str and isinstance(value, str):
+        return os.path.expanduser(value)
+    if kind is bool and isinstance(value, str):
+        value = BOOLEANS.get(value.lower(), value)
+    if kind in (int, float) and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = kind(value)
+    if kind is float and isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where}: expected a finite number, got {value}")
+    if type(value) is int and abs(value) >= 1 << 63:
+        raise ConfigError(f"{where}: a number of {len(f'{value:x}') * 4} bits is too large; 63 bits is the limit")
+    if type(value) is not kind:
+        wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text",
+                  tuple: "a list of texts"}[kind]
+        raise ConfigError(f"{where}: expected {wanted}, got {_shown(value)}")
+    return value
+
+
+def _shown(value):
+    """A value in a message: never more of it than a line."""
+    if isinstance(value, (dict, list)):
+        return "a list" if isinstance(value, list) else "a mapping"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:56]} … ({len(text)} characters)"
+
+
+def _hint(name, known):
+    """The name that `name` is a misspelling of, or all of them.
+
+    Compared word by word: log_dirs is log_dir, but val_batch_size is not batch_size, nor log_file log_every.
+    """
+    words = name.lower().replace("-", "_").split("_")
+
+    def likeness(other):
+        others = other.split("_")
+        if len(words) != len(others):  # batchsize
+            ratio = difflib.SequenceMatcher(None, "".join(words), "".join(others)).ratio()
+            return ratio if ratio >= 0.9 else 0
+        return min(difflib.SequenceMatcher(None, *pair).ratio() for pair in zip(words, others))
+
+    best = max(known, key=likeness) if len(name) < 60 else None
+    if best and likeness(best) >= 0.7:
+        return f"did you mean {best!r}?"
+    return f"known: {', '.join(known)}"
+
+
+def _tell(note):
+    """Print a note once: not in every process of a launcher, nor again in those that `--gpus 6` starts."""
+    me = str(os.getpid())
+    if note and os.environ.get("RANK", "0") == "0" and os.environ.setdefault("FUSION_NOTES_TOLD_BY", me) == me:
+        print(f"note: {note}", file=sys.stderr)
+
+
+# ----------------------------------------------------------------------------
+# Command lines
+
+
+def _parse_arguments(parser, argv):
+    for stream in (sys.stdout, sys.stderr):
+        # a terminal of cp949 or ASCII has no × and no – : it shows a question mark, and the run goes on
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="replace")
+    given, unknown = parser.parse_known_args(argv)
+    return vars(given), unknown
+
+
+def _build(parser, config_class, given, unknown, path=None):
+    """Command line over file over defaults as a config; wrong usage ends the program with status 2."""
+    try:
+        if unknown:
+            flags = [text for text in unknown if text.startswith("--")]
+            hints = [_hint(flag[2:].split("=")[0], _names(config_class)) for flag in flags]
+            hints = [hint.replace("'", "") for hint in hints if hint.startswith("did")]
+            raise ConfigError(f"unrecognized arguments: {' '.join(unknown)}" + "".join(f"; {hint}" for hint in hints))
+        values = read_yaml(path, config_class) if path else {}
+        values |= check_values(given, config_class, "command line")
+        foreign = {name: values.pop(name) for name in _foreign(config_class) if name in values}
+        config = config_class(**values)
+        for name, value in foreign.items():
+            _tell(_foreign(config_class)[name][1](value, config))
+    except ConfigError as error:
+        parser.error(str(error))
+    return config
+
+
+def parse(config_class, description, argv=None, yaml_file=False):
+    """Options of a command: the command line over the file given with --config over the defaults.
+
+    Wrong usage prints the reason and exits with status 2, as argparse does.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s [options]"  # an error shall not stand below thirty lines of all of them
+    )
+    if yaml_file:
+        parser.add_argument("--config", metavar="YAML", help="file with 'key: value' lines, keys as the flags below")
+    add_options(parser, config_class)
+    given, unknown = _parse_arguments(parser, argv)
+    return _build(parser, config_class, given, unknown, given.pop("config", None) if yaml_file else None)
+
+
+def parse_command(commands, description, argv=None):
+    """Options of a script with subcommands.
+
+    Args:
+        commands: name → dataclass, whose docstring is the help.
+
+    Returns:
+        the command's name and its options.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    for name, config_class in commands.items():
+        text = config_class.__doc__
+        subparser = subparsers.add_parser(name, help=text, description=text, allow_abbrev=False,
+                                          usage="%(prog)s [options]")
+        add_options(subparser, config_class)
+    given, unknown = _parse_arguments(parser, argv)
+    command = given.pop("command")
+    return command, _build(parser, commands[command], given, unknown)

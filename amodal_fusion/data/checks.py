@@ -1,0 +1,163 @@
+"""What is wrong with a prepared scene: its files, and what its pictures say about each other."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from amodal_fusion.data.consistency import agreement, blank_share, is_blank_exactly_in, misfit, photo_fault
+from amodal_fusion.data.images import IMAGE_SUFFIXES
+from amodal_fusion.data.scenes import SCENE_NAMES, completion_paths, modal_path, read_files
+from amodal_fusion.errors import SceneError
+from amodal_fusion.files import write_text
+
+PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+
+
+def check_scene(folder, need_original=False, max_completions=None):
+    """All faults of a scene, one a line: what `read_scene` refuses, files that nobody would read or that are cut off,
+    pictures that contradict each other; None when all is well."""
+    folder = Path(folder)
+    try:
+        scene = read_files(folder, max_completions, need_original, with_visible=True)
+    except SceneError as error:
+        return "\n".join([str(error), *_unread_files(folder)])
+    files = [path for path in (folder / f"{name}.png" for name in ("partial", "mask", "original")) if path.exists()]
+    files += completion_paths(folder)[:max_completions]
+    faults = [f"{path}: truncated; write it again" for path in files if _is_cut_off(path)]
+    faults += [*_unread_files(folder), *_contradictions(folder, scene)]
+    return "\n".join(faults) or None
+
+
+def _unread_files(folder):
+    """comp2.PNG and comp2.jpg look like completions and are not read; original.jpg is no target."""
+    if not folder.is_dir():
+        return
+    names = {path.name for path in folder.iterdir()}
+    for name in sorted(names):
+        stem, dot, suffix = name.rpartition(".")
+        if not re.fullmatch(SCENE_NAMES, stem, re.IGNORECASE):
+            continue
+        if dot + suffix.lower() in IMAGE_SUFFIXES and stem.lower() + ".png" not in names:
+            yield f"{folder / name}: not read; save it as {stem.lower()}.png, in small letters"
+        elif name.endswith("_visible.png") and name.replace("_visible", "") not in names:
+            yield f"{folder / name}: a modal mask of no completion"
+
+
+def _contradictions(folder, scene):
+    """What `create` would not have written."""
+    mask, partial, original = scene.mask, scene.partial, scene.original
+    blank = blank_share(partial, mask)
+    is_photo_inside = original is not None and agreement(original, partial, mask) > 0.9
+    if blank < 0.9 and not mask.all() and (
+            blank_share(partial, ~mask) > 0.97
+            or (is_photo_inside and agreement(original, partial, ~mask) < 0.5)):
+        yield (f"{folder / 'mask.png'}: inverted (partial.png is blank where the mask says visible, and not in the "
+               "hole); 255 is the hole")
+        return
+    if blank < 0.9:
+        yield (f"{folder / 'partial.png'}: not blank in the hole, {1 - blank:.0%} of it shows something; blank it, or "
+               "see whether mask.png belongs to it")
+    if original is not None:
+        fault = photo_fault(original, partial, mask)
+        if fault:
+            yield f"{folder / 'partial.png'}: {fault} original.png"
+        elif is_blank_exactly_in(original, mask):
+            yield (f"{folder / 'original.png'}: blank in the hole, it cannot be the target; remove it and the scene is "
+                   "for inference only")
+    fault, _ = misfit(partial, scene.completions, scene.visible or [None] * len(scene.completions), mask)
+    if fault:
+        yield f"{folder}: {fault}"
+    for path, completion, visible in zip(completion_paths(folder), scene.completions, scene.visible or ()):
+        if visible is not None and (visible & (completion[..., 3] > 0)).sum() <= 0.5 * visible.sum():
+            yield f"{modal_path(path)}: empty or beside its completion; remove it, or see whose mask it is"
+
+
+def _is_cut_off(path):
+    """Whether a PNG lacks its end: decoders need not notice when no more than the last few bytes are gone."""
+    with open(path, "rb") as file:
+        if file.read(len(PNG_START)) != PNG_START:
+            return False  # another format by the name of PNG
+        file.seek(-len(PNG_END), 2)
+        # some programs append data of their own after the end
+        return file.read() != PNG_END and PNG_END not in path.read_bytes()
+
+
+# ----------------------------------------------------------------------------
+# Reading every scene once before training, and remembering what was read.
+#
+# A damaged file stops a long run before its first step, not in the middle. Reading 100,000 scenes takes a quarter of an
+# hour, so a resumed run skips the scenes that were read before.
+
+
+
+
+MEMORY = ".checked.json"  # in the data set: scene id → state of its files when they were read without a fault
+FORMAT = 2  # another number when the check looks for more
+
+
+def files_state(folder, max_completions):
+    """Digest of the names, sizes and times of all files of a scene; None when they cannot be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            files = sorted((entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in entries)
+    except OSError:
+        return None
+    text = f"{max_completions} {files}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def recall(data_dir):
+    """What `remember` wrote, {} when there is nothing of use."""
+    with contextlib.suppress(OSError, ValueError):
+        memory = json.loads((Path(data_dir) / MEMORY).read_text(encoding="utf-8"))
+        if isinstance(memory, dict) and memory.get("format") == FORMAT and isinstance(memory.get("scenes"), dict):
+            return memory["scenes"]
+    return {}
+
+
+def remember(data_dir, states):
+    """Write down scenes that were read without a fault. Returns False where the folder cannot be written."""
+    try:
+        write_text(Path(data_dir) / MEMORY, json.dumps({"format": FORMAT, "scenes": states}, ensure_ascii=False))
+    except OSError:
+        return False
+    return True
+
+
+def check_scenes(data_dir, scene_ids, max_completions, known, quiet=True):
+    """Read the files of training scenes, in threads: decoding and waiting let others run.
+
+    Args:
+        max_completions: only so many are read of each.
+        known: scene id → `files_state`; scenes that are still as they were then are not read again.
+
+    Returns:
+        list of faults, and scene id → `files_state` of all without one.
+    """
+    def check(scene_id):
+        folder = Path(data_dir) / scene_id
+        state = files_state(folder, max_completions)
+        if state is not None and known.get(scene_id) == state:
+            return None, state
+        return check_scene(folder, need_original=True, max_completions=max_completions), state
+
+    faults, states = [], {}
+    with ThreadPoolExecutor(16) as pool:
+        try:
+            jobs = {scene_id: pool.submit(check, scene_id) for scene_id in scene_ids}
+            for scene_id, job in tqdm(jobs.items(), "check", disable=quiet, leave=False):
+                fault, state = job.result()
+                if fault:
+                    faults.append(fault)
+                elif state:
+                    states[scene_id] = state
+        except BaseException:  # a signal: what is left is read for nobody
+            pool.shutdown(cancel_futures=True)
+            raise
+    return faults, states

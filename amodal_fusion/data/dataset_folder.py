@@ -1,0 +1,174 @@
+"""The scene folders of a data set: written whole or not at all, and removed only where they are its own."""
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from amodal_fusion.data.names import is_rubbish
+from amodal_fusion.data.scenes import SCENE_NAMES, write_scene
+from amodal_fusion.errors import ConfigError
+from amodal_fusion.files import atomic_file
+
+
+def present(output):
+    """Ids of the scenes in a data set."""
+    return {path.name for path in output.iterdir()
+            if not path.name.startswith(".") and os.path.isfile(path / "mask.png")}
+
+
+def check_own(output, scene_ids, overwrite):
+    """Raise ConfigError when a folder that may be removed is nothing that this program has made: one of `scene_ids`,
+    with `overwrite` any scene's."""
+    made_here = (output / "dataset.yaml").exists()
+    for scene_id in sorted({*scene_ids, *(present(output) if overwrite else ())}):
+        folder = output / scene_id
+        if folder.is_symlink() or not folder.is_dir():
+            continue
+        if not made_here:
+            raise ConfigError(f"{folder} is there, but no dataset.yaml beside it: this is no data set of ours, and "
+                              "would be written over; choose another --output_dir")
+        strange = sorted(path.name for path in folder.iterdir()
+                         if not re.fullmatch(rf"({SCENE_NAMES})\.png", path.name) and not is_rubbish(path.name))
+        if strange:
+            raise ConfigError(f"{folder / strange[0]}: not of a data set, and would be removed with its folder; put it "
+                              "elsewhere, or choose another --output_dir")
+
+
+def leave_only(scene_ids, output, overwrite, sure=True):
+    """With `overwrite`, remove the scenes of earlier runs that are none of these; else say that there are some.
+
+    Args:
+        sure: whether all that there is could be read; if not, it may be among what could not.
+    """
+    others = sorted(present(output) - set(scene_ids))
+    if overwrite:
+        for scene_id in others if sure else ():
+            remove_scene(output / scene_id)
+        for scene_id in present(output):
+            add_record(output, scene_id, TO_BE_MADE)  # should this run be stopped, the next one goes on from there
+    if others:
+        print(f"{len(others)} scenes of earlier runs are not among them"
+              + (" and were removed" if overwrite and sure else
+                 " and stay, as not all could be read" if overwrite else "; --overwrite removes them")
+              + f" (as {others[0]})")
+
+
+def put_scene(output, scene):
+    """Write a scene's folder whole or not at all."""
+    folder, temporary = output / scene.id, output / f".tmp-{scene.id}"
+    remove_scene(temporary)  # when the process that wrote it ended with another that was killed
+    temporary.mkdir()
+    write_scene(temporary, scene)
+    remove_scene(folder)
+    temporary.rename(folder)
+
+
+def remove_scene(folder):
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
+
+
+def clear_leftovers(output):
+    """Remove the half-written scene folders of a run that was killed."""
+    for leftover in output.glob(".tmp-*"):
+        shutil.rmtree(leftover)
+
+
+# ----------------------------------------------------------------------------
+# What each scene of a data set was made from, so that a run that continues knows what is done, and still true.
+
+
+
+RECORDS = "made_from.csv"
+TO_BE_MADE = "to be made anew"  # no digest
+RECORD_COLUMNS = ("scene", "made_from", "files")
+
+
+def digest(source):
+    """Hexadecimal digest of a dataclass, list or None; paths in it count by the name, time and size of their files."""
+    def plain(value):
+        if dataclasses.is_dataclass(value):
+            return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        if isinstance(value, (list, tuple)):
+            return [plain(entry) for entry in value]
+        if isinstance(value, Path):
+            state = value.stat() if value.exists() else None
+            is_file = state is not None and value.is_file()
+            return [value.name, state.st_size, state.st_mtime_ns] if is_file else value.name
+        return value
+
+    text = json.dumps(plain(source), default=str)
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def read_records(output):
+    """Scene id → (digest, names of its files); the last line of a scene counts, torn lines do not."""
+    path, records = Path(output) / RECORDS, {}
+    if path.exists():
+        with open(path, newline="", encoding="utf-8", errors="replace") as file:
+            rows = [row for row in csv.reader(file) if len(row) == 3 and row[2].endswith(".png")]
+        records = {scene_id: (made_from, files) for scene_id, made_from, files in rows}
+    return records
+
+
+def add_record(output, scene_id, made_from):
+    """Note that the scene's folder is whole."""
+    append_rows(Path(output) / RECORDS, RECORD_COLUMNS, [(scene_id, made_from, _files(Path(output) / scene_id))])
+
+
+def tidy_records(output, scene_ids):
+    tidy_rows(Path(output) / RECORDS, RECORD_COLUMNS, scene_ids)
+
+
+def is_done(output, scene_id, records, made_from):
+    """Whether the scene is there, whole, and from the same files with the same options. Without a record it is not: a
+    run that was stopped may have written its folder and no more, and what it was made from nobody knows."""
+    return records.get(scene_id) == (made_from, _files(Path(output) / scene_id))
+
+
+def _files(folder):
+    return " ".join(sorted(path.name for path in folder.glob("*.png"))) if folder.is_dir() else ""
+
+
+def append_rows(path, columns, rows):
+    """Append to a CSV file that begins with `columns`, also when a killed run left it empty or within a line."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    with open(path, "a+b") as file:  # one write: rows are there, or they are not
+        if not file.seek(0, os.SEEK_END):
+            writer.writerow(columns)
+        else:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                writer.writerow(())
+        writer.writerows(rows)
+        file.write(text.getvalue().encode())
+
+
+def tidy_rows(path, columns, scene_ids, key=0):
+    """Rewrite a CSV file that was appended to: only scenes that are there, of each only what was written last.
+
+    Args:
+        key: the column that tells rows of one scene apart; when it repeats, the rows before are of an earlier run.
+    """
+    if not path.exists():
+        return
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        rows = list(csv.reader(file))
+    scene_ids, kept = set(scene_ids), {}
+    for row in rows:
+        if len(row) == len(columns) and row[0] in scene_ids:
+            before = kept.setdefault(row[0], [])
+            if any(row[key] == other[key] for other in before):
+                before.clear()
+            before.append(row)
+    with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns, *(row for rows in kept.values() for row in rows)])

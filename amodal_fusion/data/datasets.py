@@ -1,0 +1,124 @@
+"""Scenes as the training script reads them: data sets, samplers and loaders."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, get_worker_info
+
+from amodal_fusion.data.scenes import read_scene
+from amodal_fusion.data.tensors import to_tensors
+
+
+class SceneDataset(Dataset):
+    """Scenes by index, or by (epoch, index), as dicts of tensors with the scene's `index` added."""
+
+    def __init__(self, scene_ids):
+        self.scene_ids = scene_ids
+        # what each loader process reads, for the message when one dies
+        self.reading = torch.full((256,), -1).share_memory_()
+
+    def __len__(self):
+        return len(self.scene_ids)
+
+    def __getitem__(self, item):
+        epoch, index = item if isinstance(item, tuple) else (0, item)
+        loader = get_worker_info()
+        if loader is not None:
+            self.reading[loader.id % len(self.reading)] = index
+        return {**self.read(epoch, index), "index": index}
+
+
+class AmodalFusionDataset(SceneDataset):
+    """Scenes of a prepared data set, at one square size, completions padded to a fixed number of slots.
+
+    Args:
+        data_dir: folder of scene folders (see amodal_fusion/data/scenes.py).
+        scene_ids: which of them.
+        img_size: side of the square that the network sees, in pixels; scenes of other sizes are scaled.
+        n_max_completions: slots N; of scenes with more, the first N count.
+        augment: mirror and recolour the scene, shuffle its completions and drop some, each at random.
+        seed: with the epoch and the index it determines the augmentation, whatever the number of workers.
+
+    Items are asked for by index or by (epoch, index) and are dicts of float32 tensors: partial (3,H,W),
+    mask (1,H,W), completions (N,4,H,W), original (3,H,W) in [0,1], valid (N,) bool, and the scene's `index`.
+
+    Raises:
+        SceneError: from an item, when a file of the scene is missing or damaged.
+    """
+
+    def __init__(self, data_dir, scene_ids, img_size=256, n_max_completions=5, augment=False, seed=0):
+        super().__init__(scene_ids)
+        self.data_dir = Path(data_dir)
+        self.img_size = img_size
+        self.n_max_completions = n_max_completions
+        self.augment = augment
+        self.seed = seed
+
+    def read(self, epoch, index):
+        scene = read_scene(self.data_dir / self.scene_ids[index], self.n_max_completions, need_original=True)
+        scene = scene.resized((self.img_size, self.img_size))
+        if self.augment:
+            return augmented(scene, self.n_max_completions, np.random.default_rng((self.seed, epoch, index)))
+        return to_tensors(scene, self.n_max_completions)
+
+
+def augmented(scene, slots, rng):
+    """`to_tensors` of a scene, its completions shuffled, seldom some dropped, and perhaps mirrored and recoloured."""
+    kept = rng.permutation(len(scene.completions))
+    if rng.random() < 0.1:  # seldom: without the front object the one behind is wrong
+        kept = kept[: rng.integers(1, len(kept) + 1)]
+    tensors = to_tensors(dataclasses.replace(scene, completions=[scene.completions[i] for i in kept]), slots)
+    if rng.random() < 0.5:
+        tensors = {name: t.flip(-1) if t.dim() > 1 else t for name, t in tensors.items()}
+    if rng.random() < 0.7:
+        recolour(tensors, rng)
+    return tensors
+
+
+def recolour(tensors, rng):
+    """Swap the colour channels and bend each by a gamma, alike in all pictures of a scene, in place.
+
+    What copies the photo goes on copying it exactly, and what is wrong stays wrong; only the material looks new.
+    """
+    order = torch.from_numpy(rng.permutation(3))
+    gamma = torch.from_numpy(rng.uniform(-0.4, 0.4, 3)).float().exp()[:, None, None]
+    for picture in (tensors["partial"], tensors["original"], tensors["completions"][:, :3]):  # (…,3,H,W)
+        picture.copy_(picture.index_select(-3, order).pow(gamma))
+
+
+class SynthesizedDataset(SceneDataset):
+    """Scenes made on the fly, new ones in every epoch; items as of AmodalFusionDataset, to be asked for in order.
+
+    Making a scene takes longer than training on it. So each is used `repeat` times, augmented from the second time on:
+    of a step's scenes a `repeat`-th is new, and the others come again from 16, 32 … steps before, when the same loader
+    process made them, if there are 1, 2, 4, 8 or 16. In the first steps all are new.
+
+    Args:
+        synthesizer: Synthesizer; count: items of an epoch, a `repeat`-th of which are scenes of their own.
+        repeat: uses of a scene, at least 1; batch: scenes of one step, over all processes.
+    """
+
+    LAG = 16  # steps
+
+    def __init__(self, synthesizer, count, repeat=1, batch=1):
+        super().__init__(range(count))
+        self.synthesizer, self.repeat, self.batch, self.lag = synthesizer, repeat, batch, self.LAG * batch
+        self.span = -(-count // self.lag) * self.lag  # from an epoch's first item to the next one's
+        self.made = {}
+
+    def read(self, epoch, index):
+        item = epoch * self.span + index
+        turn, slot = item // self.lag, item % self.batch
+        # slot // repeat: a process has every world_size-th slot, and should have new scenes among them
+        use = min((slot + slot // self.repeat + turn) % self.repeat, turn)
+        number = item - use * self.lag  # of the item for which the scene was made
+        if number not in self.made:
+            oldest = item - (self.repeat - 1) * self.lag
+            self.made = {n: scene for n, scene in self.made.items() if n >= oldest}
+            self.made[number] = self.synthesizer(number)
+        scene = self.made[number] if self.repeat > use + 1 else self.made.pop(number)
+        if use:
+            return augmented(scene, self.synthesizer.n_max, np.random.default_rng((self.synthesizer.seed, item)))
+        return to_tensors(scene, self.synthesizer.n_max)

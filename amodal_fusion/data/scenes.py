@@ -1,0 +1,324 @@
+"""Scenes of a prepared data set: one folder each, named and encoded one way.
+
+    DATA/train_list.txt, val_list.txt, [test_list.txt]   one scene id per line
+    DATA/dataset.yaml                                    what made it
+    DATA/<id>/original.png                               RGB, the training target (may be absent at inference)
+    DATA/<id>/partial.png                                RGB, the photo with the hole blanked
+    DATA/<id>/mask.png                                   L, 0 or 255; 255 = hole
+    DATA/<id>/comp1.png …                                RGBA, full frame, straight alpha
+    DATA/<id>/comp1_visible.png …                        optional, L, 255 = where the completer saw this object, its
+                                                         modal mask
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from amodal_fusion.data.images import FEW, border, comment_of, open_picture, read_image, resize, write_image
+from amodal_fusion.errors import SceneError
+
+# In the header of a prepared completion: its alpha was decided on when it was written. A completed background may be
+# flat paper where objects hide all of the photo's own border, and then nothing in its pixels tells it from raw results.
+ALPHA_HOLDS = "straight alpha"
+
+
+@dataclass
+class Scene:
+    """One scene in memory, all pictures of one size (H, W), uint8."""
+
+    id: str
+    partial: np.ndarray  # (H, W, 3), black in the hole
+    mask: np.ndarray  # (H, W) bool, True = hole
+    completions: list  # N × (H, W, 4), straight alpha
+    original: np.ndarray | None = None  # (H, W, 3)
+    visible: list | None = None  # N × (H, W) bool or None, modal masks; None when there are none, or nobody asked
+
+    def resized(self, size):
+        """The scene at `size` = (height, width); nearest for the mask, premultiplied area for the rest."""
+        if size == self.mask.shape:
+            return self
+        mask = resize(self.mask.astype(np.uint8), size, nearest=True).astype(bool)
+        # the hole is transparent, not black: its blank must not darken the pixels beside it
+        visible = resize(np.dstack([self.partial, np.where(self.mask, 0, 255).astype(np.uint8)]), size)
+        return Scene(
+            self.id,
+            np.where(mask[..., None], 0, visible[..., :3]).astype(np.uint8),
+            mask,
+            [resize(completion, size) for completion in self.completions],
+            None if self.original is None else resize(self.original, size),
+            None if self.visible is None else [
+                None if modal is None else resize(modal.astype(np.uint8), size, nearest=True) > 0
+                for modal in self.visible],
+        )
+
+
+SCENE_NAMES = r"comp\d+|comp\d+_visible|original|partial|mask"  # of a scene's files, without .png
+
+
+def completion_paths(folder):
+    """comp1.png, comp2.png … comp10.png of one scene folder, in the order of their numbers."""
+    numbered = [(re.fullmatch(r"comp(\d+)\.png", path.name), path) for path in Path(folder).iterdir()]
+    return [path for match, path in sorted(((m, p) for m, p in numbered if m), key=lambda x: int(x[0][1]))]
+
+
+def modal_path(path):
+    """comp1.png → comp1_visible.png."""
+    return path.with_name(f"{path.stem}_visible.png")
+
+
+def find_scenes(data_dir):
+    """Ids of all folders below `data_dir` that hold a mask.png or a partial.png, sorted.
+
+    Raises:
+        SceneError: there is no such folder or it holds no scene.
+    """
+    data_dir = Path(data_dir)
+    if not data_dir.is_dir():
+        raise SceneError(f"{data_dir}: no such folder")
+    scene_ids = sorted(
+        path.name for path in data_dir.iterdir()
+        if not path.name.startswith(".") and any(_may_hold(path, name) for name in ("mask.png", "partial.png"))
+    )
+    if not scene_ids:
+        raise SceneError(
+            f"{data_dir}: no scene here (a scene is a folder with partial.png, mask.png, comp1.png …); if these are "
+            f"results of a completion model, run create first: python prepare_dataset.py create --input_dir {data_dir} "
+            "--output_dir DATA --img_size 256 --resize"
+        )
+    return scene_ids
+
+
+def _may_hold(folder, name):
+    """Whether there is such a file, or nobody may look: then reading the scene tells."""
+    try:
+        return (folder / name).exists()
+    except OSError:
+        return True
+
+
+def read_list(path, data_dir):
+    """Scene ids of a list file: one per line, UTF-8 (with or without BOM), blank lines and CRLF allowed.
+
+    Raises:
+        SceneError: the list is missing or empty, names a scene twice, a path outside `data_dir`, or a scene that
+            is not there; all faulty lines are named.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise SceneError(
+            f"{path}: no such list, seen from the current folder; prepare_dataset.py split --data_dir {data_dir} "
+            "writes train_list.txt and val_list.txt there"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SceneError(f"{path}: not a readable UTF-8 list ({error})") from None
+    faults, scene_ids, seen = [], [], set()
+    for number, line in enumerate(lines, 1):
+        scene_id = line.strip()
+        if not scene_id:
+            continue
+        if scene_id in seen:
+            faults.append(f"line {number}: {scene_id!r} is listed twice")
+        elif "/" in scene_id or "\\" in scene_id or scene_id in (".", ".."):
+            faults.append(f"line {number}: {scene_id!r} is a path; a scene id is the name of a folder in {data_dir}")
+        else:
+            found = _existing_name(Path(data_dir), scene_id)
+            if found is None:
+                faults.append(f"line {number}: there is no folder {Path(data_dir) / scene_id}")
+            else:
+                scene_ids.append(found)
+        seen.add(scene_id)
+    if faults:
+        shown = "\n  ".join(faults[:20]) + (f"\n  … and {len(faults) - 20} more" if len(faults) > 20 else "")
+        raise SceneError(f"{path}:\n  {shown}")
+    if not scene_ids:
+        raise SceneError(f"{path}: names no scene; add ids, one per line, or write it anew with: "
+                         f"python prepare_dataset.py split --data_dir {data_dir}")
+    return scene_ids
+
+
+def _existing_name(data_dir, scene_id):
+    # A Hangul or accented name typed on one system and stored by another differs in its Unicode normal form.
+    for name in (scene_id, *(unicodedata.normalize(form, scene_id) for form in ("NFC", "NFD"))):
+        if (data_dir / name).is_dir():
+            return name
+    return None
+
+
+def read_scene(folder, max_completions=None, need_original=False, with_visible=False):
+    """Read one scene at its own size.
+
+    Args:
+        folder: DATA/<id>.
+        max_completions: keep the first so many (`create` puts the most useful first); None keeps all, 0 reads none.
+        need_original: a missing original.png is an error.
+        with_visible: read the modal masks as well.
+
+    Raises:
+        SceneError: files are missing or damaged (all are named), sizes differ, the mask has no hole or is inverted, a
+            completion has no alpha, or all completions are transparent.
+    """
+    scene = read_files(folder, max_completions, need_original, with_visible)
+    scene.partial = np.where(scene.mask[..., None], 0, scene.partial).astype(np.uint8)
+    return scene
+
+
+def read_files(folder, max_completions=None, need_original=False, with_visible=False):
+    """As `read_scene`, with the partial image as its file has it, blank in the hole or not."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise SceneError(f"{folder}: no such folder")
+    try:
+        paths = completion_paths(folder)
+    except OSError as error:
+        raise SceneError(f"{folder}: {error.strerror}; make it readable") from None
+    files = [("partial.png", "RGB"), ("mask.png", "L")]
+    if need_original or (folder / "original.png").exists():
+        files.append(("original.png", "RGB"))
+    files += [(path.name, "RGBA") for path in paths[:max_completions]]
+    modal = [modal_path(path) for path in paths[:max_completions] if with_visible and modal_path(path).exists()]
+    files += [(path.name, "L") for path in modal]
+    pictures, faults = {}, [] if paths else [f"{folder}: no completion (comp1.png …)"]
+    for name, mode in files:
+        try:
+            pictures[name] = read_image(folder / name, mode)
+        except SceneError as error:
+            faults.append(str(error))
+    if faults:
+        raise SceneError("\n".join(faults))
+    partial, mask, original = (pictures.pop(name, None) for name in ("partial.png", "mask.png", "original.png"))
+    mask = mask >= 128
+    paths = paths[:max_completions]
+    completions = [pictures[path.name] for path in paths]
+
+    size = partial.shape[:2]
+    named = [("mask.png", mask), ("original.png", original), *pictures.items()]
+    for name, array in named:
+        if array is not None:
+            check_frame(folder / name, array, size)
+    if not mask.any():
+        raise SceneError(f"{folder / 'mask.png'}: no hole in it (255 = hole); drop the scene or cut a hole")
+    if not mask.all() and not partial[~mask].any() and partial[mask].any():
+        raise SceneError(
+            f"{folder / 'mask.png'}: inverted (partial.png is black where the mask says visible); "
+            "255 is the hole: run prepare_dataset.py create on raw results"
+        )
+    for path, completion in zip(paths, completions):
+        try:
+            check_completion(path, completion, partial, mask)
+        except SceneError as error:
+            faults.append(str(error))
+    if faults:
+        raise SceneError("\n".join(faults))
+    if max_completions != 0:
+        check_opaque(folder, completions)
+    visible = None
+    if modal:
+        visible = [pictures.get(modal_path(path).name) for path in paths]
+        visible = [None if shown is None else shown >= 128 for shown in visible]
+    return Scene(folder.name, partial, mask, completions, original, visible)
+
+
+def check_frame(path, picture, size):
+    """Raise SceneError unless the picture of file `path` has the `size`, (height, width), of partial.png."""
+    if picture.shape[:2] != size:
+        raise SceneError(f"{path}: {picture.shape[1]}×{picture.shape[0]}, but partial.png is {size[1]}×{size[0]}; "
+                         "all pictures of a scene show the same frame")
+
+
+def check_opaque(folder, completions):
+    """Raise SceneError when nothing is seen of any of a scene's completions."""
+    if not any(completion[..., 3].any() for completion in completions):
+        raise SceneError(f"{folder}: every completion is fully transparent; drop the scene")
+
+
+def check_completion(path, completion, partial, mask):
+    """Raise SceneError when a completion's alpha cannot be meant as it is.
+
+    Args:
+        path: its file; completion (H,W,4), partial (H,W,3), mask (H,W) bool, of one size.
+    """
+    check_alpha(path, completion)
+    if _is_raw(completion, partial, mask) and comment_of(path) != ALPHA_HOLDS:
+        raise SceneError(f"{path}: no alpha, on a flat background; run prepare_dataset.py create on it")
+
+
+def check_alpha(name, completion):
+    """Raise SceneError when the alpha of the picture `name`, (H,W,4), counts to 1."""
+    if completion[..., 3].max() == 1:
+        raise SceneError(f"{name}: alpha is 0 or 1, but 255 is opaque; multiply it by 255")
+
+
+def _is_raw(completion, partial, mask):
+    """An opaque picture whose whole border is flat, and not because the photo's is: a background nobody keyed out."""
+    if np.count_nonzero(completion[..., 3] < 250) > FEW * mask.size:
+        return False
+    edge, photo, hole = (border(picture) for picture in (completion, partial, mask))
+    edge = edge[:, :3].astype(np.int16)
+    colour = np.median(edge, 0)
+    if (np.abs(edge - colour).max(1) > 20).mean() > 0.02:
+        return False
+    if not hole.all() and (np.abs(edge - photo)[~hole].max(1) <= 40).mean() >= 0.8:
+        return False
+    if hole.all() or np.abs(completion[..., :3] - colour).max() <= 20:  # no object is seen on it: empty paper
+        return bool(edge.min() >= 240 or edge.max() <= 8)
+    return True
+
+
+def write_scene(folder, scene):
+    """Write the pictures of `scene` into the existing `folder`."""
+    folder = Path(folder)
+    write_image(folder / "partial.png", scene.partial)
+    write_image(folder / "mask.png", scene.mask.astype(np.uint8) * 255)
+    if scene.original is not None:
+        write_image(folder / "original.png", scene.original)
+    for number, completion in enumerate(scene.completions, 1):
+        write_image(folder / f"comp{number}.png", completion, ALPHA_HOLDS)
+        if scene.visible is not None and scene.visible[number - 1] is not None:
+            write_image(modal_path(folder / f"comp{number}.png"), scene.visible[number - 1].astype(np.uint8) * 255)
+
+
+# ----------------------------------------------------------------------------
+# Scenes too large to travel between processes or to be held in memory whole.
+
+
+
+LARGE = 2**25  # bytes of decoded pictures
+
+
+class StoredCompletions(Sequence):
+    """Completions of a scene on disk, each read when it is asked for."""
+
+    def __init__(self, paths, scene):
+        self.paths, self.partial, self.mask = paths, scene.partial, scene.mask
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        completion = read_image(self.paths[index], "RGBA")
+        check_frame(self.paths[index], completion, self.mask.shape)
+        check_completion(self.paths[index], completion, self.partial, self.mask)
+        return completion
+
+
+def is_large(folder, max_completions=None):
+    """Whether a scene takes more than LARGE bytes, by the header of its mask; False when there is no telling."""
+    try:
+        with open_picture(folder / "mask.png") as mask:
+            pixels = mask.width * mask.height
+        return pixels * 4 * len(completion_paths(folder)[:max_completions]) > LARGE
+    except SceneError:
+        return False
+
+
+def read_large(folder, max_completions=None):
+    """A scene whose completions stay on disk until they are asked for; see `read_scene`."""
+    scene = read_scene(folder, 0)
+    scene.completions = StoredCompletions(completion_paths(folder)[:max_completions], scene)
+    check_opaque(folder, scene.completions)  # reads them up to the first that is not transparent
+    return scene

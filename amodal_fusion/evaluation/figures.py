@@ -1,0 +1,195 @@
+"""Pictures of scenes, weights and training curves. Figures are made without pyplot: no display, no leak."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps, get_data_path
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+from amodal_fusion.data.images import resize, write_image
+from amodal_fusion.files import atomic_file
+
+# one colour per candidate in winner maps; the last, grey, is "none of these"
+WINNER_COLOURS = colormaps["tab20"].colors
+NONE_COLOUR = (0.5, 0.5, 0.5)
+
+
+def save_figure(figure, path):
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", bbox_inches="tight")
+
+
+def on_checkerboard(completion):
+    """RGBA (H,W,4) in [0,1] over a grey checkerboard, (H,W,3)."""
+    height, width = completion.shape[:2]
+    cell = max(4, max(height, width) // 32)
+    y, x = np.mgrid[:height, :width] // cell
+    board = np.where((y + x) % 2, 0.85, 0.7)[..., None]
+    return completion[..., :3] * completion[..., 3:] + board * (1 - completion[..., 3:])
+
+
+def winner_map(weights, residual):
+    """Colour of the candidate with the largest weight, (H,W,3); grey where the residual wins."""
+    winner = np.concatenate([weights, residual[None]]).argmax(0)
+    colours = [WINNER_COLOURS[i % len(WINNER_COLOURS)] for i in range(len(weights))]
+    return np.array([*colours, NONE_COLOUR])[winner]
+
+
+def scene_panels(scene):
+    """Titled pictures of one fused scene, in reading order.
+
+    Args:
+        scene: dict of float arrays in [0,1]: partial, fused (H,W,3), mask, residual (H,W), completions (N,H,W,4),
+            weights (N,H,W), and perhaps original (H,W,3) and, where completions are but some of N, `shown`: which.
+
+    Returns:
+        list of (title, picture, colour map or None).
+    """
+    inside = scene["mask"]
+    panels = [("partial", scene["partial"], None), ("mask", inside, "gray")]
+    shown = scene.get("shown", range(len(scene["completions"])))
+    panels += [(f"comp{i + 1}", on_checkerboard(c), None) for i, c in zip(shown, scene["completions"])]
+    panels += [(f"weight {i + 1}", scene["weights"][i] * inside, "magma") for i in shown]
+    panels.append(("weight of none", scene["residual"] * inside, "magma"))
+    winners = winner_map(scene["weights"], scene["residual"])
+    panels.append(("winner (grey: none)", np.where(inside[..., None] > 0.5, winners, 1), None))
+    panels.append(("fused", scene["fused"], None))
+    if "original" in scene:
+        panels.append(("original", scene["original"], None))
+        error = np.abs(scene["fused"] - scene["original"]).mean(2)
+        panels.append(("error in the hole", error * inside, "inferno"))
+    return panels
+
+
+def draw_grid(path, rows, heading=""):
+    """Titled pictures in rows, as one PNG.
+
+    Written with Pillow: matplotlib takes seconds for a few dozen axes, most of a run that writes one such picture
+    per scene.
+
+    Args:
+        rows: lists of panels, (title, picture, colour map or None[, colour of the title]) with picture (H,W) or
+            (H,W,3) in [0,1]; None leaves a place empty. Titles may have several lines.
+    """
+    tile, line, gap = 200, 15, 8  # pixels
+    font = ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), 11)
+    cells, tops, top = [], [], gap + bool(heading) * (line + gap)
+    for row in rows:
+        panels = [(place, panel) for place, panel in enumerate(row) if panel is not None]
+        lines = max(panel[0].count("\n") for _, panel in panels) + 1
+        drawn = [(place, panel, _tile(panel[1], panel[2], tile)) for place, panel in panels]
+        cells.append(drawn)
+        tops.append((top, top + lines * line + 2))
+        top = tops[-1][1] + max(image.height for *_, image in drawn) + gap
+    sheet = Image.new("RGB", (max(map(len, rows)) * (tile + gap) + gap, top), "white")
+    pen = ImageDraw.Draw(sheet)
+    pen.text((gap, gap), heading, "black", font)
+    for drawn, (text_top, image_top) in zip(cells, tops):
+        for place, (title, _, _, *colour), image in drawn:
+            left = gap + place * (tile + gap)
+            short = "\n".join(text if len(text) <= 31 else text[:30] + "…" for text in title.split("\n"))
+            pen.text((left, text_top), short, colour[0] if colour else "black", font, spacing=2)
+            sheet.paste(image, (left, image_top))
+    write_image(path, np.asarray(sheet))
+
+
+def _tile(picture, cmap, width):
+    """Picture in [0,1] → a Pillow image `width` pixels wide, less where it would be more than three times as high."""
+    picture = np.clip(picture, 0, 1)
+    if cmap is not None:
+        picture = colormaps[cmap](picture)[..., :3]
+    picture = np.rint(picture * 255).astype(np.uint8)
+    scale = min(width / picture.shape[1], 3 * width / picture.shape[0])
+    size = tuple(max(1, round(side * scale)) for side in picture.shape[:2])
+    return Image.fromarray(resize(picture, size, nearest=scale > 1))
+
+
+def draw_scene(path, scene, title=""):
+    """One scene over several rows, as written beside every fused image. `scene` as in `scene_panels`."""
+    panels = scene_panels(scene)
+    columns = min(6, math.ceil(len(panels) / 2))
+    draw_grid(path, [panels[i : i + columns] for i in range(0, len(panels), columns)], title)
+
+
+def draw_scenes(path, scenes, titles):
+    """One scene per row: partial, completions, winner map, fused, original. `scenes` as in `scene_panels`."""
+    wanted = ("partial", "comp", "winner", "fused", "original")
+    rows = [[panel for panel in scene_panels(scene) if panel[0].startswith(wanted)] for scene in scenes]
+    columns = max(len(row) for row in rows)
+    for row, title in zip(rows, titles):
+        row[0] = (f"{title}\npartial", *row[0][1:])
+        # the shared panels stand right-aligned, below each other, whatever the number of completions
+        row[len(row) - 3 : len(row) - 3] = [None] * (columns - len(row))
+    draw_grid(path, rows)
+
+
+def read_history(metrics_file):
+    """Lines of a metrics.jsonl, {"train": […], "val": […]}, without steps that a resumed run has done again since.
+
+    Lines that are torn, or were never ours, are passed over: a curve is not worth the run that it is of.
+    """
+    records = {"train": [], "val": []}
+    for line in Path(metrics_file).read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if not isinstance(record, dict) or record.get("kind") not in records or not isinstance(record.get("step"), int):
+            continue
+        for history in records.values():
+            while history and history[-1]["step"] >= record["step"] + (history is not records[record["kind"]]):
+                history.pop()  # steps that were done again after a resume
+        records[record["kind"]].append(record)
+    return records
+
+
+def draw_curves(path, metrics_file):
+    """Loss and PSNR over the steps of a metrics.jsonl."""
+    train, val = read_history(metrics_file).values()
+    figure = Figure(figsize=(10, 3.5))
+    left, right = figure.subplots(1, 2)
+    left.plot([r["step"] for r in train], [r["loss"] for r in train], label="train", alpha=0.7)
+    left.plot([r["step"] for r in val], [r["loss"] for r in val], "o-", label="validation (EMA)")
+    left.set(xlabel="step", ylabel="loss (L1 in the hole + LPIPS)")
+    if train or val:
+        left.legend()
+    for key, label in (("psnr", "ours"), ("visible_fit_psnr", "visible fit"), ("oracle_psnr", "oracle")):
+        right.plot([r["step"] for r in val], [r[key] for r in val], "o-", label=label)
+    right.set(xlabel="step", ylabel="PSNR in the hole, dB")
+    right.legend()
+    figure.tight_layout()
+    save_figure(figure, path)
+
+
+def draw_bars(path, charts):
+    """Bars with error bars side by side; charts: title → {name: (mean, low, high)}."""
+    figure = Figure(figsize=(5 * len(charts), 3.5))
+    for axes, (title, bars) in zip(figure.subplots(1, len(charts), squeeze=False)[0], charts.items()):
+        means, lows, highs = np.array(list(bars.values())).T
+        errors = np.nan_to_num([means - lows, highs - means])
+        axes.barh(list(bars), means, xerr=errors, color=["tab:orange", *["tab:blue"] * (len(bars) - 2), "tab:gray"])
+        axes.invert_yaxis()
+        axes.set_title(title, fontsize=9)
+    figure.tight_layout()
+    save_figure(figure, path)
+
+
+def draw_selection(path, scenes):
+    """Which completions were kept (green) and dropped (red), a few rows per scene.
+
+    Args:
+        scenes: per scene a list of (title, uint8 picture RGB or RGBA, True kept / False dropped / None).
+    """
+    columns, rows = 9, []
+    for panels in scenes:
+        row = []
+        for title, picture, kept in panels:
+            scale = min(1, 256 / max(picture.shape[:2]))  # sixty completions of a large photo would fill the memory
+            image = resize(picture, tuple(max(1, round(side * scale)) for side in picture.shape[:2])) / np.float32(255)
+            image = on_checkerboard(image) if image.shape[2] == 4 else image
+            row.append((title, image, None, {True: "green", False: "red", None: "black"}[kept]))
+        rows += [row[i : i + columns] for i in range(0, len(row), columns)]
+    draw_grid(path, rows)

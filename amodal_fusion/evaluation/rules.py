@@ -1,0 +1,95 @@
+"""The simple rules that a fused image has to beat, and the oracle, which no choice beats.
+
+`batch` is the dict of tensors that the data sets give: partial (B,3,H,W) in [0,1], mask (B,1,H,W; 1 = hole),
+completions (B,N,4,H,W; RGB + alpha in [0,1]), valid (B,N) bool, original (B,3,H,W); and the network's fill (B,3,H,W).
+"""
+
+import math
+
+import torch
+
+from amodal_fusion.model.compositing import paint_over
+
+RULES = ("fill", "mean", "over_given", "over_random", "over_area", "over_lowest", "visible_fit")
+
+
+
+def visible_error(batch):
+    """How far each completion is from the photo where both are visible.
+
+    Returns:
+        (B,N): mean absolute difference over alpha·(1−mask), in [0,1]; 1 where a completion shows nothing visible.
+    """
+    error, seen = [], []
+    for completion in batch["completions"].unbind(1):  # (B,4,H,W)
+        visible = completion[:, 3:] * (1 - batch["mask"])
+        difference = (completion[:, :3] - batch["partial"]).abs().mean(1, keepdim=True)
+        error.append((visible * difference).sum((1, 2, 3)))
+        seen.append(visible.sum((1, 2, 3)))
+    error, seen = torch.stack(error, 1), torch.stack(seen, 1)
+    return torch.where(seen >= 1, error / seen.clamp(min=1), 1.0)
+
+
+
+def apply_rules(batch, seed=0, rules=RULES):
+    """Fuse by each simple rule.
+
+    Args:
+        seed: for the random order; scenes of one batch get different orders.
+        rules: which of RULES.
+
+    Returns:
+        dict rule → (B,3,H,W). `fill` ignores the completions; `mean` is weighted by alpha; the `over_*` rules
+        paint completions over the fill with the last, the first of a random order, the smallest, or the one
+        that reaches lowest in the picture in front; `visible_fit` puts the one in front that agrees best with
+        the visible photo.
+    """
+    partial, mask, completions, valid, fill = (
+        batch[name] for name in ("partial", "mask", "completions", "valid", "fill"))
+    alpha = completions[:, :, 3] * valid[:, :, None, None]  # (B,N,H,W)
+    fused = {}
+    if "fill" in rules:
+        fused["fill"] = torch.where(mask > 0.5, fill, partial)
+    if "mean" in rules:
+        total = alpha.sum(1, keepdim=True)  # (B,1,H,W)
+        mean = (alpha[:, :, None] * completions[:, :, :3]).sum(1) / total.clamp(min=1e-6)
+        cover = total.clamp(max=1)
+        fused["mean"] = torch.where(mask > 0.5, cover * mean + (1 - cover) * fill, partial)
+
+    # Each order is a score per completion; the highest score is painted last, in front.
+    rows = torch.arange(alpha.shape[2], device=alpha.device, dtype=alpha.dtype)
+    generator = torch.Generator().manual_seed(seed)
+    scores = {
+        "over_given": lambda: torch.arange(alpha.shape[1], device=alpha.device).expand(alpha.shape[:2]),
+        "over_random": lambda: torch.rand(alpha.shape[:2], generator=generator).to(alpha.device),
+        "over_area": lambda: -alpha.sum((2, 3)),
+        "over_lowest": lambda: ((alpha.amax(3) > 0.5) * rows).amax(2),
+        "visible_fit": lambda: -visible_error(batch),
+    }
+    for name, score in scores.items():
+        if name in rules:
+            fused[name] = paint_over(partial, mask, completions, valid, fill, score().argsort(dim=1, stable=True))
+    return fused
+
+
+
+def oracle(batch):
+    """The best choice: at each pixel the candidate, or the fill, that is nearest to the original.
+
+    No choice is better; a blend can be, at soft edges for one, where the photo itself is one.
+
+    Returns:
+        fused (B,3,H,W) and choice (B,H,W) long: the winning slot, N for the fill.
+    """
+    completions, valid, fill, original = (batch[name] for name in ("completions", "valid", "fill", "original"))
+    distances = [
+        ((completion[:, :3] - original).square().sum(1)).masked_fill(
+            (completion[:, 3] <= 0) | ~valid[:, i, None, None], math.inf
+        )
+        for i, completion in enumerate(completions.unbind(1))
+    ]
+    distances.append((fill - original).square().sum(1))
+    choice = torch.stack(distances, 1).argmin(1)  # (B,H,W)
+    colours = torch.cat([completions[:, :, :3], fill[:, None]], 1)  # (B,N+1,3,H,W)
+    nearest = colours.gather(1, choice[:, None, None].expand(-1, 1, 3, -1, -1))[:, 0]
+    return torch.where(batch["mask"] > 0.5, nearest, batch["partial"]), choice

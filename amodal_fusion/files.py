@@ -1,0 +1,73 @@
+"""Files that are whole or not there, and folders that one run at a time writes to."""
+
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+from amodal_fusion.errors import ConfigError
+
+
+@contextmanager
+def atomic_file(path):
+    """Yield a temporary path beside `path`; rename it over `path` if the block succeeds, remove it if not."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.stem[:40]}.", suffix=".tmp" + path.suffix, dir=path.parent)
+    os.close(handle)
+    try:
+        yield Path(temporary)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only their owner can read
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_text(path, text):
+    """Write UTF-8 text atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def plain_cell(text):
+    """Text for a CSV file that a spreadsheet takes as text, whatever it begins with: '=…' would be run as a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def lock_run_dir(folder):
+    """Make `folder` and keep other runs out of it for as long as this process lives, however it ends.
+
+    What killed runs were writing there is removed.
+
+    Returns:
+        the open lock file, to be kept; None when another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = open(folder / ".lock", "a", encoding="utf-8")  # noqa: SIM115
+    try:
+        import fcntl
+    except ImportError:  # on Windows, where nobody watches over this
+        return lock
+    try:
+        # lockf, not flock: loader processes would inherit the latter and outlive a killed run for seconds
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    for leftover in folder.glob(".*.tmp*"):  # of an `atomic_file` whose process was killed
+        leftover.unlink(missing_ok=True)
+    return lock
+
+
+def take_output(output):
+    """Make the output folder and keep other runs out of it; returns the lock, to be held.
+
+    Raises:
+        ConfigError: another run is writing to it.
+    """
+    lock = lock_run_dir(output)
+    if lock is None:
+        raise ConfigError(f"{output}: another run is writing to it; wait for it, or use another --output_dir")
+    return lock

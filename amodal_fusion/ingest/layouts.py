@@ -1,0 +1,309 @@
+"""Scenes as amodal completion pipelines leave them, found by the names of their files and folders."""
+
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from amodal_fusion.data.images import IMAGE_SUFFIXES, open_picture
+from amodal_fusion.data.names import fault_of_id, is_rubbish, join_id
+from amodal_fusion.errors import SceneError
+from amodal_fusion.ingest.layout_table import BY_ROLES, LAYOUTS
+from amodal_fusion.ingest.roles import ROLES, natural, sort_into_roles
+
+FIELDS = {"id": r"(?P<id>.+)", "n": r"(?P<n>.+)", "d": r"(?P<d>\d+)", "dddd": r"(?P<d>\d{4})",
+          "object": r"(?P<object>.+)"}
+
+
+@dataclass
+class RawCompletion:
+    """Files of one completion, not read yet."""
+
+    path: Path
+    alpha: Path | None = None  # its silhouette as a picture of its own
+    visible: Path | None = None  # where the completer saw the object (its modal mask)
+    companion: Path | None = None  # a mask of it, by its name; which of the two, the pixels tell
+    offset: tuple | None = None  # row and column in the photo of its upper left pixel; None: it has the photo's frame
+    object: str = ""  # what it is a sample of; "" when the layout does not say
+    as_drawn: bool = False  # its own alpha holds, even where it is 255 everywhere: there is nothing to key out
+
+
+@dataclass
+class RawScene:
+    """Files of one scene, not read yet."""
+
+    id: str
+    folder: Path
+    original: Path | None = None
+    partial: Path | None = None
+    mask: Path | None = None
+    completions: list = field(default_factory=list)  # of RawCompletion
+    notes: list = field(default_factory=list)
+    layout: str = ""  # the name of its entry in the table of layouts
+    no_hole: str = ""  # why there is no hole among these files, when the layout says so; "" = look at the pixels
+    photo: Path | None = None  # of that name in --photos, the original unless that lies with the scene
+    masked_photo: bool = False  # what lies here as the photo may have its hole blanked already
+
+
+def find_raw_scenes(input_dir, photos_dir=None):
+    """All scenes below `input_dir`, by the names of their files and folders.
+
+    A folder is a scene of the first entry of the table of layouts that it fits, else its files are sorted by the
+    roles that their names tell. The scene id is the path below `input_dir` joined by "__", because image ids repeat
+    between classes. Hidden folders and those that systems make for themselves are no scenes.
+
+    Args:
+        photos_dir: folder of the photos that scenes were made from, named as they are; for layouts without.
+
+    Returns:
+        list of RawScene sorted by id, and a dict of faults (folders that cannot be read, names that cannot be listed,
+        two scenes with one id): scene id or folder to message.
+    """
+    input_dir = Path(input_dir)
+    scenes, faults, visited, leftovers, with_scenes = {}, {}, set(), set(), set()
+    photos = _photos_by_stem(photos_dir)
+    for place, subfolders, names in os.walk(input_dir, followlinks=True, onerror=lambda e: faults.update(
+            {str(e.filename): f"{e.filename}: {e.strerror}"})):
+        folder, real = Path(place), os.path.realpath(place)
+        if real in visited:  # a symbolic link that leads back up
+            subfolders.clear()
+            continue
+        visited.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not is_rubbish(name))
+        pictures = _pictures(folder, names)
+        found = []
+        try:
+            for layout in LAYOUTS:
+                found = _scenes_of_layout(layout, folder, pictures, subfolders, input_dir, photos)
+                if found:
+                    subfolders[:] = [name for name in subfolders if not _claims(layout, found, name)]
+                    around = folder.parent.parent if folder.parent.name == layout.inner else folder.parent
+                    leftovers |= {around / name for name in layout.leftovers}
+                    # where names hold ids, others may lie beside them
+                    files = _matching(folder, layout.completion, pictures, subfolders)
+                    ids = tuple({fields["id"] + "_" for fields, _ in files if "id" in fields})
+                    pictures = [(stem, path) for stem, path in pictures if ids and not stem.startswith(ids)]
+                    break
+            if pictures and not (folder.name == "debug" and folder.parent in with_scenes):
+                found += _scenes_by_roles(folder, pictures, input_dir, photos, faults)
+            if found:
+                with_scenes.add(folder)
+        except SceneError as error:
+            faults[join_id(folder.relative_to(input_dir).parts) or str(folder)] = str(error)
+            subfolders.clear()
+        for scene in found:
+            fault = fault_of_id(scene.id)
+            if fault:
+                faults[scene.id] = f"{scene.folder}: {fault}"
+            elif scene.id in scenes:
+                other = scenes[scene.id].folder
+                faults[str(scene.folder)] = f"{scene.folder}: its id {scene.id} is also that of {other}; rename it"
+            else:
+                scenes[scene.id] = scene
+    return [scenes[scene_id] for scene_id in sorted(scenes)
+            if not leftovers & {scenes[scene_id].folder, *scenes[scene_id].folder.parents}], faults
+
+
+def _scenes_of_layout(layout, folder, pictures, subfolders, input_dir, photos):
+    """The scenes that `folder` holds by this entry of the table: one, or one per id of its completions' names."""
+    by_id = {}
+    for fields, path in _matching(folder, layout.completion, pictures, subfolders):
+        if not (layout.never and re.fullmatch(layout.never, path.stem, re.IGNORECASE)):
+            by_id.setdefault(fields.get("id", folder.name), []).append((fields, path))
+    if not by_id or (layout.marks and not any(
+            (folder / mark).is_dir() if mark.endswith("/") else _first(folder, (mark,), {"id": folder.name})
+            for mark in layout.marks)):
+        return []
+    scenes = [_scene_of_layout(layout, folder, name, files, input_dir, photos) for name, files in by_id.items()]
+    return [scene for scene in scenes if scene]
+
+
+def _scene_of_layout(layout, folder, name, files, input_dir, photos):
+    """The scene of the completions `files`, [(fields, path)], or None when they are no such scene."""
+    of_scene = {"id": name}
+    files = sorted(files, key=lambda entry: (natural(entry[1].parent.name), natural(entry[1].stem)))
+    original = _first(folder, layout.original, of_scene)
+    files = [(fields | of_scene, path) for fields, path in files if path != original]
+    if not files or (layout.with_alpha and not _are_layers([path for _, path in files])):
+        return None
+    photo = _photo_of(folder, name, photos, needed=original is None)
+    if layout.wants_photo and not (original or photo):
+        return None
+    parts = list(folder.relative_to(input_dir).parts)
+    if name != folder.name:
+        parts.append(name)
+    elif len(parts) > 1 and parts[-2] == layout.inner:
+        del parts[-2]
+    scene = RawScene(join_id(parts or [folder.name]), folder, original or photo, layout=layout.name, photo=photo,
+                     partial=_first(folder, layout.partial, of_scene), mask=_first(folder, layout.mask, of_scene),
+                     masked_photo=layout.masked_photo)
+    scene.no_hole = "" if scene.mask or scene.partial else layout.no_hole
+    background = _first(folder, (layout.background,), of_scene)
+    if background:
+        scene.completions.append(RawCompletion(background, object="background", as_drawn=True))
+    for fields, path in files:
+        drawn = fields.get("object") or fields.get("n") or fields.get("d") or path.stem
+        scene.completions.append(RawCompletion(
+            path, _first(folder, (layout.alpha,), fields), _first(folder, (layout.visible,), fields),
+            offset=_offset(folder, layout.offsets, drawn, fields) if layout.offsets else None,
+            object="the one object" if layout.same_object else drawn, as_drawn=layout.with_alpha))
+    return scene
+
+
+def _claims(layout, scenes, name):
+    """Whether subfolder `name` of the scenes' folder is a part of them; others may hold scenes of their own."""
+    heads = {pattern.split("/")[0] for pattern in (layout.completion, layout.alpha, layout.visible, *layout.marks)
+             if "/" in pattern and pattern[0] not in "{."}
+    return (any(_regex(head).fullmatch(name) for head in heads) or
+            any(completion.path.parent == scene.folder / name for scene in scenes for completion in scene.completions))
+
+
+def _matching(folder, pattern, pictures, subfolders):
+    """[(fields, path)] of the pictures that fit `pattern`."""
+    head, _, tail = pattern.rpartition("/")
+    if head:
+        places = [(match.groupdict(), folder / name) for name in subfolders
+                  if (match := _regex(head).fullmatch(name))]
+    else:
+        places = [({}, folder)]
+    found, regex = [], _regex(tail)
+    for fields, place in places:
+        taken = {}
+        try:
+            beside = _pictures(place) if head else pictures
+        except SceneError:
+            if not head.startswith("{"):
+                raise
+            continue  # any folder fits such a pattern, also one that has nothing to do with the others
+        for stem, path in beside:
+            match = regex.fullmatch(stem)
+            if match and (stem not in taken or path.suffix.lower() == ".png"):  # PNG before lossy copies
+                taken[stem] = (fields | match.groupdict(), path)
+        found += taken.values()
+    return found
+
+
+@cache
+def _regex(pattern):
+    parts = re.split(r"\{(\w+)\}", pattern)
+    return re.compile("".join(FIELDS[part] if i % 2 else re.escape(part) for i, part in enumerate(parts)))
+
+
+def _pictures(folder, names=None):
+    """[(stem, path)] of the pictures among `names`, or of all in `folder`, sorted."""
+    try:
+        names = os.listdir(folder) if names is None else names
+    except OSError as error:
+        raise SceneError(f"{folder}: {error.strerror}") from None
+    split = (os.path.splitext(name) for name in sorted(names) if not name.startswith("."))
+    return [(stem, folder / (stem + suffix)) for stem, suffix in split if suffix.lower() in IMAGE_SUFFIXES]
+
+
+def _first(folder, patterns, fields):
+    """The first file that one of `patterns` names, PNG before others; None when there is none."""
+    for pattern in filter(None, patterns):
+        path = folder / pattern.format(**fields)
+        for suffix in sorted(IMAGE_SUFFIXES, key=lambda suffix: (suffix != ".png", suffix)):
+            for name in (path.name + suffix, path.name + suffix.upper()):
+                if path.with_name(name).is_file():
+                    return Path(os.path.normpath(path.with_name(name)))
+    return None
+
+
+def _are_layers(paths):
+    """Whether pictures could be layers of one picture: each with alpha, all of one size."""
+    sizes = set()
+    for path in paths:
+        try:
+            with open_picture(path) as image:
+                if "A" not in image.mode and "transparency" not in image.info:
+                    return False
+                sizes.add(image.size)
+        except SceneError:
+            continue  # damaged: reading it will tell
+    return len(sizes) == 1
+
+
+def _offset(folder, pattern, name, fields):
+    path = folder / pattern.format(**fields)
+    if not path.is_file():
+        return None
+    try:
+        steps = json.loads(path.read_text(encoding="utf-8")).get(name)
+        return None if steps is None else (int(steps[0]), int(steps[1]))
+    except (ValueError, TypeError, LookupError, AttributeError, OSError) as error:
+        raise SceneError(f"{path}: should map {name} to [row, column] ({error}); write it again") from None
+
+
+def _scenes_by_roles(folder, pictures, input_dir, photos, faults):
+    """The scenes whose files lie in `folder`, by the roles in their names; what is wrong with one goes to `faults`."""
+    scenes, groups = [], sort_into_roles(pictures, folder.name)
+    for prefix, group in groups.items():
+        if not (group["partial"] or group["mask"] or group["completion"]):
+            continue  # a lone photo
+        parts = list(folder.relative_to(input_dir).parts)
+        if prefix and prefix != folder.name:
+            parts.append(prefix)
+        scene = RawScene(join_id(parts or [folder.name]), folder, layout=BY_ROLES, masked_photo=True)
+        for role in ROLES[:3]:
+            # PNG before lossy copies, else the first name
+            files = sorted(group[role], key=lambda path: (path.suffix.lower() != ".png", path.name))
+            if files:
+                setattr(scene, role, files[0])
+            if len(files) > 1:
+                scene.notes.append(f"{len(files)} files could be the {role}, took {files[0].name}")
+        try:
+            scene.photo = _photo_of(folder, prefix or folder.name, photos, needed=not scene.original)
+        except SceneError as error:
+            faults[scene.id] = str(error)
+            continue
+        scene.original = scene.original or scene.photo
+        for path in group["completion"]:
+            masks = dict(group["masks"].get(path, {}))
+            if "alpha" in masks and "companion" not in masks:  # whether it is that, the pixels tell
+                masks["companion"] = masks.pop("alpha")
+            scene.completions.append(RawCompletion(path, **masks))
+        scenes.append(scene)
+    known = {path for group in groups.values() for role in ROLES for path in group[role]}
+    known |= {path for group in groups.values() for masks in group["masks"].values() for path in masks.values()}
+    unread = sorted(path.name for _, path in pictures if path not in known)
+    if len(scenes) == 1 and scenes[0].completions and unread:
+        more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
+        scenes[0].notes.append(f"their names say no role, not read: {', '.join(unread[:5])}{more}")
+    return scenes
+
+
+def _photos_by_stem(photos_dir):
+    photos = {}
+    for folder, subfolders, names in os.walk(photos_dir, followlinks=False) if photos_dir else ():
+        subfolders[:] = sorted(name for name in subfolders if not is_rubbish(name))
+        for name in sorted(names):
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
+                photos.setdefault(stem, []).append(Path(folder, name))
+    return photos
+
+
+def _photo_of(folder, stem, photos, needed):
+    """The photo of that name; of several, the one whose folders are named most like the scene's.
+
+    Raises:
+        SceneError: that does not tell, and the photo is `needed`.
+    """
+    candidates = photos.get(stem, ())
+    if len(candidates) < 2:
+        return candidates[0] if candidates else None
+    around = folder.parts[:-1] if folder.name == stem else folder.parts
+
+    def shared(path):
+        pairs = zip(reversed(path.parts[:-1]), reversed(around))
+        return next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), len(around))
+
+    best, second = sorted(candidates, key=shared, reverse=True)[:2]
+    if shared(best) == shared(second):
+        if not needed:
+            return None
+        raise SceneError(f"{folder}: {best} and {second} could both be its photo; lay --photos out in the same folders")
+    return best

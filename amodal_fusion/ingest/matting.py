@@ -1,0 +1,251 @@
+"""What is object in a completion's picture: by its alpha, by a mask beside it, or by the background it stands on."""
+
+import cv2
+import numpy as np
+
+from amodal_fusion.data.images import FEW
+
+SOFT_EDGE = 5  # pixels: how wide a keyed edge is un-mixed
+
+
+def cut_out(rgba, background="auto"):
+    """Alpha of a completion from its own picture.
+
+    Args:
+        rgba: (H,W,4) uint8 as read, 255 everywhere when the file has no alpha; background: see `key_background`.
+
+    Returns:
+        (H,W,4) uint8 with straight alpha; what it was taken from: "alpha", "premultiplied alpha", "checkerboard" (a
+        drawn one: not to be used), or what `key_background` says.
+    """
+    alpha = cv2.extractChannel(rgba, 3)
+    least = alpha.min()
+    is_constant = least > 0 and least == alpha.max()
+    if is_constant or np.count_nonzero(alpha < 250) <= FEW * alpha.size:
+        rgb = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB)
+        if background == "auto" and is_checkerboard(rgb):
+            return cv2.cvtColor(rgb, cv2.COLOR_RGB2RGBA), "checkerboard"
+        return key_background(rgb, background)
+    if alpha.max() == 1:  # a program that counts alpha from 0 to 1
+        rgba = np.dstack([rgba[..., :3], alpha * np.uint8(255)])
+    if is_premultiplied(rgba):
+        alpha = rgba[..., 3:].astype(np.float32)
+        colour = np.clip(np.rint(rgba[..., :3] * (255 / np.maximum(alpha, 1))), 0, 255).astype(np.uint8)
+        return np.dstack([colour, rgba[..., 3]]), "premultiplied alpha"
+    return rgba, "alpha"
+
+
+def is_silhouette(picture):
+    """Whether a completion, cut out, is black or white and nothing else: a mask that was taken for one."""
+    colours = picture[picture[..., 3] > 127][:, :3].astype(np.int16)
+    if len(colours) < 50:
+        return False
+    colour = np.median(colours, 0)
+    flat = (np.abs(colours - colour).max(1) <= 8).mean() > 0.85  # 0.75 at most in pictures, 0.86 in a mask as JPEG
+    return bool(flat and (colour.max() <= 8 or colour.min() >= 247))
+
+
+def is_premultiplied(rgba):
+    """Whether colours were multiplied by alpha: none exceeds it, and soft pixels are darker than the object by just it.
+
+    Decided by the soft pixels that have an opaque one near them; a picture without any reads alike both ways.
+    """
+    alpha = cv2.extractChannel(rgba, 3)
+    soft = (alpha > 16) & (alpha < 240)
+    if np.count_nonzero(soft) < 8:
+        return False
+    values = rgba[soft].astype(np.float32)
+    if np.mean(values[:, :3].max(1) > values[:, 3] + 2) > 0.002:  # a lossy codec's noise is forgiven
+        return False
+    opaque = alpha > 250
+    if not opaque.any():
+        return bool(np.percentile(values[:, :3].max(1) / values[:, 3], 95) > 0.3)  # else too dark to tell
+    distance, labels = cv2.distanceTransformWithLabels((~opaque).astype(np.uint8), cv2.DIST_L2, 5,
+                                                       labelType=cv2.DIST_LABEL_PIXEL)
+    places = np.zeros(labels.max() + 1, int)
+    places[labels[opaque]] = np.flatnonzero(opaque)
+    near = distance[soft] < 6
+    if near.sum() < 8:
+        return False
+    pure = rgba.reshape(-1, 4)[places[labels[soft][near]], :3].astype(np.float32)
+    values = values[near]
+    as_straight = np.abs(values[:, :3] - pure).mean()
+    as_premultiplied = np.abs(values[:, :3] - pure * values[:, 3:] / 255).mean()
+    return bool(as_premultiplied < 0.5 * as_straight)
+
+
+def with_silhouette(rgb, cut, kind, silhouette):
+    """A completion with the alpha of a picture beside it.
+
+    Args:
+        rgb: (H,W,3) uint8 as read; cut, kind: what `cut_out` made of it; silhouette: (H,W) uint8, 255 = object.
+
+    Returns:
+        (H,W,4) uint8. Where a background was keyed, the silhouette's edge keeps the un-mixed colours and alpha.
+    """
+    if kind in ("opaque", "checkerboard"):
+        return np.dstack([rgb, silhouette])
+    around, keyed = np.ones((SOFT_EDGE, SOFT_EDGE), np.uint8), cut[..., 3]
+    is_inside = (silhouette > 127).astype(np.uint8)
+    edge = (is_inside > cv2.erode(is_inside, around)) & (cv2.dilate(keyed, around) > 0)
+    colour = np.where(keyed[..., None] > 0, cut[..., :3], rgb)
+    return np.dstack([colour, np.where(edge, np.minimum(silhouette, keyed), silhouette)])
+
+
+def masks_beside(drawn, masks):
+    """What masks beside a scene's completions are, all of one name: "alpha" or "modal".
+
+    An alpha contains what is drawn; a modal mask, of what the completer saw, leaves out what it made up.
+
+    Args:
+        drawn: list of (H,W) bool, where a background that was keyed or the picture's own alpha shows the object, None
+            where neither does; masks: list of (H,W) bool, None where there is no mask.
+
+    Returns:
+        "alpha" or "modal"; "" when the pixels do not tell; and the share of the drawings outside of the masks.
+    """
+    of_drawing = beyond_mask = beyond_drawing = most = 0
+    for drawing, mask in zip(drawn, masks):
+        if drawing is None or mask is None or not mask.any() or drawing.shape != mask.shape:
+            continue
+        around = np.ones((5, 5), np.uint8)  # edges are never exact
+        beyond = np.count_nonzero(drawing & (cv2.dilate(mask.astype(np.uint8), around) == 0))
+        most = max(most, beyond / max(1, np.count_nonzero(drawing)))
+        of_drawing += np.count_nonzero(drawing)
+        beyond_mask += beyond
+        beyond_drawing += np.count_nonzero(mask & (cv2.dilate(drawing.astype(np.uint8), around) == 0))
+    if not of_drawing:
+        return "", 0.0
+    share = beyond_mask / of_drawing
+    leaves_out = share > 0.03 or most > 0.2  # one hidden object among many in full view tells enough
+    return ("modal" if leaves_out and beyond_mask > beyond_drawing else "alpha"), share
+
+
+# ----------------------------------------------------------------------------
+# Alpha for completions that came without one: an object on a flat background.
+
+
+TOLERANCE = 24  # levels; a diffusion model's white is rarely 255
+BACKGROUNDS = ("auto", "white", "black", "opaque")
+FLAT = 4  # standard deviation in levels of a background that is neither white nor black; JPEG stays below 2
+
+
+def key_background(rgb, background="auto"):
+    """Cut an object out of the flat background around it.
+
+    The background is what a flood fill from the picture's border reaches, so a white shirt stays. The object's
+    edge, two pixels wide, is un-mixed: alpha from how far its colour is on the way from the background to the
+    nearest inner pixel, whose colour it takes.
+
+    Args:
+        rgb: (H,W,3) uint8.
+        background: "white" or "black" forces that colour, "opaque" keys nothing, "auto" takes the border's colour if
+            it is flat.
+
+    Returns:
+        (H,W,4) uint8 with straight alpha, and what was keyed: "white", "black", a colour as "#808080", or "opaque".
+    """
+    if background == "auto":
+        background, colour = border_colour(rgb)
+    else:
+        border = _border(rgb, 1)
+        near = border[_near(border, background)] if background != "opaque" else ()
+        colour = np.median(near, 0) if len(near) else np.full(3, 255.0 if background == "white" else 0.0)
+    if background == "opaque":
+        return cv2.cvtColor(rgb, cv2.COLOR_RGB2RGBA), "opaque"
+    outside = _flood_from_border(cv2.inRange(rgb, *_range(colour)) > 0)
+    result = np.zeros((*rgb.shape[:2], 4), np.uint8)
+    rows, columns = (np.flatnonzero(~outside.all(axis)) for axis in (1, 0))
+    if len(rows):
+        box = tuple(slice(max(0, places[0] - 4), places[-1] + 5) for places in (rows, columns))
+        result[box] = _soft_edge(np.ascontiguousarray(rgb[box]), outside[box], colour.astype(np.float32))
+    return result, background
+
+
+def border_colour(rgb):
+    """What the picture's border says about its background.
+
+    White and black are so common that a flat part of 15 % will do (a floor leaves white at the top of the frame
+    only); any other colour has to fill half of the border, and be flatter than an overcast sky.
+
+    Returns:
+        "white", "black", a colour as "#808080", or "opaque"; and the colour, (3,) float, None with "opaque".
+    """
+    border = _border(rgb, 2).astype(np.float32)
+    best = ("opaque", None, 0.0)
+    for name in ("white", "black"):
+        near = _near(border, name)
+        if near.mean() > max(0.15, best[2]) and border[near].std(0).max() <= 8:
+            best = (name, np.median(border[near], 0), near.mean())
+    if best[2] < 0.5:
+        colour = np.median(border, 0)  # what fills half of the border is its median
+        near = np.abs(border - colour).max(1) <= TOLERANCE
+        if near.mean() > 0.5 and border[near].std(0).max() <= FLAT:
+            best = ("#" + "".join(f"{round(float(level)):02x}" for level in colour), colour, near.mean())
+    return best[:2]
+
+
+def is_checkerboard(rgb):
+    """Whether the background is a drawn checkerboard: what viewers show for transparency, saved as if it were real.
+
+    Two light or dark neutral greys take turns along the border in runs of one length.
+    """
+    for side in (rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]):
+        line = side.astype(np.int16)
+        grey = line[:, 1]
+        if len(line) < 16 or grey.std() < 4 or np.abs(line - grey[:, None]).max() > 12:
+            continue
+        low, high = np.percentile(grey, (10, 90))
+        is_high = grey > (low + high) / 2
+        if not 8 <= high - low <= 128 or np.abs(grey - np.where(is_high, high, low)).mean() > 3:
+            continue
+        changes = np.flatnonzero(np.diff(is_high))
+        runs = np.diff(changes)
+        if len(runs) >= 3 and runs.min() >= 2 and np.ptp(runs) <= 1 + 0.1 * runs.max():
+            return True
+    return False
+
+
+def _border(rgb, width):
+    return np.concatenate([rgb[:width].reshape(-1, 3), rgb[-width:].reshape(-1, 3), rgb[:, :width].reshape(-1, 3),
+                           rgb[:, -width:].reshape(-1, 3)])
+
+
+def _near(colours, name):
+    return colours.min(-1) >= 255 - TOLERANCE if name == "white" else colours.max(-1) <= TOLERANCE
+
+
+def _range(colour):
+    return np.ceil(colour - TOLERANCE).clip(0, 255), np.floor(colour + TOLERANCE).clip(0, 255)
+
+
+def _flood_from_border(like_background):
+    """The parts of a (H,W) bool region that touch the picture's border."""
+    _, labels = cv2.connectedComponents(like_background.astype(np.uint8), connectivity=4, ltype=cv2.CV_32S)
+    is_outside = np.zeros(labels.max() + 1, bool)
+    is_outside[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = True
+    is_outside[0] = False
+    return is_outside[labels]
+
+
+def _soft_edge(rgb, outside, colour):
+    inner = cv2.dilate(outside.astype(np.uint8), np.ones((5, 5), np.uint8)) == 0
+    result = cv2.cvtColor(rgb, cv2.COLOR_RGB2RGBA)
+    result[outside] = 0
+    if inner.any():
+        # nearest inner pixel of every other pixel
+        distance, labels = cv2.distanceTransformWithLabels(
+            (~inner).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+        )
+        places = np.zeros(labels.max() + 1, int)
+        places[labels[inner]] = np.flatnonzero(inner)
+        edge = ~outside & ~inner & (distance < 5)  # thin parts have no inner pixel near them and stay as they are
+        pure = rgb.reshape(-1, 3)[places[labels[edge]]].astype(np.float32)
+        mixture = rgb[edge]
+        way = pure - colour
+        length = (way**2).sum(1)
+        mixed = ((mixture - colour) * way).sum(1) / np.maximum(length, 1)
+        mixed = np.where(length < 30**2, 1.0, np.clip(mixed, 0, 1))
+        colours = np.where(mixed[:, None] < 0.95, pure, mixture)
+        result[edge] = np.rint(np.column_stack([colours, mixed * 255])).astype(np.uint8)
+    return result

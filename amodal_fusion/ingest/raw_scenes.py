@@ -1,0 +1,131 @@
+"""Raw scenes made sense of by their pixels: where the hole is, what is object, what is seen of it, what is a target."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from amodal_fusion.data.consistency import WHOLE_FRAME, grown, misfit, photo_fault
+from amodal_fusion.data.scenes import Scene
+from amodal_fusion.errors import SceneError
+from amodal_fusion.ingest.hole_cutting import has_blanked_hole, make_hole, photo_or_partial
+from amodal_fusion.ingest.hole_detection import find_hole
+from amodal_fusion.ingest.loading import read_pictures
+from amodal_fusion.ingest.selection import select_completions
+
+NO_PICTURES = {  # kinds of completions that are left out, and why
+    "checkerboard": "a drawn checkerboard where transparency was meant, left out; export with a real alpha channel",
+    "silhouette": "black or white and nothing else, a mask and no completion, left out; the mask of comp1.png is "
+                  "comp1_mask.png",
+}
+
+
+def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto", new_hole=None):
+    """Read one raw scene and turn it into a clean one.
+
+    Args:
+        raw: RawScene.
+        n_max_completions: completions to keep.
+        mask_hole: the mask's value in the hole, "black" or "white"; "auto" finds it from the pixels.
+        background: of completions without alpha, see `key_background`.
+        new_hole: NewHole, what to do when the scene brings no hole; None is an error then.
+
+    Returns:
+        Scene at its own size, and a report: dict of hole (how it was found), hole_share, notes, and per completion
+        the rows of `select_completions` with file and background added.
+
+    Raises:
+        SceneError: with all faults of the scene.
+    """
+    raw = photo_or_partial(raw)
+    pictures = read_pictures(raw, background)
+    faults, notes, hole, how, removed = pictures.faults, pictures.notes, None, "", []
+    brings_hole = raw.mask is not None or raw.partial is not None or pictures.erased is not None
+    try:
+        if brings_hole and (pictures.original is not None or pictures.partial is not None):
+            hole, how = find_hole(raw, pictures, mask_hole)
+            if pictures.original is not None and pictures.partial is not None:
+                check_same_photo(raw, pictures, hole)
+        elif not faults:
+            hole, how, removed = make_hole(raw, pictures.original, pictures.completions, pictures.visible, new_hole)
+            if has_blanked_hole(pictures.original, any_colour=True):
+                notes.append(f"{raw.original.name}: a sharp region of one colour, was something cut out of it already? "
+                             "If so, give the whole photos with --photos DIR")
+        if hole is not None:
+            check_completions_fit(raw, pictures, hole)
+    except SceneError as error:
+        faults.append(str(error))
+    if faults:
+        found = [f"hole {how}, {hole.mean():.1%} of the picture"] if how else []
+        raise SceneError("\n".join(faults + found + notes))
+
+    partial = _visible(pictures, hole)
+    if removed:
+        pictures.original = None
+    left_out = dict.fromkeys(removed, "removed") | {
+        i: kind for i, kind in enumerate(pictures.kinds) if kind in NO_PICTURES}
+    for i in left_out:
+        pictures.completions[i] = np.zeros_like(pictures.completions[i])
+    kept, rows = select_completions(pictures.completions, hole, partial, n_max_completions, pictures.visible)
+    for row, files, kind in zip(rows, pictures.files, pictures.kinds):
+        row |= {"file": Path(os.path.relpath(files.path, raw.folder)).as_posix(), "background": kind}
+    for i, reason in left_out.items():
+        rows[i]["reason"] = reason
+    notes += _warnings(pictures, rows)
+    if not kept:
+        reasons = ", ".join(sorted({row["reason"] for row in rows}))
+        raise SceneError("\n".join([f"{raw.folder}: no completion shows anything in the hole ({reasons})", *notes]))
+    visible = [pictures.visible[i] for i in kept]
+    scene = Scene(raw.id, partial, hole, [pictures.completions[i] for i in kept], pictures.original,
+                  visible if any(mask is not None for mask in visible) else None)
+    return scene, {"hole": how, "hole_share": hole.mean(), "notes": notes, "completions": rows}
+
+
+def check_same_photo(raw, pictures, hole):
+    """Raise SceneError when the partial image is another photo than the original, or the same one shifted."""
+    soft = hole if pictures.mask is None else hole | ((pictures.mask > 25) & (pictures.mask < 230))
+    fault = photo_fault(pictures.original, pictures.partial, soft)
+    if fault:
+        raise SceneError(f"{raw.partial}: {fault} {raw.original.name}; make both from one photo, in one way")
+
+
+def check_completions_fit(raw, pictures, hole):
+    """Raise SceneError when the completions fit the photo in another way than they are; note when they do in no way."""
+    photo = pictures.partial if pictures.partial is not None else pictures.original
+    fault, best = misfit(photo, pictures.completions, pictures.visible, hole)
+    if fault:
+        raise SceneError(f"{raw.folder}: {fault}")
+    if best is not None and best < (0.3 if pictures.scaled else 0.05):
+        pictures.notes.append("no completion agrees with the photo anywhere outside the hole; are they of this photo, "
+                              "and in its frame, or crops that were enlarged?")
+
+
+def _visible(pictures, hole):
+    """The photo outside of the hole, (H,W,3), black in it.
+
+    At the hole's edge it is the original's: soft masks and codecs darken the partial image there.
+    """
+    shown = pictures.partial if pictures.partial is not None else pictures.original
+    if pictures.original is not None and pictures.partial is not None:
+        edge = grown(hole, 4)
+        if pictures.mask is not None:
+            edge |= (pictures.mask > 0) & (pictures.mask < 255)
+        shown = np.where(edge[..., None], pictures.original, shown)
+    return np.where(hole[..., None], 0, shown).astype(np.uint8)
+
+
+def _warnings(pictures, rows):
+    for kind, what in NO_PICTURES.items():
+        files = [row["file"] for row in rows if row["background"] == kind]
+        if files:
+            yield f"{', '.join(files)}: {what}"
+    whole = [(picture[..., 3] > 127).mean() >= WHOLE_FRAME for picture in pictures.completions]
+    if all(whole):
+        yield ("all completions cover the whole frame: they have no alpha, and no flat background to be keyed out; "
+               "give alpha, masks beside them, or --background")
+    else:
+        unlike = [row["file"] for row, covers, files in zip(rows, whole, pictures.files)
+                  if covers and row["visible_error"] > 0.15 and not files.as_drawn]
+        if unlike:
+            yield (f"{', '.join(unlike)}: covers the whole frame and is unlike the photo; a background that could not "
+                   "be keyed out? Give alpha, or a mask beside it")

@@ -1,0 +1,93 @@
+"""The network as an ONNX file, for programs without PyTorch."""
+
+import warnings
+
+import torch
+from torch import nn
+
+from amodal_fusion.errors import UserError
+from amodal_fusion.files import atomic_file
+
+INPUTS = ("partial", "mask", "completions")
+OUTPUTS = ("weights", "residual", "fused", "logits")
+MOST_TOKENS, MOST_COMPLETIONS = 256, 256  # a side, 16 pixels each; what the file declares
+
+
+class _Network(nn.Module):
+    """The network with its outputs in a row: ONNX knows no dict."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, partial, mask, completions):
+        out = self.model(partial, mask, completions)
+        return tuple(out[name] for name in OUTPUTS)
+
+
+def export_onnx(model, path):
+    """Write the network for one scene (B = 1) of any size with any number of completions.
+
+    Inputs and outputs are named and shaped as in the network's forward; height and width are multiples of 16.
+
+    Args:
+        model: the network, in eval mode on the CPU.
+
+    Returns:
+        a line about how far the outputs of the file, in onnxruntime, are from the network's, for a scene of another
+        size than the one that was traced.
+
+    Raises:
+        UserError: the packages onnx and onnxscript are missing, or that difference is not a small one.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"--export_onnx needs the package {error.name}: pip install onnx onnxscript") from None
+    height, width = (16 * torch.export.Dim(name, min=2, max=MOST_TOKENS) for name in ("h", "w"))
+    count = torch.export.Dim("n", min=1, max=MOST_COMPLETIONS)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the names of axes
+        # the example's sides and their halves are unequal and not 1, so that nothing in the graph is taken for fixed
+        program = torch.onnx.export(
+            _Network(model).eval(), random_scene((560, 528), 3), dynamo=True, verbose=False,
+            dynamic_shapes=({2: height, 3: width}, {2: height, 3: width}, {1: count, 3: height, 4: width}),
+            input_names=INPUTS, output_names=OUTPUTS)
+    with atomic_file(path) as temporary:
+        program.save(temporary)
+        difference = compare(model, temporary, (96, 320), 4)
+        if difference is not None and not difference < 1e-3:
+            raise UserError(f"{path}: not written, onnxruntime's result differs by {difference:.2g} from PyTorch's; "
+                            "export with another version of torch")
+    if difference is None:
+        return f"{path}: written, but not compared: there is no onnxruntime"
+    return f"{path}: onnxruntime's result differs by {difference:.1g} at most"
+
+
+def random_scene(size, completions, seed=0):
+    """partial (1,3,H,W), mask (1,1,H,W), completions (1,N,4,H,W) of noise, with a hole."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.zeros(1, 1, *size)
+    mask[..., size[0] // 4 : size[0] // 2, size[1] // 4 : size[1] // 2] = 1
+    partial = torch.rand(1, 3, *size, generator=generator) * (1 - mask)
+    return partial, mask, torch.rand(1, completions, 4, *size, generator=generator)
+
+
+def compare(model, path, size, completions):
+    """Largest difference between what onnxruntime makes of the file and the network, for a random scene.
+
+    Returns:
+        a float, nan where one of the two has any; None without onnxruntime.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    inputs = random_scene(size, completions)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    theirs = session.run(OUTPUTS, {name: value.numpy() for name, value in zip(INPUTS, inputs)})
+    with torch.no_grad():
+        ours = model(*inputs)
+    differences = [(ours[name] - torch.from_numpy(value)).abs().max() for name, value in zip(OUTPUTS, theirs)]
+    return torch.stack(differences).max().item()

@@ -1,0 +1,57 @@
+"""What a run writes about all of its scenes: metrics, and which failed."""
+
+import csv
+import re
+import sys
+
+from amodal_fusion.data.names import photo_of
+from amodal_fusion.evaluation.tables import write_metrics
+from amodal_fusion.files import atomic_file, plain_cell
+from amodal_fusion.output.records import read_record
+
+MOST_PRINTED = 20
+TABLES = ("metrics.csv", "summary.md", "summary.png")
+
+
+def write_table(output_dir, scene_ids, made_by, group_by=None):
+    """Collect the metrics of all scenes of a run into one table; returns its summary, None without originals.
+
+    Args:
+        made_by: of `write_record`: what other weights or options left there is none of this table.
+        group_by: regular expression; scenes whose ids share what it matches at their start, or its first group, count
+            as cut from one photo.
+    """
+    pattern = re.compile(group_by) if group_by else None
+
+    def rows():
+        for scene_id in scene_ids:
+            record = read_record(output_dir / scene_id)
+            if record and record["metrics"] and record["made_by"] == made_by:
+                photo = photo_of(scene_id, pattern)
+                yield record["metrics"] | ({"photo": photo} if photo else {})
+
+    return write_metrics(output_dir, rows())
+
+
+def remove_stale(output_dir, names):
+    """Remove what an earlier run says of scenes that have been fused anew since."""
+    for name in names:
+        (output_dir / name).unlink(missing_ok=True)
+
+
+def write_failures(output_dir, failed):
+    """Print why scenes failed, the first twenty, and write all to failed.csv; without any, no such file stays.
+
+    Args:
+        failed: scene id → what went wrong.
+    """
+    path = output_dir / "failed.csv"
+    for scene_id, fault in list(failed.items())[:MOST_PRINTED]:
+        print(f"error: {scene_id}: {fault}", file=sys.stderr)
+    if len(failed) > MOST_PRINTED:
+        print(f"error: … and {len(failed) - MOST_PRINTED} more, see {path}", file=sys.stderr)
+    path.unlink(missing_ok=True)
+    if failed:
+        with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            cells = ([plain_cell(cell) for cell in pair] for pair in failed.items())
+            csv.writer(file).writerows([("scene", "fault"), *cells])

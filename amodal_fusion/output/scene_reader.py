@@ -1,0 +1,58 @@
+"""From the files of a scene to what the network sees of it; runs in helper processes."""
+
+import math
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from amodal_fusion.data.scenes import is_large, read_large, read_scene
+from amodal_fusion.output.records import input_digest
+
+# The network keeps some 250 bytes per pixel of a candidate. Scenes with more are shown to it smaller.
+MOST_CANDIDATE_PIXELS = 2_400_000
+
+
+@dataclass
+class SceneReader:
+    """Reads scenes ahead, in helper processes: (as the network sees it, at its own size, what its files were)."""
+
+    data_dir: Path
+    max_completions: int | None
+    img_size: int
+
+    def __call__(self, item):
+        _, scene_id = item
+        folder = self.data_dir / scene_id
+        digest = input_digest(folder)  # first: what changes from now on is fused anew by the next run
+        large = is_large(folder, self.max_completions)
+        scene = (read_large if large else read_scene)(folder, self.max_completions)
+        small = scene.resized(network_size(scene.mask.shape, self.img_size, len(scene.completions)))
+        return small, None if large else scene, digest  # a large one is read again by who writes it
+
+
+def network_size(size, img_size, completions=1):
+    """(height, width) that the network sees: the scene's aspect, the area of img_size², multiples of 16.
+
+    Less where so many completions would take too much memory.
+    """
+    area = min(img_size**2, MOST_CANDIDATE_PIXELS / (completions + 1))
+    scale = math.sqrt(area / (size[0] * size[1]))
+    return tuple(max(16, 16 * round(side * scale / 16)) for side in size)
+
+
+def batches(readings):
+    """(chunk, scene id, small, scene, digest), … → lists of what follows the chunk, for one forward pass each.
+
+    A batch lies within one chunk of the list, whichever process takes that: so the bytes that are written do not depend
+    on how many processes there are.
+    """
+    for _, run in groupby(readings, key=lambda reading: (reading[0], reading[2].mask.shape)):
+        group, cost = [], 0
+        for _, scene_id, small, *rest in run:
+            slots = max([len(small.completions), *(len(other.completions) for _, other, *_ in group)]) + 1
+            cost = small.mask.size * slots * (len(group) + 1)
+            if group and cost > MOST_CANDIDATE_PIXELS:
+                yield group
+                group = []
+            group.append((scene_id, small, *rest))
+        yield group

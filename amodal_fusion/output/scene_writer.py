@@ -1,0 +1,165 @@
+"""From the network's logits to the files of one scene; runs in helper processes."""
+
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from amodal_fusion.data.images import resize, write_image
+from amodal_fusion.data.scenes import read_large
+from amodal_fusion.data.tensors import to_tensors
+from amodal_fusion.errors import SceneError
+from amodal_fusion.evaluation.figures import draw_scene
+from amodal_fusion.evaluation.scores import evaluate_scene, photo_digest
+from amodal_fusion.model.blending import blend_hole, to_levels
+from amodal_fusion.output.order import lock_blend, order_of, write_order
+from amodal_fusion.output.records import clear_outputs, input_digest, write_record
+
+LARGEST_FIGURE = 200  # side of a scene in its figure, px
+MOST_DRAWN = 24  # completions in a figure, those with most weight
+LARGEST_MEASURED = 2**24  # candidates times pixels; metrics of larger scenes are taken on a smaller copy
+
+
+@dataclass
+class SceneWriter:
+    """Writes OUT/<id>/ for one scene after the other.
+
+    What is the same for all scenes: where they come from and go to, and what is wanted.
+    """
+
+    data_dir: Path
+    output_dir: Path
+    made_by: dict
+    max_completions: int | None = None
+    figures: bool = True
+    metrics: bool = True
+    evaluate: bool = False
+    inpaint_command: list | None = None  # of `check_command`
+    seam: int = 0
+    locks: dict = field(default_factory=dict)  # scene id → of `parse_locks`
+    perceptual: torch.nn.Module | None = field(default=None, repr=False)
+
+    def asked(self, scene_id):
+        """What the user decided for a scene, and what its record keeps: outputs made otherwise are made anew."""
+        return {"locks": [list(lock) for lock in self.locks.get(scene_id, [])],
+                "inpaint_command": self.inpaint_command, "seam": self.seam,
+                "lpips": None if self.perceptual is None else self.perceptual.net}
+
+    def __call__(self, scene_id, scene, logits, digest):
+        """Fuse and write a scene.
+
+        Args:
+            scene: Scene; None reads it, completion by completion.
+            logits: (M,h,w) float32, what the network said.
+            digest: `input_digest` of before the network's view of the scene was read.
+
+        Raises:
+            SceneError, OSError: something is wrong with the scene, or it cannot be written.
+        """
+        source = self.data_dir / scene_id
+        folder = self.output_dir / scene_id
+        if folder.resolve() == source.resolve():
+            raise SceneError(f"{folder}: is the scene's own folder; choose another --output_dir")
+        if scene is None:
+            if input_digest(source) != digest:
+                raise SceneError(f"{source}: its files have changed meanwhile; the same command fuses them anew")
+            scene = read_large(source, self.max_completions)
+        wanted = self.metrics and scene.original is not None
+        exact = wanted and measured_scale(scene) == 1
+        blend, idle = self.blend(scene, logits, exact)
+        if idle:
+            print(f"note: {scene_id}: lock {', '.join(f'{front}>{behind}' for front, behind in idle)} changes nothing; "
+                  "the two do not meet in the hole", file=sys.stderr, flush=True)
+        row = None
+        if exact:
+            row = self.measure(scene, blend)
+        elif wanted:
+            row = self.measure_smaller(scene, logits)
+        clear_outputs(folder)
+        write_outputs(folder, scene, blend, describe(scene_id, row), self.figures)
+        write_order(folder / "order.json", scene_id, order_of(scene, blend, logits, self.locks.get(scene_id, ())))
+        write_record(folder, self.made_by, digest, row, self.asked(scene_id))
+        write_image(folder / "fused.png", blend.fused(scene.partial))
+
+    def blend(self, scene, logits, exact=True):
+        blend = blend_hole(scene, torch.from_numpy(logits), exact)
+        return blend, lock_blend(self.locks.get(scene.id, ()), scene, blend)
+
+    def measure(self, scene, blend):
+        return evaluate_scene(scene.id, as_result(scene, blend), self.perceptual, self.evaluate, self.inpaint_command,
+                              self.seam)
+
+    def measure_smaller(self, scene, logits):
+        """`evaluate_scene` of a smaller copy; `scale` in the row is the factor on its sides."""
+        scale = measured_scale(scene)
+        small = scene.resized(tuple(max(16, round(side * scale)) for side in scene.mask.shape))
+        if not small.mask.any():  # a speck still has to be measured somewhere
+            place = np.argwhere(scene.mask).mean(0) / scene.mask.shape * small.mask.shape
+            small.mask[tuple(place.astype(int))] = True
+            small.partial[small.mask] = 0
+        photo = photo_digest(np.moveaxis(scene.original, -1, 0))  # alike for all holes in it, at whatever scale
+        return self.measure(small, self.blend(small, logits)[0]) | {"scale": scale, "photo": photo}
+
+
+def measured_scale(scene):
+    """Factor on the sides of a scene at which its metrics fit into memory, 1 for all but very large ones."""
+    return min(1.0, (LARGEST_MEASURED / (scene.mask.size * (len(scene.completions) + 3))) ** 0.5)
+
+
+def as_result(scene, blend):
+    """A Scene and its exact Blend as tensors with a batch dimension of 1, as metrics and rules take them.
+
+    Returns:
+        dict of partial, mask, completions, valid, original (if there is one), weights (1,N,H,W) and residual
+        (1,1,H,W), both 0 outside the hole, fill and fused (1,3,H,W).
+    """
+    result = {name: value[None] for name, value in to_tensors(scene, len(scene.completions)).items()}
+    hole = result["mask"][0, 0] > 0.5
+
+    def outside(picture, values):  # (1,C,H,W), values (P,C) in the hole
+        picture = picture.clone()
+        picture[0][:, hole] = torch.from_numpy(values).T
+        return picture
+
+    zeros = torch.zeros_like(result["completions"][:, :, 0])
+    return {**result, "weights": outside(zeros, blend.weights.T),
+            "residual": outside(zeros[:, :1], blend.residual[:, None]),
+            "fill": outside(result["partial"], blend.fill), "fused": outside(result["partial"], blend.colours)}
+
+
+def describe(scene_id, row):
+    """Heading of a scene's figure."""
+    if row is None:
+        return scene_id
+    return (f"{scene_id}: {row['ours_psnr']:.2f} dB in the hole, visible fit {row['visible_fit_psnr']:.2f}, "
+            f"oracle {row['oracle_psnr']:.2f}")
+
+
+def write_outputs(folder, scene, blend, title, figure):
+    """Write all pictures of one scene but fused.png, which says that the others are there."""
+    for number, weight in enumerate(blend.weights, 1):
+        write_image(folder / f"weight_{number}.png", blend.on_picture(to_levels(weight)))
+    write_image(folder / "residual_mask.png", blend.none_wins().astype(np.uint8) * 255)
+    if figure:
+        draw_scene(folder / "figure.png", for_figure(scene, blend), title)
+
+
+def for_figure(scene, blend):
+    """A scene as `amodal_fusion.evaluation.figures.scene_panels` takes it, no larger than it is drawn."""
+    scale = min(1.0, LARGEST_FIGURE / max(scene.mask.shape))
+    size = tuple(max(1, round(side * scale)) for side in scene.mask.shape)
+    most = np.argsort(-blend.weights.sum(1, dtype=np.float64), kind="stable")[:MOST_DRAWN]
+    shown = sorted(most.tolist())
+    small = replace(scene, completions=[scene.completions[slot] for slot in shown]).resized(size)
+
+    def shrunk(picture):  # (H,W), (H,W,3), uint8 or uint16 → float32 in [0,1]
+        return resize(picture, size) / np.float32(np.iinfo(picture.dtype).max)
+
+    arrays = {"partial": small.partial / np.float32(255), "mask": small.mask.astype(np.float32), "shown": shown,
+              "completions": np.stack(small.completions) / np.float32(255),
+              "weights": np.stack([shrunk(blend.on_picture(to_levels(weight))) for weight in blend.weights]),
+              "residual": shrunk(blend.on_picture(to_levels(blend.residual))),
+              "fused": shrunk(blend.fused(scene.partial))}
+    return arrays | ({} if small.original is None else {"original": small.original / np.float32(255)})

@@ -1,0 +1,214 @@
+"""How completers draw: what they make up, and what they spoil.
+
+All pictures here are windows of a scene, (h,w,3) or (h,w,4) uint8 with straight alpha; `size` is the scene's side in
+pixels, and `known` (h,w) bool says where the completer saw the object.
+"""
+
+import cv2
+import numpy as np
+
+from amodal_fusion.ingest.matting import key_background
+
+
+def hallucinate(colour, alpha, known, hidden, unknown, foreign, size, rng, smears=False):
+    """Make up what is unknown of the hidden part, in place of the truth; now and then cut some of it off.
+
+    Args:
+        hidden, unknown: (h,w) bool, the second within the first; foreign: function of rng → (h,w,3), other texture.
+        smears: whether what is made up may be blurred.
+
+    Returns:
+        colour (h,w,3) and alpha (h,w), both changed in place.
+    """
+    draw = rng.random()
+    if not unknown.any():
+        pass
+    elif draw < 0.65 or not known.any():
+        made_up = inpaint(colour, known)
+        if known.any() and rng.random() < 0.6:  # with texture of its own, from elsewhere on the object
+            detail = _own_detail(colour, known, made_up, size, rng)
+            made_up = np.clip(made_up + np.float32(0.8) * detail, 0, 255).astype(np.uint8)
+        np.copyto(colour, made_up, where=unknown[..., None])
+    elif draw < 0.85:
+        np.copyto(colour, _warped(np.dstack([colour, known * np.uint8(255)]), known, size, rng),
+                  where=unknown[..., None])
+    else:
+        texture = foreign(rng).astype(np.float32)
+        if rng.random() < 0.7:
+            texture += colour[known].mean(0) - texture.mean((0, 1))
+        np.copyto(colour, np.clip(texture, 0, 255).astype(np.uint8), where=unknown[..., None])
+    if smears and rng.random() < 0.4 and unknown.any():  # out of focus, or drawn out along one direction
+        widths = 2 * rng.integers(0, max(2, size // 24), 2) + 1
+        np.copyto(colour, cv2.blur(colour, tuple(int(w) for w in widths)), where=unknown[..., None])
+    if rng.random() < 0.25:  # cut short along a line, or 1-5 pixels from what is known
+        if rng.random() < 0.7:
+            y, x = np.mgrid[: alpha.shape[0], : alpha.shape[1]].astype(np.float32)
+            angle = rng.uniform(0, 2 * np.pi)
+            along = x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle))
+            alpha[hidden & (along > np.quantile(along[hidden], rng.uniform(0.1, 0.9)))] = 0
+        elif known.any():
+            near = cv2.dilate(known.astype(np.uint8), np.ones((2 * int(rng.integers(1, 4)) + 1,) * 2, np.uint8)) > 0
+            alpha[hidden & near] = 0
+    return colour, alpha
+
+
+def imagine_shape(visible, rng):
+    """What shape an object whose visible part is known may really have: its hull, itself mirrored, or dilated."""
+    kind = rng.integers(3)
+    binary = visible.astype(np.uint8)
+    if kind == 0:
+        return convex_hull(visible)
+    if kind == 1:
+        rows, columns = np.nonzero(visible)
+        centre = (float(columns.mean()), float(rows.mean()))
+        turned = cv2.warpAffine(binary, cv2.getRotationMatrix2D(centre, rng.uniform(90, 270), 1), binary.shape[::-1])
+        return (turned > 0) | visible
+    radius = max(2, int(np.sqrt(visible.sum()) * rng.uniform(0.1, 0.4)))
+    return cv2.dilate(binary, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2)).astype(bool)
+
+
+def convex_hull(region):
+    """(H,W) bool, not empty → (H,W) bool."""
+    contours, _ = cv2.findContours(region.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    hull = cv2.convexHull(np.concatenate(contours))
+    return cv2.fillPoly(np.zeros(region.shape, np.uint8), [hull], 1).astype(bool)
+
+
+def inpaint(colour, known):
+    """Smooth continuation of the known pixels, (h,w,3): push-pull (Gortler et al. 1996), computed small, because it has
+    no detail anyway."""
+    if not known.any():
+        return np.full_like(colour, 128)
+    height, width = known.shape
+    scale = min(1, 64 / max(height, width))
+    small = max(1, round(width * scale)), max(1, round(height * scale))
+    masked = cv2.bitwise_and(colour, colour, mask=known.view(np.uint8)).astype(np.float32)
+    planes = total = np.dstack([cv2.resize(x, small, interpolation=cv2.INTER_AREA).reshape(small[1], small[0], -1)
+                                for x in (masked, known.astype(np.float32))])
+    weight = np.float32(1)
+    while max(planes.shape[:2]) > 1:  # coarser and coarser means, each counting a tenth of the one before
+        half = (planes.shape[1] + 1) // 2, (planes.shape[0] + 1) // 2
+        planes, weight = cv2.resize(planes, half, interpolation=cv2.INTER_AREA), weight * np.float32(0.1)
+        total = total + weight * cv2.resize(planes, small, interpolation=cv2.INTER_LINEAR)
+    filled = np.clip(total[..., :3] / np.maximum(total[..., 3:], 1e-12), 0, 255)
+    return cv2.resize(filled.astype(np.uint8), (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def _own_detail(colour, known, smooth, size, rng):
+    """Fine texture of the known part, moved to somewhere else, (h,w,3) float32 around 0."""
+    height, width = known.shape
+    filled = np.where(known[..., None], colour, smooth)
+    coarse = max(1, round(width * 24 / size)), max(1, round(height * 24 / size))
+    low = cv2.resize(cv2.resize(filled, coarse, interpolation=cv2.INTER_AREA), (width, height),
+                     interpolation=cv2.INTER_LINEAR)
+    detail = cv2.subtract(filled, low, dtype=cv2.CV_32F)
+    detail = np.roll(detail, rng.integers(-size // 4, size // 4, 2), (0, 1))
+    return detail[:, ::-1] if rng.random() < 0.5 else detail
+
+
+def _warped(rgba, known, size, rng):
+    """The known part turned and shifted over the rest; smooth where nothing lands."""
+    rows, columns = np.nonzero(known)
+    matrix = cv2.getRotationMatrix2D((float(columns.mean()), float(rows.mean())), rng.uniform(-60, 60),
+                                     rng.uniform(0.8, 1.4))
+    matrix[:, 2] += rng.normal(0, size * 0.05, 2)
+    moved = cv2.warpAffine(rgba, matrix, rgba.shape[1::-1], flags=cv2.INTER_LINEAR)
+    return np.where(moved[..., 3:] > 200, moved[..., :3], inpaint(rgba[..., :3], known))
+
+
+def leave_traces(photo, mask, colour, known, alpha, rng):
+    """The colour of what hides it shines through beside the seam: the nearer object's, or the blank of the hole."""
+    seam = cv2.dilate(known.astype(np.uint8), np.ones((2 * int(rng.integers(1, 5)) + 1,) * 2, np.uint8)) > 0
+    seam &= (alpha > 0) & ~known
+    share = rng.uniform(0.3, 1)
+    other = np.where(mask[..., None], 0 if rng.random() < 0.5 else 255, photo)
+    colour[seam] = ((1 - share) * colour[seam] + share * other[seam]).astype(np.uint8)
+    return colour
+
+
+def grow_alpha(colour, alpha, source, mask, size, rng):
+    """Alpha that runs on too far, into the hole or under other objects, with colours of `source` smeared outwards."""
+    radius = int(rng.integers(1, max(3, size // 12)))
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2)
+    ring = (cv2.dilate(alpha, kernel) > 127) & (alpha < 128) & (mask | bool(rng.random() < 0.3))
+    np.copyto(colour, inpaint(colour, source), where=ring[..., None])
+    alpha = alpha.copy()
+    alpha[ring] = 255
+    return alpha
+
+
+def damage_edges(rgba, rng):
+    """Alpha eroded, dilated, soft or with a halo; now and then all of it a few pixels off."""
+    alpha = rgba[..., 3]
+    draw = rng.random()
+    if draw < 0.15:
+        alpha = cv2.erode(alpha, np.ones((2 * int(rng.integers(1, 3)) + 1,) * 2, np.uint8))
+    elif draw < 0.3:
+        wide = cv2.dilate(alpha, np.ones((2 * int(rng.integers(1, 3)) + 1,) * 2, np.uint8))
+        rim = (wide > 0) & (alpha < 128)
+        halo = rng.choice((0, 255, -1))
+        rgba[rim, :3] = inpaint(rgba[..., :3], alpha > 200)[rim] if halo < 0 else halo
+        alpha = wide
+    elif draw < 0.45:
+        alpha = cv2.GaussianBlur(alpha, (0, 0), rng.uniform(0.5, 2))
+        alpha[rgba[..., 3] == 0] = 0  # no colour is known there
+    rgba[..., 3] = alpha
+    return np.roll(rgba, rng.integers(-3, 4, 2), (0, 1)) if rng.random() < 0.06 else rgba
+
+
+def redraw(rgba, window, size, rng, strong):
+    """Draw the whole object again: slight warp, colour shift, blur, resampling, noise, JPEG.
+
+    Args:
+        window: rows and columns of the scene that `rgba` shows; strong: mostly more of everything, and bent.
+    """
+    height, width = rgba.shape[:2]
+    amount = rng.uniform(0.5, 2.5) if strong else 1.0
+    matrix = cv2.getRotationMatrix2D((size / 2, size / 2), rng.normal(0, 0.3 * amount),
+                                     1 + rng.normal(0, 0.004 * amount))
+    corner = np.array([window[1].start, window[0].start])
+    matrix[:, 2] += matrix[:, :2] @ corner - corner + rng.normal(0, 0.003 * amount * size, 2)
+    drawn = rgba.astype(np.float32)
+    drawn[..., :3] *= drawn[..., 3:] * np.float32(1 / 255)
+    if strong or rng.random() < 0.5:
+        scale = rng.uniform(0.4, 0.9)
+        small = max(8, round(width * scale)), max(8, round(height * scale))
+        drawn = cv2.resize(drawn, small, interpolation=cv2.INTER_AREA)
+        drawn = cv2.resize(drawn, (width, height), interpolation=cv2.INTER_CUBIC)
+    if strong and rng.random() < 0.5:
+        bend = rng.normal(0, 0.006 * amount * size, (3, 3, 2)).astype(np.float32)
+        bend = cv2.resize(bend, (width, height), interpolation=cv2.INTER_CUBIC)
+        bend += np.dstack(np.meshgrid(np.arange(width), np.arange(height)))
+        drawn = cv2.remap(drawn, cv2.transform(bend, cv2.invertAffineTransform(matrix)), None, cv2.INTER_LINEAR)
+    else:
+        drawn = cv2.warpAffine(drawn, matrix, (width, height), flags=cv2.INTER_LINEAR)
+    alpha = np.clip(drawn[..., 3:], 0, 255)
+    colour = drawn[..., :3] * (255 * rng.normal(1, 0.03 * amount, 3).astype(np.float32) / np.maximum(alpha, 1))
+    wave = rng.normal(0, 6 * amount, (4, 4, 3)).astype(np.float32)
+    colour += cv2.resize(wave, (width, height), interpolation=cv2.INTER_CUBIC)
+    colour += 2 * rng.standard_normal(colour.shape, np.float32)
+    result = np.empty_like(rgba)
+    result[..., :3], result[..., 3:] = np.clip(colour, 0, 255, out=colour), alpha
+    if rng.random() < 0.3:
+        result[..., :3] = through_jpeg(result[..., :3], rng.integers(40, 90))
+    return result
+
+
+def through_jpeg(rgb, quality):
+    _, data = cv2.imencode(".jpg", rgb, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])
+    return cv2.imdecode(data, cv2.IMREAD_COLOR)
+
+
+def on_white(rgba, edge, rng):
+    """Onto near-white, through a codec, and keyed out again, as the user's pipeline does.
+
+    Args:
+        edge: share of the scene's border that the object covers; with hardly any white there `create` keys nothing.
+    """
+    white = rng.uniform(243, 255, 3).astype(np.float32)
+    alpha = rgba[..., 3:] * np.float32(1 / 255)
+    drawn = white + alpha * (rgba[..., :3] - white) + rng.standard_normal(alpha.shape, np.float32)
+    drawn = np.clip(drawn, 0, 255).astype(np.uint8)
+    if rng.random() < 0.7:
+        drawn = through_jpeg(drawn, rng.integers(70, 96))
+    return key_background(drawn, "white" if edge < 0.85 else "opaque")[0]

@@ -1,0 +1,131 @@
+"""Loaders of training and validation scenes: shards, loading processes, and what to say when one of them dies."""
+
+import hashlib
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+from torch.utils.data import DataLoader
+
+from amodal_fusion.data.checks import MEMORY, check_scenes, recall, remember
+from amodal_fusion.data.datasets import AmodalFusionDataset, SynthesizedDataset
+from amodal_fusion.data.scenes import find_scenes, read_list
+from amodal_fusion.distributed import EpochSampler
+from amodal_fusion.errors import SceneError, UserError
+from amodal_fusion.pools import end_with_parent
+from amodal_fusion.synthesis.synthesizer import Synthesizer
+from amodal_fusion.training.shutdown import ignore_signals
+
+
+def load_data(config, process):
+    """Datasets and loaders of both lists.
+
+    Returns:
+        training loader, its sampler, validation loader, and a digest of the validation scenes' names.
+
+    Raises:
+        SceneError, UserError: something is wrong with the lists or scenes, before the first step.
+    """
+    train_dir, train_ids = None, []
+    if not config.synthesize:
+        train_dir, train_ids = list_scenes(config, "train")
+    val_dir, val_ids = list_scenes(config, "val")
+    both = sorted(set(train_ids) & set(val_ids)) if train_dir and train_dir.resolve() == val_dir.resolve() else []
+    if both:
+        remedy = "run prepare_dataset.py split" if config.data_dir else "give --train_dir and --val_dir a folder each"
+        raise UserError(f"{len(both)} scenes are for training and for validation, {both[0]} for one; {remedy}")
+    if config.check:
+        check_data(config, process, ((train_dir, train_ids), (val_dir, val_ids)))
+    size = {"img_size": config.img_size, "n_max_completions": config.n_max_completions, "seed": config.seed}
+    if config.synthesize:
+        synthesizer = Synthesizer(config.objects, config.backgrounds, config.coco, **size)
+        for fault in synthesizer.faults[:10] if process.rank == 0 else ():
+            print(f"left out: {fault}", flush=True)
+        batch = process.world_size * config.batch_size * config.accumulate
+        train_set = SynthesizedDataset(synthesizer, config.scenes_per_epoch, config.repeat, batch)
+    else:
+        train_set = AmodalFusionDataset(train_dir, train_ids, augment=config.augment, **size)
+    # Exact validation over uneven shards: each rank takes every world_size-th scene, sums and counts are reduced.
+    val_set = AmodalFusionDataset(val_dir, val_ids[process.rank :: process.world_size], **size)
+    sampler = EpochSampler(len(train_set), process, config.seed, shuffle=not config.synthesize)
+    common = {"batch_size": config.batch_size, "num_workers": config.workers, "worker_init_fn": start_loader,
+              "pin_memory": process.device.type == "cuda", "persistent_workers": config.workers > 0}
+    train_loader = DataLoader(train_set, sampler=sampler, drop_last=True, **common)
+    names = hashlib.sha256("\n".join(val_ids).encode(errors="surrogateescape")).hexdigest()[:16]
+    return train_loader, sampler, DataLoader(val_set, **common), names
+
+
+def list_scenes(config, which):
+    """(folder, scene ids) for training, `which` = "train", or validation, "val"."""
+    own_dir, own_list = getattr(config, f"{which}_dir"), getattr(config, f"{which}_list")
+    folder = Path(own_dir or config.data_dir)
+    if own_dir and not own_list:
+        return folder, find_scenes(folder)
+    return folder, read_list(own_list or folder / f"{which}_list.txt", folder)
+
+
+def check_data(config, process, lists):
+    """Read all scenes once, shared among the processes, save those that an earlier run has read.
+
+    Args:
+        lists: pairs of a folder and the ids of scenes in it.
+
+    Raises:
+        UserError: names the first twenty faults.
+    """
+    faults = []
+    for folder, scene_ids in lists:
+        if not scene_ids:
+            continue
+        known = recall(folder)
+        share = scene_ids[process.rank :: process.world_size]
+        checked = process.gather(check_scenes(folder, share, config.n_max_completions, known,
+                                              quiet=None if process.is_main else True))
+        faults += [fault for found, _ in checked for fault in found]
+        states = {scene_id: state for _, new in checked for scene_id, state in new.items()}
+        if process.is_main and not states.items() <= known.items() and not remember(folder, {**known, **states}):
+            print(f"{folder / MEMORY} cannot be written: every start will read all scenes; --no-check leaves that out",
+                  file=sys.stderr)
+    if faults:
+        more = f"\n  … and {len(faults) - 20} more" if len(faults) > 20 else ""
+        raise UserError("the data set has faults; see them all with: python prepare_dataset.py check --data_dir "
+                        f"{config.data_dir or config.train_dir}\n  " + "\n  ".join(faults[:20]) + more)
+
+
+def start_loader(_):
+    """In a loading process: what is asked of the training process is not asked of this one, which ends with it."""
+    ignore_signals()
+    end_with_parent()
+
+
+def read_batches(loader):
+    """Batches of a loader; what goes wrong in its processes comes out as a message for the user.
+
+    Raises:
+        SceneError: a scene cannot be read.
+        UserError: a loading process died, by lack of memory for one; names the scenes that were being read.
+    """
+    batches = None
+    try:
+        batches = iter(loader)
+        # PyTorch's handler would raise wherever training happens to be; waiting for a batch notices, too
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        yield from batches
+    except SceneError as error:  # PyTorch puts the loading process's traceback before the message
+        raise SceneError(str(error).rsplit("SceneError: ", 1)[-1].strip()) from None
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the latter two in the middle of a transfer
+        # a page of shared memory that cannot be had is a bus error, known by the exit status alone
+        statuses = [process.exitcode for process in getattr(batches, "_workers", [])]
+        if "shared memory" in str(error) or -signal.SIGBUS in statuses:
+            free = f" ({shutil.disk_usage('/dev/shm').total >> 20} MB)" if Path("/dev/shm").is_dir() else ""
+            raise UserError(f"the loading processes hand over batches through shared memory, and /dev/shm{free} is too "
+                            "small for them; give the container more (docker run --shm-size 8g), or load in the "
+                            "training process by --workers 0") from None
+        died = ("DataLoader worker (pid", "Pin memory thread")  # that thread is the first to notice, sometimes
+        if isinstance(error, RuntimeError) and not str(error).startswith(died):
+            raise
+        data = loader.dataset
+        scenes = ", ".join(str(data.scene_ids[i]) for i in data.reading[: loader.num_workers].tolist() if i >= 0)
+        raise UserError(f"a data loading process died ({error}); being read were: {scenes}. Look at these scenes "
+                        "and at the free memory; --workers 0 loads in the training process") from None

@@ -1,0 +1,38 @@
+"""What TensorBoard shows of a run. The package is optional: metrics.jsonl and curves.png hold the same numbers."""
+
+import dataclasses
+
+import yaml
+
+from amodal_fusion.data.images import read_image
+
+
+def open_board(config, step):
+    """A SummaryWriter for `config.log_dir` with the config as text, or None and a line where TensorBoard is missing.
+
+    Args:
+        step: where training stands; what an earlier run logged beyond it is hidden.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        print("log_dir: no TensorBoard here (pip install tensorboard), so nothing is written there; metrics.jsonl and "
+              "curves.png hold the same numbers", flush=True)
+        return None
+    board = SummaryWriter(config.log_dir, purge_step=step + 1 if step else None)
+    text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+    board.add_text("config", "```\n" + text + "```", step)
+    return board
+
+
+def add_record(board, kind, record, step):
+    """The numbers of a line of metrics.jsonl as train/loss, train/lr, val/psnr …"""
+    for name, value in record.items():
+        board.add_scalar(f"{kind}/{name}", value, step)
+    board.flush()
+
+
+def add_figure(board, path, step):
+    """The picture of validation scenes that lies at `path`."""
+    board.add_image("val/scenes", read_image(path, "RGB"), step, dataformats="HWC")
+    board.flush()
