@@ -50,6 +50,7 @@ from amodal_fusion.ingest.matting import BACKGROUNDS
 from amodal_fusion.ingest.raw_scenes import read_raw_scene
 from amodal_fusion.ingest.report import REPORT_COLUMNS, append_report, one_of_each, print_report, selection_panels
 from amodal_fusion.pools import Failure, Helpers
+from amodal_fusion.synthesis.assets import Material
 from amodal_fusion.synthesis.synthesizer import STYLES, Synthesizer
 
 PREVIEWED_SCENES = 8
@@ -265,16 +266,17 @@ def synthesize(config):
     lock = take_output(output)  # noqa: F841 held until the process ends
     agree_with_earlier_run("synthesize", config, output)
     clear_leftovers(output)
-    synthesizer = Synthesizer(config.objects, config.backgrounds, config.coco, config.img_size,
-                              config.n_max_completions, config.hole, config.style, config.seed)
-    made_from, records = digest(synthesizer.material()), read_records(output)
+    material = Material(config.objects, config.backgrounds, config.coco)
+    synthesizer = Synthesizer(material, config.img_size, config.n_max_completions, config.hole, config.style,
+                              config.seed)
+    made_from, records = digest(material.sizes()), read_records(output)
     indices = {synthesizer.scene_id(index): index for index in range(config.n_scenes)}
     todo = [index for scene_id, index in indices.items()
             if config.overwrite or not is_done(output, scene_id, records, made_from)]
     check_own(output, map(synthesizer.scene_id, todo), config.overwrite)
     leave_only(indices, output, config.overwrite)
     write_manifest("synthesize", config, output, complete=False)
-    left_out, skipped, made = set(synthesizer.faults), {}, 0
+    left_out, skipped, made = set(material.faults), {}, 0
     with Helpers(partial(compose_scene, synthesizer, output), config.workers) as helpers:
         jobs = helpers.map(todo, 4 * config.workers)
         for index, faults in tqdm(jobs, total=len(todo), desc="synthesize", disable=None):

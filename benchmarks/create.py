@@ -20,7 +20,7 @@ import numpy as np
 
 from amodal_fusion.data.images import write_image
 from amodal_fusion.data.toy import draw_scene
-from benchmarks.measure import machine
+from amodal_fusion.evaluation.markdown import machine
 
 ROOT = Path(__file__).parent.parent
 RUN = """

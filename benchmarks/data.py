@@ -19,8 +19,10 @@ from amodal_fusion.data.datasets import AmodalFusionDataset
 from amodal_fusion.data.images import read_image
 from amodal_fusion.data.scenes import read_scene, write_scene
 from amodal_fusion.data.tensors import to_tensors
+from amodal_fusion.evaluation.markdown import print_table
+from amodal_fusion.synthesis.assets import Material
 from amodal_fusion.synthesis.synthesizer import Synthesizer
-from benchmarks.measure import alternate, report
+from benchmarks.measure import alternate
 
 
 def main():
@@ -35,7 +37,7 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    synthesizer = Synthesizer(options.objects, options.backgrounds, options.coco, options.img_size)
+    synthesizer = Synthesizer(Material(options.objects, options.backgrounds, options.coco), options.img_size)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         scenes = [synthesizer(i) for i in range(options.n_scenes)]
@@ -65,7 +67,7 @@ def main():
     rows = [{"what": name, "rate": f"{len(ids) / value[0]:.0f} ({len(ids) / value[2]:.0f} – {len(ids) / value[1]:.0f})",
              "ms": f"{1000 * value[0] / len(ids):.1f}", "seconds": value} for name, value in seconds.items()]
     print(f"{options.img_size}², {len(files) / len(ids):.1f} pictures a scene")
-    report(rows, {"what": "what", "rate": "scenes / s and core", "ms": "ms a scene"}, options.json)
+    print_table(rows, {"what": "what", "rate": "scenes / s and core", "ms": "ms a scene"}, options.json)
 
 
 if __name__ == "__main__":

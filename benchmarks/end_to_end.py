@@ -17,11 +17,11 @@ from pathlib import Path
 
 from amodal_fusion.data.scenes import find_scenes, read_scene, write_scene
 from amodal_fusion.data.toy import draw_scene
+from amodal_fusion.evaluation.markdown import print_table
 from amodal_fusion.model.blending import blend_hole
 from amodal_fusion.output.records import clear_outputs
 from amodal_fusion.output.scene_writer import write_outputs
 from amodal_fusion_transformer_inference import FusionPredictor
-from benchmarks.measure import report
 
 SCRIPT = Path(__file__).parent.parent / "amodal_fusion_transformer_inference.py"
 
@@ -71,7 +71,7 @@ def main():
                             "--device", "cpu", *more],
                            check=True, capture_output=True, env=dict(os.environ))
             rows.append({"what": name, "ms": f"{1000 * (time.perf_counter() - start) / options.scenes:.1f}"})
-    report(rows, {"what": "stage", "ms": "ms a scene", "share": "share"}, options.json)
+    print_table(rows, {"what": "stage", "ms": "ms a scene", "share": "share"}, options.json)
 
 
 if __name__ == "__main__":

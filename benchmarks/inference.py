@@ -11,8 +11,9 @@ import math
 
 import torch
 
+from amodal_fusion.evaluation.markdown import print_table
 from amodal_fusion_transformer import AmodalFusionTransformer
-from benchmarks.measure import alone, alternate, random_scenes, report, spread
+from benchmarks.measure import alone, alternate, random_scenes, spread
 from experiments.plain_design import PlainDesign
 
 
@@ -90,8 +91,8 @@ def main():
             rows.append(row)
             print(f"{size}² N={slots}: {row}", flush=True)
     print()
-    report(rows, {"size": "side", "slots": "N", "ours": "ours", "plain": "plain design", "ratio": "plain / ours",
-                  "ours bf16": "ours, bf16", "ours bf16 compiled": "compiled", "memory": "peak GiB"}, options.json)
+    print_table(rows, {"size": "side", "slots": "N", "ours": "ours", "plain": "plain design", "ratio": "plain / ours",
+                       "ours bf16": "ours, bf16", "ours bf16 compiled": "compiled", "memory": "peak GiB"}, options.json)
     by = {(row["size"], row["slots"]): row["seconds"]["ours"] for row in rows}
     for slots in options.slots:
         points = [(size**2, by[size, slots]) for size in options.sizes]

@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from amodal_fusion.evaluation.markdown import print_table
 from amodal_fusion_transformer import AmodalFusionTransformer
-from benchmarks.measure import random_scenes, report
+from benchmarks.measure import random_scenes
 
 
 class Count(TorchDispatchMode):
@@ -78,9 +79,9 @@ def main():
         rows.append({"what": name, "gflop": f"{gflop:.1f}", "gb": f"{gigabytes:.2f}", "kernels": counted.kernels,
                      "bound": f"{1 / max(arithmetic, traffic):.0f}",
                      "by": "traffic" if traffic > arithmetic else "arithmetic"})
-    report(rows, {"what": f"{options.size}², N = {options.slots}", "gflop": "GFLOP a scene", "gb": "GB a scene",
-                  "kernels": f"kernels a batch of {options.batch}", "bound": "scenes / s at most", "by": "bound by"},
-           options.json)
+    print_table(rows, {"what": f"{options.size}², N = {options.slots}", "gflop": "GFLOP a scene", "gb": "GB a scene",
+                       "kernels": f"kernels a batch of {options.batch}", "bound": "scenes / s at most",
+                       "by": "bound by"}, options.json)
 
 
 if __name__ == "__main__":

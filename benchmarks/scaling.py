@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from amodal_fusion.data.toy import write_dataset
-from benchmarks.measure import report
+from amodal_fusion.evaluation.markdown import print_table
 
 SCRIPT = Path(__file__).parent.parent / "amodal_fusion_transformer.py"
 
@@ -57,7 +57,7 @@ def main():
     rows = [{"processes": count, "rate": f"{statistics.median(values):.2f} ({min(values):.2f} – {max(values):.2f})",
              "efficiency": f"{statistics.median(values) / count / one:.0%}", "rates": values}
             for count, values in rates.items()]
-    report(rows, {"processes": "processes", "rate": "scenes / s", "efficiency": "efficiency"}, options.json)
+    print_table(rows, {"processes": "processes", "rate": "scenes / s", "efficiency": "efficiency"}, options.json)
 
 
 if __name__ == "__main__":

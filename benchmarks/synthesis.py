@@ -25,11 +25,12 @@ def serve(options):
     """Compose what standard input asks for, as (first, count), in the version of the code that PYTHONPATH says."""
     import cv2
 
+    from amodal_fusion.synthesis.assets import Material
     from amodal_fusion.synthesis.synthesizer import Synthesizer
 
     cv2.setNumThreads(0)
-    synthesizer = Synthesizer(options.objects, options.backgrounds, options.coco, options.img_size, hole=options.hole,
-                              style=options.style, seed=options.seed)
+    material = Material(options.objects, options.backgrounds, options.coco)
+    synthesizer = Synthesizer(material, options.img_size, hole=options.hole, style=options.style, seed=options.seed)
     while request := sys.stdin.buffer.readline():
         first, count = map(int, request.split())
         start = time.process_time()
@@ -82,7 +83,7 @@ def main():
     options = parser.parse_args()
     if options.serve:
         return serve(options)
-    from benchmarks.measure import report
+    from amodal_fusion.evaluation.markdown import print_table
 
     versions = {"this": HERE} | ({"earlier": options.against.resolve()} if options.against else {})
     children, seconds, rows = {}, {name: [] for name in versions}, {name: [] for name in versions}
@@ -109,7 +110,7 @@ def main():
             values = values[~np.isnan(values)]
             table[-1][name] = f"{values.mean():.3g} ± {values.std() / np.sqrt(len(values)):.2g}"
     print(f"{options.n_scenes} scenes of {options.img_size}², style {options.style}; ± standard error of the mean")
-    report(table, {"what": "what", **{name: name for name in versions}}, options.json)
+    print_table(table, {"what": "what", **{name: name for name in versions}}, options.json)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,13 @@ import torchvision
 from torch.optim import AdamW
 
 from amodal_fusion.data.tensors import inputs_of
+from amodal_fusion.evaluation.markdown import print_table
 from amodal_fusion.evaluation.perceptual import PerceptualLoss
 from amodal_fusion.precision import HALF_PRECISION, training_precision
 from amodal_fusion.training.cuda_graph import WARM_UP, Recorded
 from amodal_fusion.training.optimizers import Muon
 from amodal_fusion_transformer import AmodalFusionTransformer, fusion_loss
-from benchmarks.measure import alternate, random_scenes, report, spread
+from benchmarks.measure import alternate, random_scenes, spread
 from experiments.plain_design import PlainDesign
 
 
@@ -96,10 +97,10 @@ def main():
         rows.append(row)
         print(row, flush=True)
     print(f"\nbatch {options.batch}, N = {options.slots}, LPIPS with {options.lpips_net}, {half or torch.float32}")
-    report(rows, {"size": "side", "ours": "ours", "plain": "plain design", "ratio": "plain / ours",
-                  "network": "ours without LPIPS", "plain network": "plain without LPIPS",
-                  "network ratio": "plain / ours without LPIPS",
-                  "recorded": "ours as CUDA graphs", "compiled": "ours compiled"}, options.json)
+    print_table(rows, {"size": "side", "ours": "ours", "plain": "plain design", "ratio": "plain / ours",
+                       "network": "ours without LPIPS", "plain network": "plain without LPIPS",
+                       "network ratio": "plain / ours without LPIPS",
+                       "recorded": "ours as CUDA graphs", "compiled": "ours compiled"}, options.json)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Does every part of the network earn its place? Without one part each, from nothing, several seeds, same scenes.
+"""Ablation: train the network without one of its parts, from scratch, with several seeds, on the same scenes.
 
     python -m experiments.ablation --objects MATERIAL/train/objects --backgrounds MATERIAL/train/backgrounds \\
         --coco MATERIAL/train/coco/instances.json --eval_dirs COMPOSED USER REAL --json ablation.json
 
-All networks are trained side by side, a step of each in turn on the same scenes (another order per seed), so that they
-can be compared whenever it ends. On a GPU every step is a CUDA graph.
+All networks train side by side, one step of each in turn, on the same scenes; each seed has its own order of scenes. So
+the networks can be compared whenever training stops. On a GPU every step is a CUDA graph.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from amodal_fusion.errors import told
 from amodal_fusion.evaluation.metrics import compare_methods, undecided_share
 from amodal_fusion.evaluation.perceptual import PerceptualLoss
 from amodal_fusion.evaluation.rules import apply_rules, oracle
+from amodal_fusion.synthesis.assets import Material
 from amodal_fusion.synthesis.synthesizer import Synthesizer
 from amodal_fusion.training.cuda_graph import Recorded
 from amodal_fusion.training.optimizers import Muon, learning_rate
@@ -34,7 +35,7 @@ FIELDS = (*INPUTS, "original")
 
 
 class NoPrior(VisiblePrior):
-    """The cues are inputs only; the network starts with equal weights."""
+    """No prior logits: cues are inputs only, and the network starts with equal weights."""
 
     def forward(self, cues):
         return torch.zeros_like(cues.copied)
@@ -62,14 +63,14 @@ def build(part, seed):
 
 
 class Trainee:
-    """One network, its optimizer and averaged weights; `step()` trains on what lies in `batch`."""
+    """One network with its optimizer and averaged weights. `step()` trains on the tensors in `batch`."""
 
     def __init__(self, part, seed, batch, perceptual, optimizer, lr, device):
         self.part, self.seed, self.batch, self.perceptual, self.lr = part, seed, batch, perceptual, lr
         self.model = build(part, seed).to(device).train()
         self.averaged = copy.deepcopy(self.model).eval()
         self.rate = torch.tensor(lr, device=device)
-        self.fade = torch.tensor(0.0, device=device)  # of the averaged weights, and of the pull towards the oracle
+        self.fade = torch.tensor(0.0, device=device)  # share of the new weights in the averaged ones
         self.oracle_weight = torch.tensor(0.0, device=device)
         self.parameters = list(self.model.parameters())
         on_gpu = device.type == "cuda"  # a graph reads its learning rate from a tensor
@@ -100,14 +101,14 @@ class Trainee:
 
 
 def compose(synthesizer, index):
-    """Scene `index` as uint8 arrays, a quarter of the memory, padded to n_max completions."""
+    """Scene `index` as uint8 arrays, padded to n_max completions. They take a quarter of the memory of float32."""
     tensors = to_tensors(synthesizer(index), synthesizer.n_max)
     return {name: (tensors[name] if name == "valid" else (tensors[name] * 255).round().byte()).numpy()
             for name in FIELDS}
 
 
-def picked(stored, indices):
-    """A batch of the stored scenes, as the network takes it."""
+def pick(stored, indices):
+    """A batch of the stored scenes, as float tensors in [0,1]."""
     batch = {name: value[indices] for name, value in stored.items()}
     return {name: value if value.dtype == torch.bool else value.float() / 255 for name, value in batch.items()}
 
@@ -119,7 +120,7 @@ def mirrored(batch, generator):
 
 
 def score(out, batch, perceptual):
-    """Our PSNR in hole and overlap, LPIPS, and share of undecided pixels, (B,) each."""
+    """PSNR of the fused image in hole and overlap, LPIPS, and the share of undecided pixels, (B,) each."""
     whole = torch.where(batch["mask"] > 0.5, out["fused"], batch["original"])
     return {**compare_methods(batch, {"ours": out["fused"]}), "lpips": perceptual(whole, batch["original"]),
             "undecided": undecided_share({**batch, **out})}
@@ -127,7 +128,7 @@ def score(out, batch, perceptual):
 
 @torch.no_grad()
 def evaluate(model, sets, perceptual):
-    """{set: {figure: mean over its scenes}}: see `score`, and `compare_methods` for oracle and visible fit."""
+    """{set: {figure: mean over scenes}}, with the figures of `score`, and PSNR of the oracle and of visible fit."""
     results = {}
     for name, batches in sets.items():
         rows = {}
@@ -152,7 +153,7 @@ def read_sets(folders, size, device):
 
 
 def report(results):
-    """Markdown: mean and spread over the seeds, per set; PSNR in hole / overlap, LPIPS, undecided."""
+    """Markdown table for each set: mean ± half the range over seeds; PSNR in hole / overlap, LPIPS, undecided."""
     sets = list(next(iter(results.values()))[0])
     lines = [f"| network | {' | '.join(sets)} |", "|---" * (len(sets) + 1) + "|"]
     for part, runs in results.items():
@@ -167,7 +168,7 @@ def report(results):
     return "\n".join(lines)
 
 
-def main():
+def parse_options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("objects", "backgrounds", "coco"):
         parser.add_argument(f"--{name}", type=Path)
@@ -180,52 +181,71 @@ def main():
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--lpips_weights")
-    parser.add_argument("--seconds", type=float, help="stop training after so long, wherever it stands")
-    parser.add_argument("--processes", type=int, default=2, help="that compose scenes")
+    parser.add_argument("--seconds", type=float, help="stop training after this time, at whatever step")
+    parser.add_argument("--processes", type=int, default=2, help="processes that compose scenes")
     parser.add_argument("--json", help="file to write the figures to")
-    options = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_float32_matmul_precision("high")
-    perceptual = PerceptualLoss("alex", options.lpips_weights).to(device)  # first: it may not be there
-    start = time.monotonic()
+    return parser.parse_args()
 
-    synthesizer = Synthesizer(options.objects, options.backgrounds, options.coco, options.img_size, seed=1)
-    count = options.steps * options.batch_size
-    # one thread each: as many threads as cores in as many processes as cores hold each other up
-    with ProcessPoolExecutor(options.processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+
+def compose_all(synthesizer, count, processes):
+    """Scenes 0 to count - 1 as uint8 tensors, field → (count, …)."""
+    stored = {}
+    # One thread each: threads of several processes would compete for the cores.
+    with ProcessPoolExecutor(processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         jobs = pool.map(compose, [synthesizer] * count, range(count), chunksize=32)
-        stored = {}
         for index, scene in enumerate(tqdm(jobs, "compose", count, mininterval=10)):
             for name, value in scene.items():
                 if not index:
                     stored[name] = np.empty((count, *value.shape), value.dtype)
                 stored[name][index] = value
-    stored = {name: torch.from_numpy(value).to(device) for name, value in stored.items()}
-    print(f"{count} scenes composed, {time.monotonic() - start:.0f} s", flush=True)
+    return {name: torch.from_numpy(value) for name, value in stored.items()}
 
-    first = picked(stored, slice(options.batch_size))
+
+def train(stored, perceptual, options, device):
+    """Train all networks side by side on the stored scenes.
+
+    Returns:
+        list of Trainee, and the number of steps taken.
+    """
+    count = len(stored["mask"])
+    first = pick(stored, slice(options.batch_size))
     batches = {seed: {name: value.clone() for name, value in first.items()} for seed in options.seeds}
     trainees = [Trainee(part, seed, batches[seed], perceptual, options.optimizer, options.lr, device)
                 for part in options.parts for seed in options.seeds]
     orders = {seed: torch.randperm(count, generator=torch.Generator().manual_seed(seed)) for seed in options.seeds}
     mirror = torch.Generator().manual_seed(0)
-    begun = time.monotonic()
+    start = time.monotonic()
     for step in tqdm(range(options.steps), "train", mininterval=10):
         for seed, batch in batches.items():
             indices = orders[seed][step * options.batch_size : (step + 1) * options.batch_size].to(device)
-            for name, value in mirrored(picked(stored, indices), mirror).items():
+            for name, value in mirrored(pick(stored, indices), mirror).items():
                 batch[name].copy_(value)
         for trainee in trainees:
             trainee.set_schedule(step, options.steps)
             trainee.step()
         if step % 100 == 99 and device.type == "cuda":
             torch.cuda.synchronize()
-        if options.seconds and time.monotonic() - begun > options.seconds:
+        if options.seconds and time.monotonic() - start > options.seconds:
             break
     if device.type == "cuda":
         torch.cuda.synchronize()
-    print(f"{step + 1} steps in {time.monotonic() - begun:.0f} s", flush=True)
+    print(f"{step + 1} steps in {time.monotonic() - start:.0f} s", flush=True)
+    return trainees, step + 1
 
+
+def main():
+    options = parse_options()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_float32_matmul_precision("high")
+    perceptual = PerceptualLoss("alex", options.lpips_weights).to(device)  # first, because its weights may be missing
+    start = time.monotonic()
+    material = Material(options.objects, options.backgrounds, options.coco)
+    stored = compose_all(Synthesizer(material, options.img_size, seed=1), options.steps * options.batch_size,
+                         options.processes)
+    stored = {name: value.to(device) for name, value in stored.items()}
+    print(f"{len(stored['mask'])} scenes composed in {time.monotonic() - start:.0f} s", flush=True)
+
+    trainees, steps = train(stored, perceptual, options, device)
     sets = read_sets(options.eval_dirs, options.img_size, device)
     results = {}
     for trainee in trainees:
@@ -236,7 +256,7 @@ def main():
     for name, figures in results["as it is" if "as it is" in results else "untrained"][0].items():
         print(name, {key: round(value, 3) for key, value in figures.items() if "ours" not in key})
     if options.json:
-        Path(options.json).write_text(json.dumps({"steps": step + 1, "results": results}, indent=1), encoding="utf-8")
+        Path(options.json).write_text(json.dumps({"steps": steps, "results": results}, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 
 from amodal_fusion.data.scenes import find_scenes, read_scene
 from amodal_fusion.errors import told
+from amodal_fusion.evaluation.markdown import print_gaps
 from amodal_fusion.evaluation.metrics import compare_methods
 from amodal_fusion.evaluation.rules import apply_rules, oracle
 from amodal_fusion_transformer_inference import FusionPredictor
-from benchmarks.measure import report_gaps
 
 BLOCKS = (4, 8, 16, 32)
 
@@ -102,7 +102,7 @@ def main():
     scores = [compare_scene(read_scene(options.data_dir / scene_id, need_original=True), predictor)
               for scene_id in find_scenes(options.data_dir)]
     figures = {name: torch.tensor([row[name] for row in scores]) for name in scores[0]}
-    report_gaps(figures, "one choice per", options.json)
+    print_gaps(figures, "one choice per", options.json)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,13 @@ from tqdm import tqdm
 
 from amodal_fusion.data.tensors import inputs_of, to_tensors
 from amodal_fusion.errors import told
+from amodal_fusion.evaluation.markdown import print_gaps
 from amodal_fusion.evaluation.metrics import compare_methods, region_psnr
 from amodal_fusion.evaluation.rules import apply_rules, oracle
 from amodal_fusion.model.compositing import add_fill, composite
+from amodal_fusion.synthesis.assets import Material
 from amodal_fusion.synthesis.synthesizer import STYLES, Synthesizer
 from amodal_fusion_transformer_inference import SHIPPED, load_model
-from benchmarks.measure import report_gaps
 
 
 @torch.no_grad()
@@ -90,8 +91,8 @@ def main():
     parser.add_argument("--checkpoint", default=SHIPPED)
     parser.add_argument("--json", help="file to write the figures to")
     options = parser.parse_args()
-    synthesizer = Synthesizer(options.objects, options.backgrounds, options.coco, options.img_size,
-                              style=options.style, seed=options.seed)
+    material = Material(options.objects, options.backgrounds, options.coco)
+    synthesizer = Synthesizer(material, options.img_size, style=options.style, seed=options.seed)
     model, _ = load_model(options.checkpoint)
     scenes = [prepare(model, synthesizer, index) for index in tqdm(range(options.n_scenes), disable=None)]
     figures = {}
@@ -102,7 +103,7 @@ def main():
     figures = {name: torch.stack(rows) for name, rows in figures.items()}
     figures["who is in front"] = fit(scenes, 3)
     figures["that and how near each is"] = fit(scenes, 4)
-    report_gaps(figures, "network", options.json)
+    print_gaps(figures, "network", options.json)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,12 @@ import numpy as np
 from tqdm import tqdm
 
 from amodal_fusion.errors import told
+from amodal_fusion.evaluation.markdown import print_table
 from amodal_fusion.model.blending import blend_hole
 from amodal_fusion.output.order import order_of
+from amodal_fusion.synthesis.assets import Material
 from amodal_fusion.synthesis.synthesizer import STYLES, Synthesizer
 from amodal_fusion_transformer_inference import SHIPPED, FusionPredictor
-from benchmarks.measure import report
 
 LEAST_AREA = 20
 NAMES = ("confidence", "weights", "logits")
@@ -46,16 +47,16 @@ def main():
     parser.add_argument("--n_scenes", type=int, default=80)
     parser.add_argument("--seed", type=int, default=99)
     options = parser.parse_args()
-    synthesizer = Synthesizer(options.objects, options.backgrounds, options.coco, 128, style=options.style,
-                              seed=options.seed)
+    material = Material(options.objects, options.backgrounds, options.coco)
+    synthesizer = Synthesizer(material, 128, style=options.style, seed=options.seed)
     predictor = FusionPredictor(options.checkpoint, device="cpu")
     rows = [row for index in tqdm(range(options.n_scenes), disable=None)
             for row in judge(predictor, synthesizer.compose(index), predictor.img_size)]
     if not rows:
         sys.exit("error: no pair meets in the hole of these scenes; take more, by --n_scenes")
     shares = np.mean(rows, 0)
-    report([{"pairs": len(rows), **{name: f"{share:.2f}" for name, share in zip(NAMES, shares)}}],
-           {"pairs": "pairs", **{name: name for name in NAMES}}, None)
+    print_table([{"pairs": len(rows), **{name: f"{share:.2f}" for name, share in zip(NAMES, shares)}}],
+                {"pairs": "pairs", **{name: name for name in NAMES}}, None)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ from tqdm import tqdm
 from amodal_fusion.data.scenes import find_scenes, read_scene
 from amodal_fusion.data.tensors import inputs_of, to_tensors
 from amodal_fusion.errors import told
+from amodal_fusion.evaluation.markdown import print_table
 from amodal_fusion.evaluation.perceptual import PerceptualLoss
 from amodal_fusion.model.compositing import OPAQUE, add_fill, composite
 from amodal_fusion_transformer import load_model
 from amodal_fusion_transformer_inference import SHIPPED
-from benchmarks.measure import report
 from experiments.ablation import score
 
 
@@ -78,8 +78,8 @@ def main():
                 rows.setdefault(name, []).append(value)
     means = [{"blend": blend, **{name: f"{torch.cat(v).nanmean().item():.4f}" for name, v in rows.items()}}
              for blend, rows in figures.items()]
-    report(means, {"blend": "blend", "ours_psnr": "PSNR, hole", "ours_psnr_overlap": "overlap", "lpips": "LPIPS",
-                   "undecided": "undecided"}, options.json)
+    print_table(means, {"blend": "blend", "ours_psnr": "PSNR, hole", "ours_psnr_overlap": "overlap", "lpips": "LPIPS",
+                        "undecided": "undecided"}, options.json)
 
 
 if __name__ == "__main__":

@@ -387,7 +387,7 @@ def test_synthesize_passes_over_what_is_damaged_or_missing(material, tmp_path):
     assert len(scenes(output)) == 24 and "24 scenes in" in process.stdout
     for name in ("objects/broken.png", "photos/broken.png", "coco/5.png"):
         assert process.stdout.count(f"left out: {tmp_path / name}") == 1, name
-    assert "1 annotations of photos that it does not name" in process.stdout
+    assert "1 annotations belong to photos that the file does not list" in process.stdout
     again = ("--objects", material["objects"], "--backgrounds", material["photos"], "--coco",
              material["coco"] / "instances.json", "--output_dir", output, "--img_size", 64, "--workers", 2)
     before = (output / "synthetic_0000000" / "original.png").stat().st_mtime_ns
@@ -406,10 +406,11 @@ def test_synthesize_passes_over_what_is_damaged_or_missing(material, tmp_path):
 
 
 def test_synthesize_takes_amodal_annotations_at_their_word(material, tmp_path):
+    from amodal_fusion.synthesis.assets import Material
     from amodal_fusion.synthesis.synthesizer import Synthesizer
 
-    synthesizer = Synthesizer(coco=material["coco"] / "amodal.json", img_size=64, style="copy")
-    assert len(synthesizer.photos) == 5 and str(material["coco"] / "5.png") in synthesizer.faults[0]
+    synthesizer = Synthesizer(Material(coco=material["coco"] / "amodal.json"), img_size=64, style="copy")
+    assert len(synthesizer.material.photos) == 5 and str(material["coco"] / "5.png") in synthesizer.material.faults[0]
     for index in range(6):
         objects = synthesizer.compose(index).objects
         covers = [item.whole[..., 3] > 127 for item in objects]

@@ -15,6 +15,7 @@ from amodal_fusion.data.masks import HOLES, cut_hole
 from amodal_fusion.data.scenes import read_list, read_scene
 from amodal_fusion.data.toy import draw_scene, write_dataset
 from amodal_fusion.errors import SceneError
+from amodal_fusion.synthesis.assets import Material
 from amodal_fusion.synthesis.completions import SceneObject, as_received, complete
 from amodal_fusion.synthesis.composition import add_clutter, compose_cutouts
 from amodal_fusion.synthesis.synthesizer import Synthesizer
@@ -46,7 +47,7 @@ def synthesizer(material, source="cut-outs", **options):
     photos = {"backgrounds": material / "backgrounds"}
     sources = {"cut-outs": {"objects": material / "objects", **photos}, "photos": photos,
                "coco": {"coco": material / "coco" / "instances.json"}}
-    return Synthesizer(**sources[source], img_size=64, **options)
+    return Synthesizer(Material(**sources[source]), img_size=64, **options)
 
 
 def test_annotations_that_cannot_be_used_are_told(material, tmp_path):
@@ -56,14 +57,14 @@ def test_annotations_that_cannot_be_used_are_told(material, tmp_path):
     for annotation in content["annotations"][:3]:
         annotation["segmentation"] = {"size": [80, 80], "counts": [100, 6300]}
     path.write_text(json.dumps(content))
-    make = Synthesizer(coco=path, img_size=64)
-    assert any("3 annotations are run lengths (RLE), not read" in fault for fault in make.faults)
-    assert ("inside.json", path.stat().st_size) in make.material()
+    annotated = Material(coco=path)
+    assert any("3 annotations are run lengths (RLE), not read" in fault for fault in annotated.faults)
+    assert ("inside.json", path.stat().st_size) in annotated.sizes()
     for annotation in content["annotations"]:
         annotation["segmentation"] = {"size": [80, 80], "counts": [100, 6300]}
     path.write_text(json.dumps(content))
     with pytest.raises(SceneError, match=r"its 12 annotations are run lengths \(RLE\); convert"):
-        Synthesizer(coco=path, img_size=64)
+        Material(coco=path)
 
 
 @pytest.mark.parametrize("source", ["cut-outs", "coco", "photos"])
@@ -196,20 +197,20 @@ def test_a_step_mixes_new_scenes_with_such_as_come_again():
 def test_missing_material_is_named(material, sources, complaint):
     (material / "empty").mkdir(exist_ok=True)
     with pytest.raises(SceneError, match=complaint):
-        Synthesizer(**{name: material / path for name, path in sources.items()})
+        Material(**{name: material / path for name, path in sources.items()})
 
 
 def test_clutter_stands_on_objects_and_leaves_the_hole_alone(material):
     make, rng = synthesizer(material), np.random.default_rng(0)
     changed = 0
     for _ in range(20):
-        drawn = compose_cutouts(make.cutouts, make.backgrounds, 64, rng)
+        drawn = compose_cutouts(make.material.cutouts, make.material.backgrounds, 64, rng)
         if drawn is None:
             continue
         photo, objects, _ = drawn
         mask = np.zeros(photo.shape[:2], bool)
         mask[20:36, 20:36] = True
-        cluttered, fewer = add_clutter(photo, objects, mask, make.cutouts, rng)
+        cluttered, fewer = add_clutter(photo, objects, mask, make.material.cutouts, rng)
         assert np.array_equal(cluttered[mask], photo[mask])
         for before, after in zip(objects, fewer):
             assert np.array_equal(before.whole, after.whole)

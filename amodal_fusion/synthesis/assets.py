@@ -1,6 +1,6 @@
-"""What scenes are composed of: cut-outs, photos and annotated photos, decoded seldom and kept small.
+"""The material of composed scenes: cut-outs, photos and annotated photos.
 
-Every process keeps what it used last, in the resolutions it needed: about half a GiB at most, whatever there is.
+Each process caches what it used last, at the sizes it needed: at most about half a GiB, however much material there is.
 """
 
 import json
@@ -16,16 +16,56 @@ from amodal_fusion.data.images import IMAGE_SUFFIXES, ORIENTATION, open_picture,
 from amodal_fusion.data.names import is_rubbish
 from amodal_fusion.errors import SceneError
 
-SIDES = (64, 128, 256, 512)  # longer sides in which cut-outs are kept
-CACHE_BYTES = 2**27  # for each of them, and for the photos
+SIDES = (64, 128, 256, 512)  # pixels, longer sides at which cut-outs are cached
+CACHE_BYTES = 2**27  # of cut-outs of one side
 MARGIN = 2  # transparent pixels around a cut-out
 
 
-def find_pictures(folder):
-    """Paths of all pictures below `folder`, sorted, and faults: a line for each folder that cannot be read.
+class Material:
+    """The files that scenes are composed of.
+
+    Args:
+        objects: folder of RGBA cut-outs, or None; it needs `backgrounds`.
+        backgrounds: folder of photos, or None.
+        coco: COCO or COCOA annotation file beside its photos, or None.
+
+    Attributes:
+        cutouts, backgrounds: sorted paths. photos: list of Annotations.
+        faults: lines about folders that cannot be read and photos that are missing.
 
     Raises:
-        SceneError: there are none.
+        SceneError: a folder is missing or holds nothing to use.
+    """
+
+    def __init__(self, objects=None, backgrounds=None, coco=None):
+        if not objects and not backgrounds and not coco:
+            raise SceneError("nothing to compose scenes from: give a folder of cut-outs and one of backgrounds, or a "
+                             "COCO file, or photos as backgrounds alone")
+        if objects and not backgrounds:
+            raise SceneError(f"{objects}: cut-outs need photos to stand on, give a folder of backgrounds")
+        self.cutouts, faults = find_pictures(objects) if objects else ([], [])
+        self.backgrounds, more = find_pictures(backgrounds) if backgrounds else ([], [])
+        self.photos, missing = read_annotations(coco) if coco else ([], [])
+        self.annotation_files = [Path(coco)] if coco else []
+        self.faults = faults + more + missing
+
+    def sizes(self):
+        """(name, bytes) of every file. Scenes depend on the files, so a change here means other scenes."""
+        photos = [annotations.photo for annotations in self.photos]
+        files = (*self.annotation_files, *self.cutouts, *self.backgrounds, *photos)
+        return [(path.name, path.stat().st_size) for path in files]
+
+    def random_photo(self, rng):
+        """The path of any photo: a background, or an annotated photo where there are no backgrounds."""
+        files = self.backgrounds or [annotations.photo for annotations in self.photos]
+        return files[rng.integers(len(files))]
+
+
+def find_pictures(folder):
+    """Sorted paths of all pictures below `folder`, and a list of faults: a line for each folder that cannot be read.
+
+    Raises:
+        SceneError: there is no picture.
     """
     files, faults = [], []
 
@@ -43,23 +83,24 @@ def find_pictures(folder):
 
 
 def read_cutout(path, longer_side):
-    """A cut-out, cropped to what is not transparent.
+    """A cut-out, cropped to its opaque part.
 
     Args:
-        longer_side: in pixels, of what will be drawn; the result is not smaller, unless the file is or above 512.
+        longer_side: pixels, the size at which the cut-out will be drawn. The result is at least as large, but never
+            larger than the file or 512 pixels.
 
     Returns:
-        (H,W,4) uint8, read-only, straight alpha; with MARGIN transparent pixels around it, in which colours go on, so
-        that it may be scaled and turned like any picture. None when all of it is transparent, or when the file is
-        damaged, which `damaged_cutouts` tells.
+        (H,W,4) uint8, straight alpha, read-only. The outer MARGIN pixels are transparent and continue the colours, so
+        the picture can be scaled and rotated without dark rims. None when the cut-out is fully transparent or damaged;
+        `damaged_cutouts` lists the latter.
     """
     side = next((side for side in SIDES if side >= longer_side), SIDES[-1])
     return _CUTOUTS[side](path)
 
 
-def _cutout(path, side):
+def _decode_cutout(path, side):
     if side < SIDES[-1]:
-        rgba = _CUTOUTS[2 * side](path)  # so that no file is decoded for each side anew
+        rgba = _CUTOUTS[2 * side](path)  # so a file is decoded once, not once for each side
         rgba = None if rgba is None else rgba[MARGIN:-MARGIN, MARGIN:-MARGIN]
     else:
         try:
@@ -71,36 +112,36 @@ def _cutout(path, side):
         rgba = rgba[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else None
     if rgba is None:
         return None
-    # premultiplied in 8 bits: coarse where alpha is low, where nobody sees it
+    # Premultiplied 8 bits are coarse where alpha is low, but there the error is invisible.
     rgba = cv2.cvtColor(np.ascontiguousarray(rgba), cv2.COLOR_RGBA2mRGBA)
     scale = min(1, side / max(rgba.shape[:2]))
     height, width = (max(1, round(length * scale)) for length in rgba.shape[:2])
     rgba = cv2.resize(rgba, (width, height), interpolation=cv2.INTER_AREA)
     rgba = cv2.copyMakeBorder(rgba, *[MARGIN] * 4, cv2.BORDER_CONSTANT, value=(0, 0, 0, 0))
-    around = cv2.cvtColor(cv2.blur(rgba, (2 * MARGIN + 1,) * 2), cv2.COLOR_mRGBA2RGBA)
-    around[..., 3] = 0
-    return np.where(rgba[..., 3:] > 0, cv2.cvtColor(rgba, cv2.COLOR_mRGBA2RGBA), around)
+    continued = cv2.cvtColor(cv2.blur(rgba, (2 * MARGIN + 1,) * 2), cv2.COLOR_mRGBA2RGBA)
+    continued[..., 3] = 0
+    return np.where(rgba[..., 3:] > 0, cv2.cvtColor(rgba, cv2.COLOR_mRGBA2RGBA), continued)
 
 
-def _cached(side):
+def _cached_reader(side):
     @lru_cache(maxsize=CACHE_BYTES // (4 * side**2))
     def cutout(path):
-        return _cutout(path, side)
+        return _decode_cutout(path, side)
     return cutout
 
 
 def damaged_cutouts():
-    """Lines about the cut-outs that this process tried in vain."""
+    """A line for each cut-out that this process could not read."""
     return list(_DAMAGED.values())
 
 
 _DAMAGED = {}
-_CUTOUTS = {side: _cached(side) for side in SIDES}
+_CUTOUTS = {side: _cached_reader(side) for side in SIDES}
 
 
 @lru_cache(maxsize=512)
 def read_photo(path, side):
-    """A photo whose shorter side is about `side` pixels or what the file has, (H,W,3) uint8, read-only."""
+    """A photo, (H,W,3) uint8, read-only. Its shorter side has about `side` pixels, or fewer if the file is smaller."""
     photo = read_image(path, "RGB", least=side)
     scale = side / min(photo.shape[:2])
     return resize(photo, tuple(round(length * scale) for length in photo.shape[:2])) if scale < 1 else photo
@@ -108,7 +149,7 @@ def read_photo(path, side):
 
 @lru_cache(maxsize=65536)
 def stored_size(path):
-    """(height, width) of a picture as annotations count it, from its header."""
+    """(height, width) of a picture in pixels, from its header, after EXIF rotation as in COCO annotations."""
     with open_picture(path) as image:
         turned = image.getexif().get(ORIENTATION, 1) >= 5
         return image.size if turned else image.size[::-1]
@@ -116,66 +157,67 @@ def stored_size(path):
 
 @dataclass
 class Annotations:
-    """What people marked in one photo."""
+    """The annotated objects of one photo."""
 
     photo: Path
-    outlines: list  # per object a list of polygons [x, y, x, y …] in pixels of the photo as stored
-    ordered: bool  # COCOA: outlines are amodal, whole where something nearer covers them, and stand from back to front
+    outlines: list  # for each object a list of polygons [x, y, x, y …], in pixels of the stored photo
+    ordered: bool  # COCOA: outlines are amodal (they include hidden parts) and are sorted from back to front
 
 
 def read_annotations(path):
-    """The photos of a COCO or COCOA file; photos lie beside it or in a folder of its name.
+    """The photos of a COCO or COCOA file. The photos lie beside the file or in a folder of the same name.
 
-    COCO annotates instances as far as they can be seen (`segmentation`), COCOA (Zhu et al., Semantic Amodal
-    Segmentation, 2017) regions as they go on beneath others (`regions`), with an `order` from 1, in front, to the back.
+    COCO marks the visible part of each instance (`segmentation`). COCOA (Zhu et al., Semantic Amodal Segmentation,
+    2017) marks whole regions, with hidden parts (`regions`), and their `order`: 1 is the front.
 
     Returns:
-        list of Annotations, and faults: lines about photos that are not there.
+        list of Annotations, and a list of faults: lines about missing photos and skipped annotations.
 
     Raises:
-        SceneError: no annotation file, or none of its photos is there.
+        SceneError: the file is no annotation file, or none of its photos exists.
     """
     path = Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         names = {image["id"]: image["file_name"] for image in content["images"]}
-        instances, regions, nameless, runs = {}, {}, 0, 0
+        instances, regions, unnamed, run_lengths = {}, {}, 0, 0
         for annotation in content["annotations"]:
             image = annotation["image_id"]
-            nameless += image not in names
-            if "regions" in annotation:  # one annotation is one person's view of the whole photo
+            unnamed += image not in names
+            if "regions" in annotation:  # one annotation holds all regions of a photo
                 ordered = sorted(annotation["regions"], key=lambda region: -region["order"])
                 regions.setdefault(image, [_polygons(region["segmentation"]) for region in ordered])
             elif annotation.get("iscrowd"):
-                continue  # no single object
+                continue  # a crowd is no single object
             elif isinstance(annotation["segmentation"], list):
                 instances.setdefault(image, []).append(_polygons(annotation["segmentation"]))
             else:
-                runs += 1
+                run_lengths += 1
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SceneError(f"{path}: not a COCO annotation file ({error!r})") from None
-    if runs and not instances and not regions:
-        raise SceneError(f"{path}: its {runs} annotations are run lengths (RLE); convert them to polygons")
-    photos = [Annotations(_beside(path, names[image]), outlines, found is regions)
+    if run_lengths and not instances and not regions:
+        raise SceneError(f"{path}: its {run_lengths} annotations are run lengths (RLE); convert them to polygons")
+    photos = [Annotations(_photo_path(path, names[image]), outlines, found is regions)
               for found in (instances, regions) for image, outlines in sorted(found.items()) if image in names]
     missing = [entry.photo for entry in photos if not entry.photo.is_file()]
     photos = [entry for entry in photos if entry.photo.is_file()]
     if not photos:
         raise SceneError(f"{path}: none of its photos lies in {path.parent} or {path.with_suffix('').name}/")
-    faults = [f"{path}: {nameless} annotations of photos that it does not name"] if nameless else []
-    faults += [f"{path}: {runs} annotations are run lengths (RLE), not read; convert them to polygons"] if runs else []
-    faults += [f"{photo}: no such file, {path.name} annotates it" for photo in missing]
+    faults = [f"{path}: {unnamed} annotations belong to photos that the file does not list"] if unnamed else []
+    if run_lengths:
+        faults.append(f"{path}: {run_lengths} annotations are run lengths (RLE), not read; convert them to polygons")
+    faults += [f"{photo}: file is missing, but {path.name} annotates it" for photo in missing]
     return photos, faults
 
 
-def _beside(path, name):
-    """A photo of the annotation file `path`: beside it, or in a folder of its name."""
+def _photo_path(path, name):
+    """Path of a photo of the annotation file `path`: beside the file, or in a folder of the same name."""
     inside = path.with_suffix("") / name
     return inside if inside.is_file() else path.parent / name
 
 
 def _polygons(segmentation):
-    """COCOA writes one polygon as a flat list."""
+    """A list of polygons of floats. COCOA writes a single polygon as a flat list."""
     flat = bool(segmentation) and not isinstance(segmentation[0], list)
     polygons = [segmentation] if flat else segmentation
     return [[float(value) for value in polygon[: len(polygon) // 2 * 2]] for polygon in polygons]

@@ -1,10 +1,11 @@
-"""What completion models make of an object that is partly hidden, good and bad.
+"""Simulated completions: what a completion model draws for an object that is partly hidden.
 
-Three styles. "copy" keeps the visible pixels exactly (PCNet and its kin), "redraw" draws the whole object again
-(diffusion), "pix2gestalt" draws it again through a lossy codec on white, many times at several granularities, and the
-alpha is keyed from the white.
+Three styles. "copy" keeps the visible pixels exactly (PCNet and similar models). "redraw" draws the whole object again
+(diffusion models). "pix2gestalt" draws it again on white through a lossy codec, several times and at several
+granularities, and its alpha is keyed from the white.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import cv2
@@ -12,14 +13,16 @@ import numpy as np
 
 from amodal_fusion.synthesis.degradations import (
     convex_hull,
+    cut_short,
     damage_edges,
     grow_alpha,
-    hallucinate,
     imagine_shape,
     inpaint,
+    invent_content,
     leave_traces,
     on_white,
     redraw,
+    smear,
     through_jpeg,
 )
 
@@ -29,13 +32,26 @@ class SceneObject:
     """One object of a photo."""
 
     whole: np.ndarray  # (H,W,4) uint8, straight alpha
-    visible: np.ndarray  # (H,W) bool, where no other object covers it in the photo
-    true: bool  # whether `whole` is also right where the object is covered
+    visible: np.ndarray  # (H,W) bool, where the photo shows it
+    true: bool  # whether `whole` is right in the hidden part, too
+
+
+@dataclass
+class Completer:
+    """One completion model at work on one scene."""
+
+    style: str  # "copy", "redraw" or "pix2gestalt"
+    quality: float  # in [0,1]; a better model invents less where it could have been right
+    seen: np.ndarray  # (H,W) bool, where it saw the photo
+    unrelated_texture: Callable  # rng → (H,W,3) uint8
 
 
 def as_received(photo, objects, rng):
-    """The photo and its objects as the completer had them: often saved again, or at its own size and scaled back, so
-    that its copies are nearly exact, and its masks softer than the photo's edges."""
+    """The photo and the objects as the completion model received them.
+
+    Often they were compressed, or were scaled down and back. Then copies are only nearly exact, and masks are softer
+    than the edges in the photo.
+    """
     size, draw = photo.shape[0], rng.random()
     if draw < 0.3:
         return photo, objects
@@ -48,51 +64,52 @@ def as_received(photo, objects, rng):
                               interpolation=enlarge)
 
         photo = scaled(photo)
-        objects = [replace(item, whole=_with_alpha(item.whole, scaled(item.whole[..., 3]))) for item in objects]
+        objects = [replace(item, whole=_replace_alpha(item.whole, scaled(item.whole[..., 3]))) for item in objects]
     if draw > 0.6:
         photo = through_jpeg(photo, rng.integers(60, 96))
     return photo, objects
 
 
-def _with_alpha(rgba, alpha):
-    """Another alpha; where there was none, colours go on."""
+def _replace_alpha(rgba, alpha):
+    """`rgba` with another alpha; colours are continued where the old alpha was 0."""
     beyond = (alpha > 0) & (rgba[..., 3] == 0)
     rgba = rgba.copy()
     rgba[..., 3] = alpha
     if beyond.any():
-        window = _window(alpha, 2)
+        window = _bounding_window(alpha, 2)
         inside = rgba[window]
         inside[beyond[window], :3] = inpaint(inside[..., :3], ~beyond[window] & (inside[..., 3] > 200))[beyond[window]]
     return rgba
 
 
-def complete(photo, objects, mask, style, foreign, rng):
-    """Completions of all objects.
+def complete(photo, objects, mask, style, unrelated_texture, rng):
+    """Simulate the completions of all objects.
 
     Args:
-        photo (H,W,3) uint8, as the completer had it; objects: list of SceneObject; mask (H,W) bool, True = hole.
+        photo: (H,W,3) uint8, as the completion model received it.
+        objects: list of SceneObject. mask: (H,W) bool, True = hole.
         style: "copy", "redraw" or "pix2gestalt".
-        foreign: function of rng → (H,W,3), some other texture.
+        unrelated_texture: function of rng → (H,W,3) uint8, a texture of another photo.
 
     Returns:
-        list of (H,W,4) uint8, straight alpha, and for each the number of its object, None when it stands for no single
-        one.
+        list of completions (H,W,4) uint8, straight alpha; and for each the index of its object, or None when it shows
+        no single object.
     """
-    # Either the completer saw the whole photo and the hole came later, or it had to work around the hole.
+    # Either the model saw the whole photo and the hole was cut later, or the hole was there before.
     seen = np.ones_like(mask) if style == "copy" and rng.random() < 0.9 else ~mask
-    quality = rng.uniform(0, 1)  # models differ in how often they are right
+    completer = Completer(style, rng.uniform(0, 1), seen, unrelated_texture)
     completions, shown = [], []
-    for number, item in enumerate(objects):
+    for index, item in enumerate(objects):
         samples = 1
         if style == "pix2gestalt":
             samples = rng.integers(1, 4)
         elif rng.random() < 0.15:
             samples = 2
         for _ in range(samples):
-            spreads = rng.random() < {"copy": 0, "redraw": 0.3, "pix2gestalt": 0.5}[style]
-            drawn = _spread(item, seen, mask, rng) if spreads else item
-            completions.append(_complete_one(photo, drawn, len(objects) > 1, seen, mask, style, quality, foreign, rng))
-            shown.append(number)
+            misshapen = rng.random() < {"copy": 0, "redraw": 0.3, "pix2gestalt": 0.5}[style]
+            drawn = _misshape(item, seen, mask, rng) if misshapen else item
+            completions.append(_complete_object(completer, photo, mask, drawn, len(objects) > 1, rng))
+            shown.append(index)
     for _ in range(rng.integers(0, 4) if style == "pix2gestalt" else 0):
         completions.append(_other_granularity(completions, rng))
         shown.append(None)
@@ -101,30 +118,30 @@ def complete(photo, objects, mask, style, foreign, rng):
         shift = rng.integers(-photo.shape[0] // 3, photo.shape[0] // 3, 2)
         completions.append(np.roll(wrong, shift, (0, 1)))
         shown.append(None)
-    if rng.random() < 0.06:
-        nothing = np.zeros_like(completions[0])
+    if rng.random() < 0.06:  # an almost empty completion
+        speck = np.zeros_like(completions[0])
         at = rng.integers(0, photo.shape[0] - 3, 2)
-        nothing[at[0] : at[0] + 3, at[1] : at[1] + 3] = 255
-        completions.append(nothing)
+        speck[at[0] : at[0] + 3, at[1] : at[1] + 3] = 255
+        completions.append(speck)
         shown.append(None)
     return completions, shown
 
 
-def _window(alpha, margin):
-    """Two slices, rows and columns: the box of what is not transparent, and a margin."""
+def _bounding_window(alpha, margin):
+    """Two slices, rows and columns: the bounding box of what is not transparent, plus a margin in pixels."""
     x, y, width, height = cv2.boundingRect(alpha)
     return (slice(max(0, y - margin), min(alpha.shape[0], y + height + margin)),
             slice(max(0, x - margin), min(alpha.shape[1], x + width + margin)))
 
 
-def _spread(item, seen, mask, rng):
-    """The object with a shape in the hole that somebody imagined: a wall that goes on behind the hole, a cat that lies
-    longer than it is. Often the true shape is lost."""
+def _misshape(item, seen, mask, rng):
+    """The object with an imagined shape in the hole, such as a wall that continues behind it or a cat that is too long.
+    Often parts of the true shape are lost."""
     known = item.visible & seen
     if np.count_nonzero(known) < 0.003 * known.size:
         return item
-    everywhere = np.count_nonzero(known) > 0.04 * known.size and rng.random() < 0.35
-    imagined = convex_hull(known | mask) if everywhere else imagine_shape(known, rng) & mask
+    fills_hole = np.count_nonzero(known) > 0.04 * known.size and rng.random() < 0.35
+    imagined = convex_hull(known | mask) if fills_hole else imagine_shape(known, rng) & mask
     whole = item.whole.copy()
     beyond = imagined & (whole[..., 3] < 128)
     whole[beyond, :3] = inpaint(whole[..., :3], known)[beyond]
@@ -134,51 +151,59 @@ def _spread(item, seen, mask, rng):
     return SceneObject(whole, item.visible & ~beyond, item.true)
 
 
-def _complete_one(photo, item, others, seen, mask, style, quality, foreign, rng):
-    """One object as the completer draws it, (H,W,4); all work is done in a window around it."""
-    size = photo.shape[0]
-    # Those that copy are given clean masks and clear views, mostly: what they keep can be trusted.
+def _complete_object(completer, photo, mask, item, has_neighbours, rng):
+    """One object as the model completes it, (H,W,4) uint8. All work is done in a window around the object."""
+    size, style = photo.shape[0], completer.style
+    # Models that copy get clean masks and clear views in most cases, so what they keep can be trusted.
     careless = style != "copy" or rng.random() < 0.2
-    grows = careless and others and rng.random() < 0.3
-    window = _window(item.whole[..., 3], size // 24 + 4 + (size // 12 if grows else 0))
-    photo, whole, visible, seen, mask = (x[window] for x in (photo, item.whole, item.visible, seen, mask))
+    grows = careless and has_neighbours and rng.random() < 0.3
+    window = _bounding_window(item.whole[..., 3], size // 24 + 4 + (size // 12 if grows else 0))
+    photo, whole, visible, seen, mask = (x[window] for x in (photo, item.whole, item.visible, completer.seen, mask))
     colour, alpha, known = whole[..., :3].copy(), whole[..., 3].copy(), visible & seen
-    # It knows the photo, where an object's rim is mixed with what lies behind, and never the object alone.
+    # The model sees the photo, where the rim of an object is mixed with what lies behind it.
     rim = (alpha > 0) & (alpha < 255) & (cv2.dilate(known.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0) & seen
     colour[rim] = photo[rim]
     hidden = (alpha > 0) & ~known & ~rim
     if hidden.any():
         unknown = hidden
-        if rng.random() < 0.2 + 0.6 * quality:  # a model that got it right, as far as anybody knows
+        if rng.random() < 0.2 + 0.6 * completer.quality:  # the model is right, as far as the truth is known
             unknown = np.zeros_like(hidden) if item.true else hidden & ~visible
-        colour, alpha = hallucinate(colour, alpha, known, hidden, unknown, lambda rng: foreign(rng)[window], size, rng,
-                                    smears=style != "copy")
+        invent_content(colour, known, unknown, lambda rng: completer.unrelated_texture(rng)[window], size, rng)
+        if style != "copy":
+            smear(colour, unknown, size, rng)
+        cut_short(alpha, known, hidden, rng)
     if careless and rng.random() < 0.15:
-        colour = leave_traces(photo, mask, colour, known, alpha, rng)
+        leave_traces(photo, mask, colour, known, alpha, rng)
     if grows:
         alpha = grow_alpha(colour, alpha, (whole[..., 3] > 200) | known, mask, size, rng)
-    result = np.dstack([colour, alpha])
+    drawn = np.dstack([colour, alpha])
     if careless:
-        result = damage_edges(result, rng)
-    if style != "copy":
-        result = redraw(result, window, size, rng, strong=style == "pix2gestalt")
-    elif rng.random() < 0.85:
-        # copied exactly where the object can be seen, up to its rim
+        drawn = damage_edges(drawn, rng)
+    if style == "copy":
         kept = (known & (whole[..., 3] == 255)) | rim
-        result[kept] = np.dstack([photo, whole[..., 3]])[kept]
-        if rng.random() < 0.5:  # many completers write hard masks
-            result[..., 3] = np.where(result[..., 3] > 127, 255, 0)
+        drawn = _keep_visible(drawn, np.dstack([photo, whole[..., 3]]), kept, rng)
+    else:
+        drawn = redraw(drawn, window, size, rng, strong=style == "pix2gestalt")
     completion = np.zeros((size, size, 4), np.uint8)
-    completion[window] = result
+    completion[window] = drawn
     if style == "pix2gestalt":
         alpha = completion[..., 3]
         edge = np.mean([side.mean() for side in (alpha[0], alpha[-1], alpha[:, 0], alpha[:, -1])]) / 255
-        completion[window] = on_white(result, edge, rng)
+        completion[window] = on_white(drawn, edge, rng)
     return completion
 
 
+def _keep_visible(drawn, modal, kept, rng):
+    """In most cases copy the pixels `kept` of the photo with the object's own alpha, `modal` (h,w,4)."""
+    if rng.random() < 0.85:
+        drawn[kept] = modal[kept]
+        if rng.random() < 0.5:  # many models write hard masks
+            drawn[..., 3] = np.where(drawn[..., 3] > 127, 255, 0)
+    return drawn
+
+
 def _other_granularity(completions, rng):
-    """A part of one object, or two objects as one: proposals come at several granularities."""
+    """A part of one object, or two objects as one: segmenters propose regions at several granularities."""
     first = completions[rng.integers(len(completions))]
     if rng.random() < 0.5:
         second = completions[rng.integers(len(completions))]
@@ -193,18 +218,18 @@ def _other_granularity(completions, rng):
     return part
 
 
-def whole_background(photo, objects, mask, behind, rng):
-    """The scene without its objects as one more completion that covers the whole frame.
+def whole_background(photo, objects, mask, background, rng):
+    """A completed background: the scene without its objects, as one more completion over the full frame.
 
     Args:
-        behind: (H,W,3) the true background, or None when nobody knows it.
+        background: (H,W,3) uint8, the true background, or None when it is unknown.
     """
     covered = np.max([item.whole[..., 3] for item in objects], 0) > 0
     known = ~cv2.dilate((covered | mask).astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
-    if behind is None or rng.random() < 0.6:
+    if background is None or rng.random() < 0.6:
         colour = np.where(known[..., None], photo, inpaint(photo, known))
     else:
-        colour = behind
+        colour = background
     result = np.dstack([colour, np.full(photo.shape[:2], 255, np.uint8)]).astype(np.uint8)
     everything = slice(0, photo.shape[0]), slice(0, photo.shape[1])
     return result if rng.random() < 0.5 else redraw(result, everything, photo.shape[0], rng, strong=False)

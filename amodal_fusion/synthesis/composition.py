@@ -1,4 +1,8 @@
-"""Photos whose objects are known: cut-outs put on a background, things put on those, and annotated photos."""
+"""Photos with known objects: cut-outs composed on a background, annotated photos, and photos split into regions.
+
+A photo is (size, size, 3) uint8; its objects are a list of SceneObject from back to front. Sizes and positions of
+placed things are in units of the photo's side.
+"""
 
 import cv2
 import numpy as np
@@ -8,47 +12,47 @@ from amodal_fusion.synthesis.assets import MARGIN, read_cutout, read_photo, stor
 from amodal_fusion.synthesis.completions import SceneObject
 from amodal_fusion.synthesis.degradations import imagine_shape
 
-LEAST_CROP = 0.7  # of a photo's shorter side
+LEAST_CROP = 0.7  # smallest crop, as a share of the photo's shorter side
 
 
 def compose_cutouts(cutouts, backgrounds, size, rng):
-    """Cut-outs over a background: everything is known, also what is covered.
+    """Cut-outs composed on a background. Everything is known, including hidden parts.
 
     Args:
-        cutouts, backgrounds: paths; size: side of the photo in pixels.
+        cutouts, backgrounds: lists of paths. size: side of the photo in pixels.
 
     Returns:
-        photo (H,W,3) uint8, its objects from back to front, and the background alone (H,W,3); None when fewer than
-        two objects can be seen.
+        photo (H,W,3) uint8, its objects, and the background alone (H,W,3). None when fewer than two objects are
+        visible.
     """
     placed = []
-    for side, centre, plain in arrangement(rng):
-        thing = draw_thing(_one_of(cutouts, plain, rng), size, centre, side, rng)
+    for side, centre, plain in draw_layout(rng):
+        thing = draw_thing(_random_cutout(cutouts, plain, rng), size, centre, side, rng)
         if thing is not None and np.count_nonzero(thing[1][..., 3] > 127) > 0.01 * size**2:
             placed.append(thing)
     if len(placed) < 2:
         return None
     background = random_crop(backgrounds[rng.integers(len(backgrounds))], size, rng)
-    photo, winner = background.astype(np.float32), np.full((size, size), -1, np.int8)
+    photo, front = background.astype(np.float32), np.full((size, size), -1, np.int8)
     for i, (box, rgba) in enumerate(placed):
-        winner[box][paint(photo, box, rgba) > 0.5] = i
+        front[box][paint(photo, box, rgba) > 0.5] = i
     if len(placed) >= 3 and rng.random() < 0.15:
-        # a cyclic overlap: the rearmost comes over the foremost, wherever nothing else is between them
+        # A cyclic overlap: the rearmost object covers the foremost one where no other object lies between them.
         free = np.zeros((size, size), bool)
         free[placed[-1][0]] = placed[-1][1][..., 3] > 0
         for box, rgba in placed[1:-1]:
             free[box] &= rgba[..., 3] == 0
         box, rgba = placed[0]
-        winner[box][paint(photo, box, rgba, free[box]) > 0.5] = 0
+        front[box][paint(photo, box, rgba, free[box]) > 0.5] = 0
     objects = []
-    if rng.random() < 0.25:  # a wall or a floor is an object, too
-        free = winner < 0
+    if rng.random() < 0.25:  # walls and floors are objects, too
+        free = front < 0
         for region in find_regions(background, rng)[: rng.integers(1, 3)]:
             whole = np.dstack([background, cv2.GaussianBlur(region * np.uint8(255), (0, 0), 0.6)])
             if np.count_nonzero(region & free) > 0.02 * size**2:
                 objects.append(SceneObject(whole, region & free, True))
     for i, (box, rgba) in enumerate(placed):
-        visible = winner == i
+        visible = front == i
         if np.count_nonzero(visible) > 0.003 * size**2:
             whole = np.zeros((size, size, 4), np.uint8)
             whole[box] = rgba
@@ -56,15 +60,15 @@ def compose_cutouts(cutouts, backgrounds, size, rng):
     return (_uint8(photo), objects, background) if len(objects) >= 2 else None
 
 
-def arrangement(rng):
-    """What stands where, back to front: [(longer side, centre, probability of a plain thing)], in pictures."""
+def draw_layout(rng):
+    """Sizes and positions, back to front: a list of (longer side, centre, probability of a plain thing)."""
     draw, centre = rng.random(), rng.uniform(0.3, 0.7, 2)
-    if draw < 0.5:  # a laid table, a shelf, a close-up: large things carry many small ones, all over the picture
+    if draw < 0.5:  # a laid table or a shelf: large things carry many small ones everywhere
         large, small = rng.integers(1, 4), rng.integers(3, 10)
         sides = [*rng.uniform(0.6, 1.4, large), *np.exp(rng.uniform(np.log(0.15), np.log(0.6), small))]
         return [(side, rng.uniform(0.1, 0.9, 2), 0.5 if i < large else 0.1) for i, side in enumerate(sides)]
     spread, count = rng.uniform(0.06, 0.22), rng.integers(2, 7)
-    carried = draw < 0.75  # often a large thing carries the others, as plates and tables do
+    carried = draw < 0.75  # one large thing carries the others, as a plate or a table does
     smallest, largest = (0.15, 0.5) if carried else (0.2, 0.9)
     sides = np.exp(rng.uniform(np.log(smallest), np.log(largest), count))
     if carried:
@@ -74,22 +78,25 @@ def arrangement(rng):
 
 
 def add_clutter(photo, objects, mask, cutouts, rng):
-    """Things on the objects, beside the hole, that nobody completed: what stands behind one disagrees with the photo
-    there, and is right in the hole all the same. Returns the photo and its objects anew."""
+    """Put things on the objects, beside the hole, that no completion will show.
+
+    The completion of an object behind such a thing disagrees with the photo there, and is still right in the hole.
+    Returns a new photo and new objects, with less of them visible.
+    """
     size = len(photo)
     free = [item.visible & ~mask for item in objects]
-    on, things, largest_thing, enough = range(len(objects)), rng.integers(1, 13), 1.1, 0
-    if rng.random() < 0.7:  # all on the largest, as on a laid table, most of which may be hidden
+    carriers, things, largest_thing, enough = range(len(objects)), rng.integers(1, 13), 1.1, 0
+    if rng.random() < 0.7:  # all on the largest object, as on a laid table, until much of it is hidden
         areas = [np.count_nonzero(where) for where in free]
-        on, things, largest_thing, enough = [np.argmax(areas)], 60, 0.7, max(areas) * rng.uniform(0.2, 0.8)
+        carriers, things, largest_thing, enough = [np.argmax(areas)], 60, 0.7, max(areas) * rng.uniform(0.2, 0.8)
     photo, covered = photo.astype(np.float32), np.zeros_like(mask)
     for _ in range(things):
-        pixels = np.flatnonzero(free[rng.choice(on)])
+        pixels = np.flatnonzero(free[rng.choice(carriers)])
         if len(pixels) <= enough:
             break
         centre = np.array(divmod(pixels[rng.integers(len(pixels))], size)) / size
         side = np.sqrt(len(pixels)) / size * rng.uniform(0.3, largest_thing)
-        thing = draw_thing(_one_of(cutouts, 0, rng), size, centre, side, rng)
+        thing = draw_thing(_random_cutout(cutouts, 0, rng), size, centre, side, rng)
         if thing is None or (thing[1][..., 3][mask[thing[0]]] > 0).any():
             continue
         box, rgba = thing
@@ -100,19 +107,19 @@ def add_clutter(photo, objects, mask, cutouts, rng):
     return _uint8(photo), [SceneObject(item.whole, item.visible & ~covered, item.true) for item in objects]
 
 
-def _one_of(cutouts, plain, rng):
-    """The path of a cut-out, or with probability `plain` None, which draw_thing takes for something plain."""
+def _random_cutout(cutouts, plain, rng):
+    """The path of a cut-out, or with probability `plain` None, for which draw_thing draws a plain thing."""
     return None if rng.random() < plain else cutouts[rng.integers(len(cutouts))]
 
 
 def open_annotated(annotations, size, rng):
-    """A photo with its own objects: what lies under a nearer one is unknown and has to be made up.
+    """A photo with its annotated objects. Their hidden parts are unknown, so their shapes are imagined.
 
     Args:
-        annotations: as of read_annotations.
+        annotations: one of the list that `read_annotations` returns. size: side of the photo in pixels.
 
     Returns:
-        photo (H,W,3) uint8, its objects from back to front, and None; or None when there is no object.
+        photo (H,W,3) uint8, its objects, and None for the unknown background. None when there is no object.
     """
     picture = read_photo(annotations.photo, round(size / LEAST_CROP))
     (top, left), side = _crop_box(picture.shape[:2], rng)
@@ -127,24 +134,27 @@ def open_annotated(annotations, size, rng):
         cv2.fillPoly(mask, [np.rint(np.clip(p, -size, 2 * size)).astype(np.int32) for p in corners], 1)
         instances.append((mask[:, ::-1] if flip else mask).astype(bool))
     instances = [mask for mask in instances if 0.01 < mask.mean() < 0.8]
-    objects = _stack(instances, photo, rng, annotations.ordered)
+    objects = _layer_regions(instances, photo, rng, annotations.ordered)
     return (photo, objects, None) if objects else None
 
 
 def open_photo(path, size, rng):
-    """A photo nobody annotated: its regions are its objects, the walls, floors and windows among them.
+    """A photo without annotations, with its regions as objects; walls, floors and windows are among them.
 
     Returns:
-        as of open_annotated.
+        the same as open_annotated.
     """
     photo = random_crop(path, size, rng)
-    objects = _stack(find_regions(photo, rng), photo, rng)
+    objects = _layer_regions(find_regions(photo, rng), photo, rng)
     return (photo, objects, None) if objects else None
 
 
 def find_regions(photo, rng):
-    """Regions of like colour with edges where the photo has some, as an unasked segmenter proposes them: list of (H,W)
-    bool, disjoint, each more than a hundredth of the picture."""
+    """Regions of similar colour whose borders follow edges of the photo, as an automatic segmenter finds them.
+
+    Returns:
+        list of (H,W) bool, disjoint, each between 1 % and 80 % of the photo.
+    """
     size, side = len(photo), 128
     photo = cv2.resize(photo, (side, side), interpolation=cv2.INTER_AREA)
     colours = cv2.cvtColor(cv2.resize(photo, (32, 32), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2LAB)
@@ -166,18 +176,19 @@ def find_regions(photo, rng):
     return [region for region in regions if 0.01 < region.mean() < 0.8]
 
 
-def _stack(instances, photo, rng, ordered=False):
-    """Regions of a photo as objects that go on beneath nearer ones, from back to front.
+def _layer_regions(instances, photo, rng, ordered=False):
+    """Regions of a photo as objects, from back to front, that continue under nearer ones.
 
     Args:
-        ordered: whether they stand from back to front already, and are whole; else who is in front is not known, and
-            what is beneath is imagined for the seven largest.
+        instances: list of (H,W) bool.
+        ordered: whether the regions are whole and already sorted from back to front. If not, the order is guessed, and
+            the hidden shape is imagined, for the seven largest regions.
     """
     if ordered:
         order = range(len(instances))
     else:
         instances = sorted(instances, key=np.count_nonzero, reverse=True)[:7]
-        # Large things are behind, mostly, and otherwise both may happen.
+        # Large objects are usually behind smaller ones.
         order = range(len(instances)) if rng.random() < 0.6 else rng.permutation(len(instances))
     objects, nearer = [], np.zeros(photo.shape[:2], bool)
     for i in reversed(order):
@@ -191,7 +202,7 @@ def _stack(instances, photo, rng, ordered=False):
 
 
 def random_crop(path, size, rng):
-    """Most of a photo, mirrored or not, (size, size, 3) uint8."""
+    """A random crop of at least LEAST_CROP of a photo, mirrored or not, (size, size, 3) uint8."""
     picture = read_photo(path, round(size / LEAST_CROP))
     (top, left), side = _crop_box(picture.shape[:2], rng)
     crop = resize(picture[top : top + side, left : left + side], (size, size))
@@ -199,30 +210,27 @@ def random_crop(path, size, rng):
 
 
 def _crop_box(size, rng):
+    """(top, left) and side of a random square crop in pixels, of a photo of `size` = (height, width)."""
     side = int(min(size) * rng.uniform(LEAST_CROP, 1))
     return (rng.integers(size[0] - side + 1), rng.integers(size[1] - side + 1)), side
 
 
 def _uint8(photo):
+    """Round and clip a float32 photo, overwriting it."""
     return np.clip(np.rint(photo, out=photo), 0, 255, out=photo).astype(np.uint8)
 
 
-# ----------------------------------------------------------------------------
-# Cut-outs and plain things put into a picture, each in the box that it fills.
-
-
-
-
 def draw_thing(path, size, centre, side, rng):
-    """Something placed, turned and lit a little.
+    """Draw a cut-out or a plain thing at a place, slightly rotated and with another light.
 
     Args:
-        path: of a cut-out; None for something plain: a plate, a sheet, a table top.
-        size: side of the picture in pixels; centre: (row, column) and side: the longer one, both in pictures.
+        path: of a cut-out; None for a plain thing: a plate, a sheet, a table top.
+        size: side of the photo in pixels.
+        centre: (row, column), and side: the longer side, both in units of `size`.
 
     Returns:
-        box, two slices, rows and columns; and (h,w,4) uint8 in it, straight alpha, all 0 where that is 0. None when
-        nothing of it lies in the picture.
+        the box as two slices, rows and columns, and (h,w,4) uint8 in it, straight alpha, 0 where alpha is 0. None when
+        it lies outside the photo or the cut-out is damaged.
     """
     longer_side = max(1.0, size * side)
     picture = _plain_thing(longer_side, rng) if path is None else read_cutout(path, longer_side)
@@ -255,7 +263,7 @@ def draw_thing(path, size, centre, side, rng):
 
 
 def _plain_thing(longer_side, rng):
-    """A plate, a sheet or a table top: photographs are full of them, collections of cut-outs are not."""
+    """A plate, a sheet or a table top. Photos often show them, collections of cut-outs rarely do."""
     size = int(np.clip(longer_side, 16, 256))
     y, x = np.mgrid[:size, :size].astype(np.float32) / (size / 2) - 1.0
     power = rng.choice((2, 2, 4, 16))  # an ellipse, a rounded rectangle, a sheet
@@ -269,7 +277,7 @@ def _plain_thing(longer_side, rng):
 
 
 def paint(photo, box, rgba, where=True):
-    """`rgba` over the photo (H,W,3) float32, in place, in the box and where told; returns the alpha that it took."""
+    """Blend `rgba` over the photo (H,W,3) float32, in place, inside `box` and `where`. Returns the alpha used."""
     alpha = rgba[..., 3] * np.float32(1 / 255) * where
     region = photo[box]
     region += alpha[..., None] * (rgba[..., :3] - region)

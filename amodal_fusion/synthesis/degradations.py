@@ -1,7 +1,7 @@
-"""How completers draw: what they make up, and what they spoil.
+"""Mistakes of completion models: invented content, damaged edges, redrawn pixels.
 
-All pictures here are windows of a scene, (h,w,3) or (h,w,4) uint8 with straight alpha; `size` is the scene's side in
-pixels, and `known` (h,w) bool says where the completer saw the object.
+All pictures here are windows of a scene, (h,w,3) or (h,w,4) uint8 with straight alpha. `size` is the side of the scene
+in pixels. `known` (h,w) bool is where the completion model saw the object.
 """
 
 import cv2
@@ -10,50 +10,63 @@ import numpy as np
 from amodal_fusion.ingest.matting import key_background
 
 
-def hallucinate(colour, alpha, known, hidden, unknown, foreign, size, rng, smears=False):
-    """Make up what is unknown of the hidden part, in place of the truth; now and then cut some of it off.
+def invent_content(colour, known, unknown, unrelated_texture, size, rng):
+    """Replace the colours of the unknown part by invented ones, in place.
+
+    The content is a smooth continuation of the known part, often with its texture; a moved copy of the known part; or
+    an unrelated texture.
 
     Args:
-        hidden, unknown: (h,w) bool, the second within the first; foreign: function of rng → (h,w,3), other texture.
-        smears: whether what is made up may be blurred.
-
-    Returns:
-        colour (h,w,3) and alpha (h,w), both changed in place.
+        colour: (h,w,3). unknown: (h,w) bool.
+        unrelated_texture: function of rng → (h,w,3) uint8.
     """
     draw = rng.random()
     if not unknown.any():
-        pass
-    elif draw < 0.65 or not known.any():
-        made_up = inpaint(colour, known)
-        if known.any() and rng.random() < 0.6:  # with texture of its own, from elsewhere on the object
-            detail = _own_detail(colour, known, made_up, size, rng)
-            made_up = np.clip(made_up + np.float32(0.8) * detail, 0, 255).astype(np.uint8)
-        np.copyto(colour, made_up, where=unknown[..., None])
+        return
+    if draw < 0.65 or not known.any():
+        invented = inpaint(colour, known)
+        if known.any() and rng.random() < 0.6:
+            detail = _borrowed_detail(colour, known, invented, size, rng)
+            invented = np.clip(invented + np.float32(0.8) * detail, 0, 255).astype(np.uint8)
     elif draw < 0.85:
-        np.copyto(colour, _warped(np.dstack([colour, known * np.uint8(255)]), known, size, rng),
-                  where=unknown[..., None])
+        invented = _moved_copy(np.dstack([colour, known * np.uint8(255)]), known, size, rng)
     else:
-        texture = foreign(rng).astype(np.float32)
+        texture = unrelated_texture(rng).astype(np.float32)
         if rng.random() < 0.7:
             texture += colour[known].mean(0) - texture.mean((0, 1))
-        np.copyto(colour, np.clip(texture, 0, 255).astype(np.uint8), where=unknown[..., None])
-    if smears and rng.random() < 0.4 and unknown.any():  # out of focus, or drawn out along one direction
+        invented = np.clip(texture, 0, 255).astype(np.uint8)
+    np.copyto(colour, invented, where=unknown[..., None])
+
+
+def smear(colour, unknown, size, rng):
+    """Now and then blur the unknown part, in place: out of focus, or along one direction."""
+    if rng.random() < 0.4 and unknown.any():
         widths = 2 * rng.integers(0, max(2, size // 24), 2) + 1
         np.copyto(colour, cv2.blur(colour, tuple(int(w) for w in widths)), where=unknown[..., None])
-    if rng.random() < 0.25:  # cut short along a line, or 1-5 pixels from what is known
-        if rng.random() < 0.7:
-            y, x = np.mgrid[: alpha.shape[0], : alpha.shape[1]].astype(np.float32)
-            angle = rng.uniform(0, 2 * np.pi)
-            along = x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle))
-            alpha[hidden & (along > np.quantile(along[hidden], rng.uniform(0.1, 0.9)))] = 0
-        elif known.any():
-            near = cv2.dilate(known.astype(np.uint8), np.ones((2 * int(rng.integers(1, 4)) + 1,) * 2, np.uint8)) > 0
-            alpha[hidden & near] = 0
-    return colour, alpha
+
+
+def cut_short(alpha, known, hidden, rng):
+    """Now and then make some of the hidden part transparent, in place: behind a line, or 1-5 pixels around the known
+    part."""
+    if rng.random() >= 0.25:
+        return
+    if rng.random() < 0.7:
+        y, x = np.mgrid[: alpha.shape[0], : alpha.shape[1]].astype(np.float32)
+        angle = rng.uniform(0, 2 * np.pi)
+        along = x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle))
+        alpha[hidden & (along > np.quantile(along[hidden], rng.uniform(0.1, 0.9)))] = 0
+    elif known.any():
+        alpha[hidden & _dilated(known, int(rng.integers(1, 4)))] = 0
+
+
+def _dilated(region, radius):
+    """(h,w) bool, grown by `radius` pixels in a square."""
+    return cv2.dilate(region.astype(np.uint8), np.ones((2 * radius + 1,) * 2, np.uint8)) > 0
 
 
 def imagine_shape(visible, rng):
-    """What shape an object whose visible part is known may really have: its hull, itself mirrored, or dilated."""
+    """A guess of the whole shape behind a visible part, (H,W) bool: its hull, the part with a rotated copy of itself,
+    or the part dilated."""
     kind = rng.integers(3)
     binary = visible.astype(np.uint8)
     if kind == 0:
@@ -61,22 +74,24 @@ def imagine_shape(visible, rng):
     if kind == 1:
         rows, columns = np.nonzero(visible)
         centre = (float(columns.mean()), float(rows.mean()))
-        turned = cv2.warpAffine(binary, cv2.getRotationMatrix2D(centre, rng.uniform(90, 270), 1), binary.shape[::-1])
-        return (turned > 0) | visible
+        rotated = cv2.warpAffine(binary, cv2.getRotationMatrix2D(centre, rng.uniform(90, 270), 1), binary.shape[::-1])
+        return (rotated > 0) | visible
     radius = max(2, int(np.sqrt(visible.sum()) * rng.uniform(0.1, 0.4)))
     return cv2.dilate(binary, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2)).astype(bool)
 
 
 def convex_hull(region):
-    """(H,W) bool, not empty → (H,W) bool."""
+    """The convex hull of a region that is not empty, (H,W) bool → (H,W) bool."""
     contours, _ = cv2.findContours(region.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     hull = cv2.convexHull(np.concatenate(contours))
     return cv2.fillPoly(np.zeros(region.shape, np.uint8), [hull], 1).astype(bool)
 
 
 def inpaint(colour, known):
-    """Smooth continuation of the known pixels, (h,w,3): push-pull (Gortler et al. 1996), computed small, because it has
-    no detail anyway."""
+    """Smooth continuation of the known pixels, (h,w,3), by push-pull (Gortler et al. 1996).
+
+    It is computed at 64 pixels at most, since the result has no detail.
+    """
     if not known.any():
         return np.full_like(colour, 128)
     height, width = known.shape
@@ -86,7 +101,7 @@ def inpaint(colour, known):
     planes = total = np.dstack([cv2.resize(x, small, interpolation=cv2.INTER_AREA).reshape(small[1], small[0], -1)
                                 for x in (masked, known.astype(np.float32))])
     weight = np.float32(1)
-    while max(planes.shape[:2]) > 1:  # coarser and coarser means, each counting a tenth of the one before
+    while max(planes.shape[:2]) > 1:  # coarser and coarser means, each with a tenth of the weight of the last
         half = (planes.shape[1] + 1) // 2, (planes.shape[0] + 1) // 2
         planes, weight = cv2.resize(planes, half, interpolation=cv2.INTER_AREA), weight * np.float32(0.1)
         total = total + weight * cv2.resize(planes, small, interpolation=cv2.INTER_LINEAR)
@@ -94,8 +109,8 @@ def inpaint(colour, known):
     return cv2.resize(filled.astype(np.uint8), (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def _own_detail(colour, known, smooth, size, rng):
-    """Fine texture of the known part, moved to somewhere else, (h,w,3) float32 around 0."""
+def _borrowed_detail(colour, known, smooth, size, rng):
+    """Fine texture of the known part, moved by a random offset, (h,w,3) float32 around 0."""
     height, width = known.shape
     filled = np.where(known[..., None], colour, smooth)
     coarse = max(1, round(width * 24 / size)), max(1, round(height * 24 / size))
@@ -106,8 +121,8 @@ def _own_detail(colour, known, smooth, size, rng):
     return detail[:, ::-1] if rng.random() < 0.5 else detail
 
 
-def _warped(rgba, known, size, rng):
-    """The known part turned and shifted over the rest; smooth where nothing lands."""
+def _moved_copy(rgba, known, size, rng):
+    """The known part, rotated, scaled and shifted, (h,w,3); a smooth continuation fills the rest."""
     rows, columns = np.nonzero(known)
     matrix = cv2.getRotationMatrix2D((float(columns.mean()), float(rows.mean())), rng.uniform(-60, 60),
                                      rng.uniform(0.8, 1.4))
@@ -117,17 +132,19 @@ def _warped(rgba, known, size, rng):
 
 
 def leave_traces(photo, mask, colour, known, alpha, rng):
-    """The colour of what hides it shines through beside the seam: the nearer object's, or the blank of the hole."""
-    seam = cv2.dilate(known.astype(np.uint8), np.ones((2 * int(rng.integers(1, 5)) + 1,) * 2, np.uint8)) > 0
-    seam &= (alpha > 0) & ~known
+    """Mix the occluder's colour into the invented part beside the known one, in place: the colour of the photo, or in
+    the hole black or white."""
+    seam = _dilated(known, int(rng.integers(1, 5))) & (alpha > 0) & ~known
     share = rng.uniform(0.3, 1)
-    other = np.where(mask[..., None], 0 if rng.random() < 0.5 else 255, photo)
-    colour[seam] = ((1 - share) * colour[seam] + share * other[seam]).astype(np.uint8)
-    return colour
+    occluder = np.where(mask[..., None], 0 if rng.random() < 0.5 else 255, photo)
+    colour[seam] = ((1 - share) * colour[seam] + share * occluder[seam]).astype(np.uint8)
 
 
 def grow_alpha(colour, alpha, source, mask, size, rng):
-    """Alpha that runs on too far, into the hole or under other objects, with colours of `source` smeared outwards."""
+    """Alpha that reaches too far, into the hole or under other objects.
+
+    `colour` continues there the pixels of `source` (h,w) bool, in place. Returns a new alpha.
+    """
     radius = int(rng.integers(1, max(3, size // 12)))
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2)
     ring = (cv2.dilate(alpha, kernel) > 127) & (alpha < 128) & (mask | bool(rng.random() < 0.3))
@@ -138,7 +155,10 @@ def grow_alpha(colour, alpha, source, mask, size, rng):
 
 
 def damage_edges(rgba, rng):
-    """Alpha eroded, dilated, soft or with a halo; now and then all of it a few pixels off."""
+    """Erode, dilate (with a halo) or soften alpha; now and then shift the whole picture by up to 3 pixels.
+
+    Changes `rgba` in place and returns the result.
+    """
     alpha = rgba[..., 3]
     draw = rng.random()
     if draw < 0.15:
@@ -151,7 +171,7 @@ def damage_edges(rgba, rng):
         alpha = wide
     elif draw < 0.45:
         alpha = cv2.GaussianBlur(alpha, (0, 0), rng.uniform(0.5, 2))
-        alpha[rgba[..., 3] == 0] = 0  # no colour is known there
+        alpha[rgba[..., 3] == 0] = 0  # there is no colour
     rgba[..., 3] = alpha
     return np.roll(rgba, rng.integers(-3, 4, 2), (0, 1)) if rng.random() < 0.06 else rgba
 
@@ -160,7 +180,8 @@ def redraw(rgba, window, size, rng, strong):
     """Draw the whole object again: slight warp, colour shift, blur, resampling, noise, JPEG.
 
     Args:
-        window: rows and columns of the scene that `rgba` shows; strong: mostly more of everything, and bent.
+        window: two slices, the rows and columns of the scene that `rgba` shows.
+        strong: mostly larger errors, and a non-rigid warp.
     """
     height, width = rgba.shape[:2]
     amount = rng.uniform(0.5, 2.5) if strong else 1.0
@@ -195,15 +216,17 @@ def redraw(rgba, window, size, rng, strong):
 
 
 def through_jpeg(rgb, quality):
+    """A picture after JPEG compression."""
     _, data = cv2.imencode(".jpg", rgb, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])
     return cv2.imdecode(data, cv2.IMREAD_COLOR)
 
 
 def on_white(rgba, edge, rng):
-    """Onto near-white, through a codec, and keyed out again, as the user's pipeline does.
+    """Put an object on near-white, compress it, and key out the white again, as in the pix2gestalt pipeline.
 
     Args:
-        edge: share of the scene's border that the object covers; with hardly any white there `create` keys nothing.
+        edge: share of the scene's border that the object covers. Where it covers most of the border, `create` finds no
+            white background and keys nothing; here too.
     """
     white = rng.uniform(243, 255, 3).astype(np.float32)
     alpha = rgba[..., 3:] * np.float32(1 / 255)

@@ -14,6 +14,7 @@ from amodal_fusion.data.scenes import find_scenes, read_list
 from amodal_fusion.distributed import EpochSampler
 from amodal_fusion.errors import SceneError, UserError
 from amodal_fusion.pools import end_with_parent
+from amodal_fusion.synthesis.assets import Material
 from amodal_fusion.synthesis.synthesizer import Synthesizer
 from amodal_fusion.training.shutdown import ignore_signals
 
@@ -39,8 +40,8 @@ def load_data(config, process):
         check_data(config, process, ((train_dir, train_ids), (val_dir, val_ids)))
     size = {"img_size": config.img_size, "n_max_completions": config.n_max_completions, "seed": config.seed}
     if config.synthesize:
-        synthesizer = Synthesizer(config.objects, config.backgrounds, config.coco, **size)
-        for fault in synthesizer.faults[:10] if process.rank == 0 else ():
+        synthesizer = Synthesizer(Material(config.objects, config.backgrounds, config.coco), **size)
+        for fault in synthesizer.material.faults[:10] if process.rank == 0 else ():
             print(f"left out: {fault}", flush=True)
         batch = process.world_size * config.batch_size * config.accumulate
         train_set = SynthesizedDataset(synthesizer, config.scenes_per_epoch, config.repeat, batch)
