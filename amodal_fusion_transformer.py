@@ -32,13 +32,14 @@ from amodal_fusion.model.layers import (
     DecoderLayer,
     EncoderLayer,
     add_shared,
+    coarse_grid,
     pad_to,
     pooling_matrix,
     position_encoding,
     upsample,
 )
 from amodal_fusion.precision import HALF_PRECISION
-from amodal_fusion.training.config_aliases import FOREIGN
+from amodal_fusion.training.config_aliases import CONFIG_ALIASES
 from amodal_fusion.training.cuda_graph import Recorded
 from amodal_fusion.training.loaders import load_data
 from amodal_fusion.training.loop import evaluate, gradients_by, train_one_epoch
@@ -51,6 +52,7 @@ from amodal_fusion.training.shutdown import Stopped, StopSignal, ending
 
 STRIDE = 16  # of the Transformer's tokens
 C2, C4, C8 = 24, 48, 96  # channels at strides 2, 4 and 8
+PRIOR_WEIGHTS = {"local_fit": 0.5, "overall_fit": 0.5, "order": 1.0, "containment": 0.6}  # of VisibleCues, untrained
 
 
 class AmodalFusionTransformer(nn.Module):
@@ -113,16 +115,16 @@ class AmodalFusionTransformer(nn.Module):
 
 
 class VisiblePrior(nn.Module):
-    """Logits by the visible cues alone, a soft relative of visible fit: all that an untrained network knows."""
+    """Logits from the visible cues alone, a soft form of the visible-fit rule: all that an untrained network knows."""
 
     def __init__(self):
         super().__init__()
-        self.cue_weights = nn.Parameter(torch.tensor([0.5, 0.5, 1.0, 0.6]))  # of the first four cues
+        self.cue_weights = nn.Parameter(torch.tensor(list(PRIOR_WEIGHTS.values())))
         self.fill_logit = nn.Parameter(torch.tensor(0.0))
 
     def forward(self, cues):
-        """cues (B,M,h,w) each → prior_logits (B,M,h,w)."""
-        weighted = [weight * cue for weight, cue in zip(self.cue_weights, cues)]
+        """VisibleCues, (B,M,h,w) each → prior_logits (B,M,h,w)."""
+        weighted = [weight * getattr(cues, name) for name, weight in zip(PRIOR_WEIGHTS, self.cue_weights)]
         prior_logits = sum(weighted[1:], weighted[0])
         return torch.cat([self.fill_logit.expand_as(prior_logits[:, :1]), prior_logits[:, 1:]], 1)
 
@@ -130,8 +132,8 @@ class VisiblePrior(nn.Module):
 class ConvEncoder(nn.Module):
     """Convolutional encoder, shared by all candidates: features at strides 2, 4, 8 and 16.
 
-    At strides 4, 8 and 16 come in what ImageNet features see in a candidate painted over the filled photo, and how
-    that differs from the filled photo itself: does the picture make sense with this object in it?
+    ImageNet features enter at strides 4, 8 and 16: those of the candidate painted over the filled photo, and their
+    difference from those of the filled photo itself. They tell whether the picture makes sense with this object in it.
     """
 
     def __init__(self, width):
@@ -164,7 +166,7 @@ class ConvEncoder(nn.Module):
         return [x2, x4, x8], x16.unflatten(0, count)
 
     def backbone_features(self, candidates, photo):
-        """What ImageNet features see: [(B·M,C,H/s,W/s) at strides 4, 8, 16]."""
+        """Embedded ImageNet features of the candidates: [(B·M,C,H/s,W/s) at strides 4, 8, 16]."""
         count, (rgb, alpha) = candidates.shape[:2], candidates.split([3, 1], 2)
         painted = torch.lerp(photo[:, None], rgb, alpha).flatten(0, 1)  # (B·M,3,H,W)
         painted = torch.cat([photo, painted])  # in one pass, which has fewer kernels
@@ -179,9 +181,12 @@ class ConvEncoder(nn.Module):
 
 class SceneTransformer(nn.Module):
     """Encoder: global self-attention over the scene. Decoder: candidates attend to their rivals at the same place, then
-    to the whole scene."""
+    to the whole scene.
 
-    SCENE_GRID = 16  # the scene is seen on at most 16×16 tokens: cost stays linear in pixels
+    The ablation finds no gain from the encoder (docs/experiments.md). It stays because the design asks for it.
+    """
+
+    SCENE_GRID = 16  # the scene has at most 16×16 tokens, so that cost stays linear in pixels
 
     def __init__(self, width, heads, encoder_layers, decoder_layers):
         super().__init__()
@@ -196,7 +201,7 @@ class SceneTransformer(nn.Module):
         """x16 (B,M,C,h,w), present (B,M) → tokens of the same shape; L = h·w places, S of them in the scene."""
         *_, channels, height, width = x16.shape
         places = height, width
-        grid = torch.sym_min(height, self.SCENE_GRID), torch.sym_min(width, self.SCENE_GRID)
+        grid = coarse_grid(places, self.SCENE_GRID)
         tokens = x16.float().permute(0, 3, 4, 1, 2).flatten(1, 2)  # (B,L,M,C); the sums of all layers outgrow fp16
         scene = self.pool_scene(tokens, present, places, grid)  # (B,S,C)
         position = position_encoding(grid, places, channels, scene.device)  # (S,C)
@@ -211,7 +216,7 @@ class SceneTransformer(nn.Module):
         return self.norm(tokens).unflatten(1, places).permute(0, 3, 4, 1, 2)  # (B,M,C,h,w)
 
     def pool_scene(self, tokens, present, places, grid):
-        """What all candidates show together: tokens (B,L,M,C) at `places` (h,w) → (B,S,C) on `grid`."""
+        """Fill, mean and maximum over the candidates: tokens (B,L,M,C) at `places` (h,w) → (B,S,C) on `grid`."""
         fill, completions = tokens[:, :, 0], tokens[:, :, 1:]
         real = present[:, None, 1:, None]
         mean = completions.masked_fill(~real, 0).sum(2) / real.sum(2).clamp(min=1)
@@ -242,7 +247,7 @@ class UpsamplingDecoder(nn.Module):
 
 
 class WeightHead(nn.Module):
-    """One logit per candidate and pixel: the prior's, corrected here. It starts at zero, which leaves the prior."""
+    """One logit per candidate and pixel: the prior plus a correction, which starts at zero."""
 
     def __init__(self):
         super().__init__()
@@ -258,7 +263,8 @@ class WeightHead(nn.Module):
 
 
 def scene_input(candidates, photo, mask):
-    """What all candidates share, (B,8,H,W): the filled photo, mask, mean completion, and log of how many are here."""
+    """What all candidates share, (B,8,H,W): filled photo, mask, mean completion, log of the number of completions here.
+    """
     rgb, alpha = candidates[:, 1:].split([3, 1], 2)
     cover = alpha.sum(1)  # (B,1,H,W)
     mean = ((rgb - 0.5) * alpha).sum(1) / cover.clamp(min=1)
@@ -268,49 +274,69 @@ def scene_input(candidates, photo, mask):
 # ----------------------------------------------------------------------------
 # Loss
 
+LEAST_MSE = 1e-5  # of colours in [0,1]: no region counts for more than 50 dB PSNR
+SIMILAR_COLOUR = 0.05  # mean absolute difference, in [0,1]: candidates within it are nearly equal targets
+
 
 def fusion_loss(out, batch, perceptual, lpips_weight, oracle_weight=None, psnr_weight=0.0):
-    """L1 in the hole + LPIPS of the whole composite + PSNR in the hole + a pull towards the nearest candidate.
+    """L1 + lpips_weight · LPIPS + psnr_weight · PSNR term + oracle_weight · oracle term.
 
     Args:
-        out: what the model returned; batch: what it was given, with `original`.
-        perceptual: PerceptualLoss, or None for lpips_weight 0.
-        lpips_weight, oracle_weight, psnr_weight: factors of the other terms; oracle_weight None leaves that one out.
-            PSNR counts per 100 dB, in the hole and in the overlap: a network that hedges loses little L1 but much PSNR
-            where one completion is exact.
+        out: what the network returned; batch: its inputs, and `original` (B,3,H,W).
+        perceptual: PerceptualLoss, or None to leave LPIPS out.
+        lpips_weight, psnr_weight, oracle_weight: factors of the terms; oracle_weight None leaves that term out.
 
     Returns:
-        what to minimise (a scalar, the mean over scenes) and a dict of its parts per scene, (B,) each; "objective" is
-        all of it, "loss" L1 and LPIPS alone.
+        the scalar to minimise, the mean over scenes, and a dict of its terms per scene, (B,) each: "objective" is their
+        weighted sum, "loss" that of L1 and LPIPS, which training and validation have in common.
     """
     original, mask = batch["original"], batch["mask"]
-    hole = mask.sum((1, 2, 3)).clamp(min=1)
-    parts = {"l1": ((out["fused"] - original).abs() * mask).sum((1, 2, 3)) / (3 * hole)}
+    parts = {"l1": l1_loss(out["fused"], original, mask)}
     total = parts["l1"]
     if perceptual is not None:
-        # Around the hole stands the original, so that nothing but the fusion is judged.
+        # The original surrounds the hole, so that the fused pixels alone are judged.
         parts["lpips"] = perceptual(torch.where(mask > 0.5, out["fused"], original), original)
         total = total + lpips_weight * parts["lpips"]
-    parts["loss"] = total  # without the terms below it means the same in training and validation
+    parts["loss"] = total
     if psnr_weight > 0:
-        squared = (out["fused"] - original).square().sum(1, keepdim=True)  # (B,1,H,W)
-        parts["psnr_loss"] = 0
-        for region in (mask, overlap_region(batch)):  # half of 10·log10(MSE) / 100 dB each
-            mse = (squared * region).sum((1, 2, 3)) / (3 * region.sum((1, 2, 3)).clamp(min=1))
-            parts["psnr_loss"] += 0.05 * (mse + 1e-5).log10()  # at most 50 dB, which an empty region has
+        parts["psnr_loss"] = psnr_loss(out["fused"], batch)
         total = total + psnr_weight * parts["psnr_loss"]
     if oracle_weight is not None:
-        colours = torch.cat([out["fill"][:, None], batch["completions"][:, :, :3]], 1)  # (B,M,3,H,W)
-        alpha = batch["completions"][:, :, 3] * batch["valid"][:, :, None, None]
-        covers = F.pad(alpha > 0, (0, 0, 0, 0, 1, 0), value=True)  # (B,M,H,W)
-        distance = (colours - original[:, None]).abs().mean(2)
-        target = (-distance / 0.05).masked_fill(~covers, -math.inf).softmax(1)  # those within 0.05 count as alike
-        log_p = out["logits"].masked_fill(~covers, -math.inf).log_softmax(1).masked_fill(~covers, 0)
-        cross_entropy = -(target * log_p).sum(1, keepdim=True)  # (B,1,H,W)
-        parts["oracle"] = (cross_entropy * mask).sum((1, 2, 3)) / hole
+        parts["oracle"] = oracle_loss(out, batch)
         total = total + oracle_weight * parts["oracle"]
     parts["objective"] = total
     return total.mean(), parts
+
+
+def l1_loss(fused, original, mask):
+    """Mean absolute difference in the hole, (B,)."""
+    return ((fused - original).abs() * mask).sum((1, 2, 3)) / (3 * mask.sum((1, 2, 3)).clamp(min=1))
+
+
+def psnr_loss(fused, batch):
+    """Minus the mean of the PSNR in the hole and in the overlap, in units of 100 dB, (B,).
+
+    Where one completion is exact a blend of several costs little L1 but much PSNR.
+    """
+    squared = (fused - batch["original"]).square().sum(1, keepdim=True)  # (B,1,H,W)
+    loss = 0
+    for region in (batch["mask"], overlap_region(batch)):
+        mse = (squared * region).sum((1, 2, 3)) / (3 * region.sum((1, 2, 3)).clamp(min=1))
+        loss += 0.05 * (mse + LEAST_MSE).log10()  # PSNR is −10·log10(MSE): divided by 100 dB, and by two regions
+    return loss
+
+
+def oracle_loss(out, batch):
+    """Cross-entropy in the hole between the weights and the candidates nearest to the original's colour, (B,)."""
+    original, mask = batch["original"], batch["mask"]
+    colours = torch.cat([out["fill"][:, None], batch["completions"][:, :, :3]], 1)  # (B,M,3,H,W)
+    alpha = batch["completions"][:, :, 3] * batch["valid"][:, :, None, None]
+    covers = F.pad(alpha > 0, (0, 0, 0, 0, 1, 0), value=True)  # (B,M,H,W)
+    distance = (colours - original[:, None]).abs().mean(2)
+    target = (-distance / SIMILAR_COLOUR).masked_fill(~covers, -math.inf).softmax(1)
+    log_p = out["logits"].masked_fill(~covers, -math.inf).log_softmax(1).masked_fill(~covers, 0)
+    cross_entropy = -(target * log_p).sum(1, keepdim=True)  # (B,1,H,W)
+    return (cross_entropy * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1)
 
 
 # ----------------------------------------------------------------------------
@@ -321,7 +347,7 @@ def fusion_loss(out, batch, perceptual, lpips_weight, oracle_weight=None, psnr_w
 class TrainConfig:
     """Every option of the training script; flags, YAML keys and defaults all come from here."""
 
-    FOREIGN = FOREIGN  # no option: annotated, it would be one
+    ALIASES = CONFIG_ALIASES  # without a type: no option
 
     data_dir: str = option("", "data set made by prepare_dataset.py", "data")
     train_list: str | None = option(None, "training scenes, one id per line; None: DATA_DIR/train_list.txt", "data")
@@ -438,7 +464,7 @@ def train(config, process, stop_signal, build=build_model):
     lock = lock_checkpoint_dir(config, process)  # noqa: F841, held until the process ends
     checkpoint = checkpoint_to_resume(config, process)
 
-    train_loader, sampler, val_loader, val_names = load_data(config, process)
+    train_loader, sampler, val_loader, val_digest = load_data(config, process)
     perceptual = load_perceptual(config, process)
 
     torch.manual_seed(config.seed)
@@ -447,7 +473,7 @@ def train(config, process, stop_signal, build=build_model):
         weights, stored = load_model(config.init_from)
         check_same_model(config.init_from, stored, config, MODEL_OPTIONS)
         model.load_state_dict(weights.state_dict())
-    run = Run(model, config, process, len(train_loader.dataset), val_names)
+    run = Run(model, config, process, len(train_loader.dataset), val_digest)
     run.resume(checkpoint, MODEL_OPTIONS)
     if config.compile:
         model.compile()  # in place: state dict keys stay clean

@@ -74,7 +74,7 @@ CHECKPOINT_DECIDES = {name: checkpoint_decides(name) for name in (
 class InferenceConfig:
     """Every option of the inference script. The network's own come from the checkpoint."""
 
-    FOREIGN = CHECKPOINT_DECIDES  # no option: annotated, it would be one
+    ALIASES = CHECKPOINT_DECIDES  # without a type: no option
 
     data_dir: str = option("", "folder of scenes", "data", aliases={"input_dir": ""})
     scene_list: str | None = option(None, "fuse only the scenes of this list, one id per line", "data",
@@ -104,7 +104,7 @@ class InferenceConfig:
     inpaint_command: str | None = option(None, "with --evaluate, also what this program makes of them: "
                                                "'CMD {image} {mask} {output}'", "output")
     handover: tuple | None = option(None, "also write the fused images for an inpainter: lama, iopaint, mat or "
-                                          "diffusers, and a folder", "output", metavar=("CONSUMER", "DIR"))
+                                          "diffusers, and a folder", "output", choices=("CONSUMER", "DIR"))
     seam: int = option(0, "what an inpainter shall draw is grown by so many pixels, inside the hole", "output", least=0)
     locks: str | None = option(None, "YAML file of lines like  scene_7: [1>3, 2>4]  for completion 1 in front of 3 and "
                                      "2 of 4, whatever the network says; 0 is none of them", "output")

@@ -19,16 +19,15 @@ BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, 
 NOTHING = ("", "~", "null", "none")  # in any case of letters
 
 
-def option(default, help, group="options", choices=None, least=None, most=math.inf, aliases=None, metavar=None):
+def option(default, help, group="options", choices=None, least=None, most=math.inf, aliases=None):
     """A dataclass field with the help text, topic and allowed values of its flag; numbers from `least` to `most`.
 
     Args:
-        aliases: other names, as flag and as key → what to tell those who use them, or "" where nothing differs.
-        metavar: names of the values, ("KIND", "DIR") for one, of an option that is a tuple of texts.
+        choices: the allowed values; for a tuple of texts the names of its parts, ("KIND", "DIR").
+        aliases: other names, as flag and as key → a note for those who use them, "" where nothing differs.
     """
     limits = None if least is None else (least, most)
-    metadata = {"help": help, "group": group, "choices": choices, "limits": limits, "aliases": aliases or {},
-                "metavar": metavar}
+    metadata = {"help": help, "group": group, "choices": choices, "limits": limits, "aliases": aliases or {}}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -40,12 +39,12 @@ def _type_of(field):
     return field.type, False
 
 
-def _foreign(config_class):
-    """Keys of other programs that are no options here: name → (type, judge).
+def _other_keys(config_class):
+    """Keys of other programs that are no options here: name → (type, function).
 
-    `judge(value, config)` returns what to tell the user, "" for nothing, or raises ConfigError.
+    `function(value, config)` returns a note for the user, "" for none, or raises ConfigError.
     """
-    return getattr(config_class, "FOREIGN", {})
+    return getattr(config_class, "ALIASES", {})
 
 
 def _names(config_class):
@@ -76,7 +75,7 @@ def add_options(parser, config_class):
         if kind is bool:
             extra = {"action": argparse.BooleanOptionalAction}
         elif kind is tuple:
-            extra = {"nargs": len(field.metadata["metavar"]), "metavar": field.metadata["metavar"]}
+            extra = {"nargs": len(field.metadata["choices"]), "metavar": field.metadata["choices"]}
         else:
             extra = {"choices": field.metadata["choices"], "metavar": None}
             if not field.metadata["choices"]:
@@ -84,7 +83,7 @@ def add_options(parser, config_class):
         group.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=text, **extra)
         for name in field.metadata["aliases"]:
             parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=argparse.SUPPRESS, **extra)
-    for name in _foreign(config_class):
+    for name in _other_keys(config_class):
         parser.add_argument(f"--{name}", nargs="?", const="true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
@@ -95,7 +94,7 @@ class _TextLoader(yaml.BaseLoader):
         seen = set()
         for key, _ in node.value:
             if str(key.value) in seen:
-                raise ConfigError(f"line {key.start_mark.line + 1}: key {_shown(key.value)} stands there twice")
+                raise ConfigError(f"line {key.start_mark.line + 1}: key {_shown(key.value)} stands twice")
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
@@ -104,7 +103,7 @@ def read_mapping(path):
     """The 'key: value' lines of a YAML file, all keys and values as text, or as lists and dicts of it.
 
     Raises:
-        ConfigError: no such file, not YAML, no such lines, or a key that stands there twice.
+        ConfigError: no such file, not YAML, no such lines, or a key that stands twice in the file.
     """
     try:
         with open(path, "rb") as file:
@@ -129,7 +128,7 @@ def read_yaml(path, config_class):
     """Options of a YAML file as a dict, every key and type checked.
 
     Raises:
-        ConfigError: no such file, not YAML, a key that is unknown or stands there twice, a value of the wrong type.
+        ConfigError: no such file, not YAML, an unknown or repeated key, a value of the wrong type.
     """
     path = os.path.expanduser(path)
     return check_values(read_mapping(path), config_class, path)
@@ -143,27 +142,27 @@ def check_values(values, config_class, source):
     """`values` by the options' own names, each of its option's type; prints the notes of aliases.
 
     Args:
-        values: name of an option, alias or foreign key → text, or for a flag without a value True or False.
+        values: name of an option, alias or key of another program → text, or for a flag without a value True or False.
         source: where they come from, for messages.
 
     Raises:
         ConfigError: names `source` and the key.
     """
-    names, foreign = _names(config_class), _foreign(config_class)
+    names, others = _names(config_class), _other_keys(config_class)
     checked, given_as = {}, {}
     for key, given in values.items():
-        if key in foreign:
-            checked[key] = _converted(given, foreign[key][0], False, f"{source}: {key}")
+        if key in others:
+            checked[key] = _converted(given, others[key][0], False, f"{source}: {key}")
             continue
         if key not in names:
-            raise ConfigError(f"{source}: unknown key {_shown(key)}; " + _hint(str(key), {**names, **foreign}))
+            raise ConfigError(f"{source}: unknown key {_shown(key)}; " + _hint(str(key), {**names, **others}))
         field, note = names[key]
         value = _checked(field, given, f"{source}: {key}")
         if checked.get(field.name, value) != value:
             raise ConfigError(f"{source}: {given_as[field.name]} and {key} are one option here, with two values; "
-                              "leave one out")
+                              "remove one of them")
         checked[field.name], given_as[field.name] = value, key
-        _tell(note and f"{key} is {field.name} here: {note}")
+        _note(note and f"{key} is {field.name} here: {note}")
     return checked
 
 
@@ -173,9 +172,9 @@ def _checked(field, value, where):
     choices, limits = field.metadata["choices"], field.metadata["limits"]
     if value is None:
         return None
-    if kind is tuple and len(value) != len(field.metadata["metavar"]):
-        raise ConfigError(f"{where}: expected {' and '.join(field.metadata['metavar'])}, got {len(value)} values")
-    if choices and value not in choices:
+    if kind is tuple and len(value) != len(choices):
+        raise ConfigError(f"{where}: expected {' and '.join(choices)}, got {len(value)} values")
+    if choices and kind is not tuple and value not in choices:
         raise ConfigError(f"{where}: {_shown(value)} is none of {', '.join(map(str, choices))}")
     if limits and not limits[0] <= value <= limits[1]:
         wanted = f"from {limits[0]} to {limits[1]}" if limits[1] < math.inf else f"{limits[0]} or more"
@@ -237,10 +236,10 @@ def _hint(name, known):
     return f"known: {', '.join(known)}"
 
 
-def _tell(note):
+def _note(note):
     """Print a note once: not in every process of a launcher, nor again in those that `--gpus 6` starts."""
     me = str(os.getpid())
-    if note and os.environ.get("RANK", "0") == "0" and os.environ.setdefault("FUSION_NOTES_TOLD_BY", me) == me:
+    if note and os.environ.get("RANK", "0") == "0" and os.environ.setdefault("AMODAL_FUSION_NOTES_BY", me) == me:
         print(f"note: {note}", file=sys.stderr)
 
 
@@ -267,10 +266,10 @@ def _build(parser, config_class, given, unknown, path=None):
             raise ConfigError(f"unrecognized arguments: {' '.join(unknown)}" + "".join(f"; {hint}" for hint in hints))
         values = read_yaml(path, config_class) if path else {}
         values |= check_values(given, config_class, "command line")
-        foreign = {name: values.pop(name) for name in _foreign(config_class) if name in values}
+        others = {name: values.pop(name) for name in _other_keys(config_class) if name in values}
         config = config_class(**values)
-        for name, value in foreign.items():
-            _tell(_foreign(config_class)[name][1](value, config))
+        for name, value in others.items():
+            _note(_other_keys(config_class)[name][1](value, config))
     except ConfigError as error:
         parser.error(str(error))
     return config

@@ -58,7 +58,7 @@ def test_a_config_from_elsewhere_runs_as_it_stands(dataset, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(BROUGHT.format(data=dataset, folder=tmp_path))
     process = succeed(TRAIN, "--config", path, "--max_steps", 2)
-    assert process.stderr.count("dropout 0.1 is not used") == 1
+    assert process.stderr.count("dropout 0.1 is ignored") == 1
     assert "d_model is width here" in process.stderr and "vis_interval is figure_every here" in process.stderr
     assert len(records(tmp_path / "run")) == 2
     board = EventAccumulator(str(tmp_path / "logs")).Reload()
@@ -201,7 +201,7 @@ def test_values_are_read_as_their_option_wants_them(tmp_path, monkeypatch):
 
 @dataclass
 class PairConfig:
-    handover: tuple | None = option(None, "two values", metavar=("KIND", "DIR"))
+    handover: tuple | None = option(None, "two values", choices=("KIND", "DIR"))
 
 
 def test_an_option_of_two_values(capsys, tmp_path):
@@ -214,10 +214,10 @@ def test_an_option_of_two_values(capsys, tmp_path):
 
 
 def test_notes_are_told_once_however_many_processes_read_the_options(capsys, monkeypatch):
-    monkeypatch.delenv("FUSION_NOTES_TOLD_BY", raising=False)
+    monkeypatch.delenv("AMODAL_FUSION_NOTES_BY", raising=False)
     for rank, parent, told in (("0", None, True), ("1", None, False), ("0", "1", False)):
         monkeypatch.setenv("RANK", rank)
-        monkeypatch.setenv("FUSION_NOTES_TOLD_BY", parent or str(os.getpid()))
+        monkeypatch.setenv("AMODAL_FUSION_NOTES_BY", parent or str(os.getpid()))
         parse(TrainConfig, "", ["--dropout", "0.1", "--data_dir", "x"])
         assert ("dropout" in capsys.readouterr().err) is told
 

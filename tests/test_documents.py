@@ -16,7 +16,7 @@ def read(name):
 def test_every_name_from_elsewhere_is_documented_and_the_size_it_makes():
     names = set(re.findall(r"`(\w+)`", read("docs/options.md")))
     aliases = {name for field in dataclasses.fields(TrainConfig) for name in field.metadata["aliases"]}
-    assert aliases and not (aliases | set(TrainConfig.FOREIGN)) - names
+    assert aliases and not (aliases | set(TrainConfig.ALIASES)) - names
     for size in ((256, 6, 6, 8), (128, 2, 2, 4)):
         count = sum(p.numel() for p in AmodalFusionTransformer(*size).parameters())
         assert f" {count / 1e6:.1f} M" in read("docs/options.md")

@@ -313,7 +313,7 @@ def kill_the_loader():
 def test_loader_that_dies_names_the_scene(dataset, tmp_path):
     process = run(SCRIPT, *arguments(dataset, tmp_path / "run", "--workers", 1), setup=kill_the_loader)
     assert process.returncode == 1 and "Traceback" not in process.stderr.split("error: ")[-1]
-    assert "data loading process died" in process.stderr and "being read were: train_5" in process.stderr
+    assert "data loading process died" in process.stderr and "while it read: train_5" in process.stderr
 
 
 def test_loader_that_dies_on_its_way_to_a_gpu_names_the_scene():
@@ -323,7 +323,7 @@ def test_loader_that_dies_on_its_way_to_a_gpu_names_the_scene():
         def __iter__(self):
             raise RuntimeError("Pin memory thread exited unexpectedly")
 
-    with pytest.raises(UserError, match="being read were: bus"):
+    with pytest.raises(UserError, match="while it read: bus"):
         next(read_batches(Loader()))
 
 

@@ -3,21 +3,21 @@
 import torch
 import torch.nn.functional as F
 
-EXPORTED_LEVELS = 13  # of push-pull, for sides up to 8192
-MOST_STEPS = 8  # of its relaxation
+MOST_STEPS = 8  # of push-pull's relaxation
 OPAQUE = 4  # an alpha of a quarter or more counts as opaque: the soft edges of real completers are mostly object
-ABSENT = -1e9  # logit of what does not cover a pixel: probability 0, yet a softmax of nothing else is finite
+ABSENT = -1e9  # logit of a candidate that does not cover a pixel: probability 0, but finite if all are absent
+
 
 def push_pull(values, known):
     """Spread known values smoothly over a picture (Gortler et al. 1996, The Lumigraph, section 3.4).
 
-    Push: average down by two until one pixel is left, counting known pixels only. Pull: come back up and let
-    the coarser level fill what a level does not know. What comes from there is relaxed a few times, by Jacobi's steps
-    for Laplace's equation: from coarse to fine (Bornemann and Deuflhard 1996, The cascadic multigrid method) these
-    few come near to the membrane that known pixels hold, and fill holes better by 0.3 to 0.4 dB.
+    Push: average down by two, known pixels only, until one pixel is left. Pull: come back up, and let the coarser
+    level fill the unknown pixels of each level. A few Jacobi steps for Laplace's equation then relax these pixels. From
+    coarse to fine (Bornemann and Deuflhard 1996, The cascadic multigrid method) a few steps come close to the membrane
+    between the known pixels. They fill holes better by 0.3 to 0.4 dB.
 
     Args:
-        values: (B,C,H,W); what stands where `known` is 0 does not matter, as long as it is finite.
+        values: (B,C,H,W), finite; where `known` is 0 they have no effect.
         known: (B,1,H,W) in [0,1], the confidence in each pixel.
 
     Returns:
@@ -26,11 +26,10 @@ def push_pull(values, known):
     # In fp32 whatever autocast says: the weights of far-away pixels are tiny.
     known = known.float()
     weighted = values.float() * known
-    # An exported graph fits all sizes: further levels than a picture has are single pixels and change nothing.
-    count = EXPORTED_LEVELS if torch.compiler.is_exporting() else (max(known.shape[-2:]) - 1).bit_length()
+    count = level_count(*known.shape[-2:])
     levels = [(weighted, known)]
     for _ in range(count):
-        # Sums over 2×2, so that one known pixel of four already makes the coarse pixel known (Gortler, eq. 14).
+        # Sums over 2×2: one known pixel of four makes the coarse pixel known (Gortler, eq. 14).
         total = sum_of_four(known)
         known = total.clamp(max=1)
         weighted = sum_of_four(weighted) * (known / total.clamp(min=1e-6))
@@ -45,17 +44,19 @@ def push_pull(values, known):
     return pulled
 
 
+def level_count(height, width):
+    """How often a picture can be halved until one pixel is left."""
+    return (max(height, width) - 1).bit_length()
+
+
 def sum_of_four(x):
     """(B,C,H,W) → (B,C,⌈H/2⌉,⌈W/2⌉), sums over 2×2 pixels."""
-    return 4 * F.avg_pool2d(F.pad(x, (0, 1, 0, 1)), 2)  # the last row and column count only where they are needed
+    return 4 * F.avg_pool2d(F.pad(x, (0, 1, 0, 1)), 2)  # padding adds zeros: it counts for odd sides only
 
 
 def sum_of_neighbours(x):
-    """(B,C,H,W) → sums of each pixel's four neighbours; the border's pixels are neighbours of their own."""
+    """(B,C,H,W) → sums of each pixel's four neighbours; pixels at the border count as their own neighbours."""
     x = F.pad(x, (1, 1, 1, 1), mode="replicate")
-    if torch.compiler.is_exporting():  # this is slower than slices, which in a graph of any size take minutes to export
-        cross = torch.tensor([[0.0, 1, 0], [1, 0, 1], [0, 1, 0]]).expand(x.shape[1], 1, 3, 3)
-        return F.conv2d(x, cross, groups=x.shape[1])
     total = x[..., 1:-1, :-2] + x[..., 1:-1, 2:]
     total += x[..., :-2, 1:-1]  # in place: photos may be large
     total += x[..., 2:, 1:-1]
@@ -68,7 +69,7 @@ def fill_hole(partial, mask):
 
 
 def add_fill(partial, mask, completions, valid=None):
-    """All that may stand at a pixel: the fill of the hole, opaque everywhere, as candidate 0, then the completions.
+    """The candidates: the fill of the hole, opaque everywhere, is number 0, then come the completions.
 
     Args:
         partial (B,3,H,W) in [0,1]; mask (B,1,H,W), 1 = hole; completions (B,N,4,H,W), straight alpha; valid (B,N)
@@ -100,12 +101,12 @@ def composite(logits, candidates, partial, mask):
 
 
 def candidate_weights(logits, alpha):
-    """Softmax of the logits among all that cover a pixel; what a see-through candidate wins and cannot take goes on.
+    """Softmax of the logits among all candidates that cover a pixel; transparent ones pass on what they cannot take.
 
     With a = min(1, 4·alpha) and p = softmax(logits) among those with a > 0, candidate j leaves (1 − a_j)·p_j to the
-    others, by their p: w_i = a_i·(p_i + Σ_{j≠i} (1 − a_j)·p_j·p_i / (1 − p_j)), and the fill takes the rest. Where all
-    alphas are 0 or 1 that is the softmax; no weight exceeds 4·alpha, however sure the network is: a faint rim around
-    a completion stays faint.
+    others, in proportion to their p: w_i = a_i·(p_i + Σ_{j≠i} (1 − a_j)·p_j·p_i / (1 − p_j)). The fill takes the rest.
+    Where all alphas are 0 or 1 this is the softmax. No weight exceeds 4·alpha, however sure the network is: a faint rim
+    around a completion stays faint.
 
     Args:
         logits: (B,M,H,W); alpha: (B,M,H,W) in [0,1], the fill's, which comes first, 1 everywhere.
@@ -116,8 +117,8 @@ def candidate_weights(logits, alpha):
     logits, opacity = logits.float(), (OPAQUE * alpha.float()).clamp(max=1)
     absent = alpha <= 0
     p = logits.masked_fill(absent, ABSENT).softmax(1)
-    # 1 − p has no digits left for a candidate that is nearly sure: the one beyond a half is looked at apart, by the
-    # softmax of the others as if it were not there.
+    # 1 − p has no digits left for a candidate that is nearly sure. So the one above a half is treated apart, with the
+    # softmax of the others without it.
     best = p > 0.5
     without_best = logits.masked_fill(absent | best, ABSENT).softmax(1)
     left = (1 - opacity) * p

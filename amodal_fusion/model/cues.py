@@ -1,6 +1,6 @@
-"""What the visible photo says about the candidates: whom to believe, and who is in front of whom.
+"""What the visible photo says about the candidates: which of them fit, and which is in front of which.
 
-Candidate 0 is always the fill of the hole; it meets nobody in plain view, so it has no cues about order.
+Candidate 0 is always the fill of the hole. It meets no other candidate in plain view, so it has no cues about order.
 """
 
 from typing import NamedTuple
@@ -20,14 +20,17 @@ LEAST_ERROR, LEAST_SHARE = 1e-4, 1e-6  # under logarithms and quotients
 
 
 class VisibleCues(NamedTuple):
-    """Six cues per candidate, each (B,M,H/4,W/4); larger is better, or surer."""
+    """Six cues per candidate, each (B,M,H/4,W/4); larger is better, or surer.
+
+    Their order is that of the input channels of `ConvEncoder.embed_cues`: trained weights depend on it.
+    """
 
     local_fit: torch.Tensor  # minus log error against the photo, carried smoothly into the hole
     overall_fit: torch.Tensor  # minus log of the mean error over the picture, alike everywhere
     order: torch.Tensor  # log ratio of errors where rivals meet in plain view, over the rivals at this pixel
     containment: torch.Tensor  # log ratio of the shares of their shapes outside each other, over the same
     visible: torch.Tensor  # log share of the picture in which it explains the photo, alike everywhere
-    copied: torch.Tensor  # 0 … 1, how surely it copies the photo, alike everywhere; the fill: mean of who is here
+    copied: torch.Tensor  # 0 … 1, how surely it copies the photo, alike everywhere; the fill: mean of those here
 
 
 def photometric_error(candidates, photo, mask):
@@ -78,7 +81,7 @@ def visible_cues(error, visible, alpha):
 def responsibility(pixel_error, visible):
     """Share of the photo at each pixel that a candidate explains, (B,M,h,w) in [0,1].
 
-    A plate is not wrong where the food on it hides it: its error counts as far as nobody else fits better.
+    A plate is not wrong where food hides it: its error counts only where no other candidate fits better.
     """
     fit = visible * (-pixel_error / TYPICAL_ERROR).exp()
     total = fit[:, 1:].sum(1, keepdim=True).clamp(min=LEAST_SHARE)
@@ -88,7 +91,7 @@ def responsibility(pixel_error, visible):
 def pair_error(error, visible):
     """Log error of each completion where it meets another one in plain view, (B,N,N): the row's, beside the column.
 
-    Where two completions overlap in the photo the one behind is wrong: the clearest sign of their order.
+    Where two completions overlap in the photo the one behind differs from it: the clearest sign of their order.
     """
     error, visible = error[:, 1:].flatten(2), visible[:, 1:].flatten(2)  # (B,N,P)
     prior = HALF_BELIEVED / 10 * error.shape[2]
@@ -98,7 +101,7 @@ def pair_error(error, visible):
 def outside_fraction(alpha):
     """Log share of each completion's shape that lies outside another one's, (B,N,N): the row's, outside the column's.
 
-    What lies within another one's shape is in front of it: behind it nobody would have seen it to complete it.
+    What lies within another one's shape is in front of it: behind it, it could not have been seen and completed.
     """
     alpha = alpha[:, 1:].flatten(2)  # (B,N,P)
     outside = 1 - alpha @ alpha.mT / alpha.sum(2, keepdim=True).clamp(min=1e-3)
@@ -112,13 +115,13 @@ def over_rivals(log_handicap, alpha):
 
 
 def copy_share(pixel_error, believed, seen, alpha):
-    """How surely each candidate copies the photo, by the share of what is seen of it that is exact, (B,M,h,w).
+    """How surely each candidate copies the photo, from the share of its visible pixels that is exact, (B,M,h,w).
 
-    Of a scaled copy only a part is exact. The fill takes the mean of the completions that stand at a pixel.
+    Of a scaled copy only a part is exact. The fill takes the mean of the completions at a pixel.
     """
     exact = (believed * (-pixel_error / EXACT_ERROR).exp()).mean((2, 3), keepdim=True)
     exact = (exact + HALF_BELIEVED / 4) / (seen + HALF_BELIEVED)  # (B,M,1,1)
     copied = (exact.square() / (exact.square() + COPY_SHARE**2))[:, 1:].expand_as(alpha[:, 1:])
-    present = alpha[:, 1:] + 1e-3 * alpha[:, 1:].mean((2, 3), keepdim=True)  # where nobody is, all of them
+    present = alpha[:, 1:] + 1e-3 * alpha[:, 1:].mean((2, 3), keepdim=True)  # where no completion is, the mean of all
     mean = (copied * present).sum(1, keepdim=True) / present.sum(1, keepdim=True).clamp(min=1e-9)
     return torch.cat([mean, copied], 1)

@@ -62,7 +62,7 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Candidates look at their rivals at the same place, then query the whole scene (pre-norm)."""
+    """Candidates attend to their rivals at the same place, then to the whole scene (pre-norm)."""
 
     def __init__(self, width, heads):
         super().__init__()
@@ -74,7 +74,7 @@ class DecoderLayer(nn.Module):
 
     def forward(self, tokens, present, scene, position):  # (B,L,M,C), (B,M), (B,S,C), (L,C)
         places = tokens.shape[1]
-        x = self.norm_rivals(tokens).flatten(0, 1)  # (B·L,M,C): a place sees no other one here
+        x = self.norm_rivals(tokens).flatten(0, 1)  # (B·L,M,C): no attention between places
         allowed = present[:, None, None, None].expand(-1, places, -1, -1, -1).flatten(0, 1)  # (B·L,1,1,M)
         tokens = tokens + self.rivals(x, x, allowed).view_as(tokens)
         x = self.norm_scene(tokens) + position[:, None]
@@ -85,17 +85,15 @@ class DecoderLayer(nn.Module):
 def position_encoding(grid, picture, channels, device):
     """Sine-cosine encoding of a grid of tokens (after Carion et al. 2020, DETR), (rows·columns, channels).
 
-    Computed for the grid at hand, relative to the longer side of the picture: there is no largest size, and a
-    scene looks alike at every resolution.
+    It is computed for the given grid, relative to the longer side of the picture. So there is no largest size, and
+    the same place has the same encoding at every resolution.
 
     Args:
         grid: (rows, columns) of the tokens.
         picture: (height, width) of the picture that they cover evenly, in any unit.
     """
     frequency = math.pi * 2 ** torch.linspace(0, 5, channels // 4, device=device)  # periods 2 to 1/16 of the side
-    y, x = (
-        (torch.arange(n, device=device) + 0.5) / n * side / torch.sym_max(*picture) for n, side in zip(grid, picture)
-    )
+    y, x = ((torch.arange(n, device=device) + 0.5) / n * side / max(picture) for n, side in zip(grid, picture))
     y, x = y[:, None] * frequency, x[:, None] * frequency  # (rows, C/4), (columns, C/4)
     y, x = torch.cat([y.sin(), y.cos()], 1), torch.cat([x.sin(), x.cos()], 1)
     return torch.cat([y[:, None].expand(-1, grid[1], -1), x.expand(grid[0], -1, -1)], 2).flatten(0, 1)
@@ -108,9 +106,16 @@ def pad_to(stride, *pictures):
             if any(edge) else x for x in pictures]
 
 
+def coarse_grid(places, most):
+    """(rows, columns) of tokens → the same with at most `most` of each."""
+    return tuple(min(count, most) for count in places)
+
+
 def pooling_matrix(size, cells, like):
-    """Rows that average `size` places into `cells` windows, (cells,size): those of `adaptive_avg_pool2d`, which an
-    exported graph of dynamic size cannot hold."""
+    """Rows that average `size` places into `cells` windows, (cells,size).
+
+    The windows are those of `adaptive_avg_pool2d`, which ONNX does not have for a dynamic size.
+    """
     place, cell = torch.arange(size, device=like.device), torch.arange(cells, device=like.device)[:, None]
     inside = (place >= cell * size // cells) & (place < ((cell + 1) * size + cells - 1) // cells)
     return (inside / inside.sum(1, keepdim=True)).to(like)

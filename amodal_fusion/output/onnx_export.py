@@ -1,16 +1,21 @@
 """The network as an ONNX file, for programs without PyTorch."""
 
+import contextlib
 import warnings
+from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from amodal_fusion.errors import UserError
 from amodal_fusion.files import atomic_file
+from amodal_fusion.model import compositing, layers
 
 INPUTS = ("partial", "mask", "completions")
 OUTPUTS = ("weights", "residual", "fused", "logits")
 MOST_TOKENS, MOST_COMPLETIONS = 256, 256  # a side, 16 pixels each; what the file declares
+LEVELS = 13  # of push-pull, for sides up to 8192
 
 
 class _Network(nn.Module):
@@ -23,6 +28,26 @@ class _Network(nn.Module):
     def forward(self, partial, mask, completions):
         out = self.model(partial, mask, completions)
         return tuple(out[name] for name in OUTPUTS)
+
+
+def sum_of_neighbours(x):
+    """As `compositing.sum_of_neighbours`, as a convolution: its slices take minutes to export for any size."""
+    cross = torch.tensor([[0.0, 1, 0], [1, 0, 1], [0, 1, 0]]).expand(x.shape[1], 1, 3, 3)
+    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), cross, groups=x.shape[1])
+
+
+@contextlib.contextmanager
+def any_size():
+    """Within it the network is traced for pictures of any size, where Python would decide by the example's."""
+    with (
+        # Levels beyond those of a picture are single pixels and change nothing.
+        mock.patch.object(compositing, "level_count", lambda *_: LEVELS),
+        mock.patch.object(compositing, "sum_of_neighbours", sum_of_neighbours),
+        # Python's own would compare two symbolic sides and keep the result.
+        mock.patch.object(layers, "min", torch.sym_min, create=True),
+        mock.patch.object(layers, "max", lambda sides: torch.sym_max(*sides), create=True),
+    ):
+        yield
 
 
 def export_onnx(model, path):
@@ -47,7 +72,7 @@ def export_onnx(model, path):
         raise UserError(f"--export_onnx needs the package {error.name}: pip install onnx onnxscript") from None
     height, width = (16 * torch.export.Dim(name, min=2, max=MOST_TOKENS) for name in ("h", "w"))
     count = torch.export.Dim("n", min=1, max=MOST_COMPLETIONS)
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), any_size(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the names of axes
         # the example's sides and their halves are unequal and not 1, so that nothing in the graph is taken for fixed
         program = torch.onnx.export(

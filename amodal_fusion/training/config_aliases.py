@@ -1,18 +1,18 @@
-"""Keys of other training programs that are no options of ours: what each means here, or why it cannot be obeyed."""
+"""Keys of other training programs that are no options here: a note, or an error that names the way."""
 
 from amodal_fusion.errors import ConfigError
 
 
 def feedforward(value, config):
     if value != 4 * config.width:
-        raise ConfigError(f"dim_feedforward: layers are 4 × width = {4 * config.width} channels wide inside, not "
+        raise ConfigError(f"dim_feedforward: the layers are 4 × width = {4 * config.width} channels wide inside, not "
                           f"{value}; leave the key out, or change width (d_model)")
     return ""
 
 
 def dropout(value, _):
     if value > 0:
-        return f"dropout {value:g} is not used: this network has none; augment and weight_decay take its part"
+        return f"dropout {value:g} is ignored: this network has no dropout; it relies on augment and weight_decay"
     return ""
 
 
@@ -24,7 +24,7 @@ def cpu(value, config):
 
 def nodes(value, _):
     if value > 1:
-        raise ConfigError(f"nodes: PyTorch's launcher starts several machines. On each: torchrun --nnodes {value} "
+        raise ConfigError(f"nodes: use PyTorch's launcher. On each machine: torchrun --nnodes {value} "
                           "--nproc_per_node GPUS --rdzv_backend c10d --rdzv_endpoint HOST:29500 "
                           "amodal_fusion_transformer.py …")
     return ""
@@ -32,10 +32,11 @@ def nodes(value, _):
 
 def node_rank(value, _):
     if value > 0:
-        raise ConfigError("node_rank: PyTorch's launcher numbers the machines; see torchrun --nnodes and "
-                          "--rdzv_endpoint, or its own --node_rank")
+        raise ConfigError("node_rank: use PyTorch's launcher, which numbers the machines: torchrun --nnodes "
+                          "--rdzv_endpoint, or torchrun's own --node_rank")
     return ""
 
 
-FOREIGN = {"dim_feedforward": (int, feedforward), "dropout": (float, dropout), "cpu": (bool, cpu),
-           "nodes": (int, nodes), "node_rank": (int, node_rank)}
+# key → (type, function of value and config that returns a note, "" for none, or raises ConfigError)
+CONFIG_ALIASES = {"dim_feedforward": (int, feedforward), "dropout": (float, dropout), "cpu": (bool, cpu),
+                  "nodes": (int, nodes), "node_rank": (int, node_rank)}

@@ -1,4 +1,4 @@
-"""Loaders of training and validation scenes: shards, loading processes, and what to say when one of them dies."""
+"""Loaders of training and validation scenes, their processes, and the message when one of these dies."""
 
 import hashlib
 import shutil
@@ -20,13 +20,13 @@ from amodal_fusion.training.shutdown import ignore_signals
 
 
 def load_data(config, process):
-    """Datasets and loaders of both lists.
+    """Data sets and loaders for training and validation.
 
     Returns:
         training loader, its sampler, validation loader, and a digest of the validation scenes' names.
 
     Raises:
-        SceneError, UserError: something is wrong with the lists or scenes, before the first step.
+        SceneError, UserError: a list or a scene is wrong.
     """
     train_dir, train_ids = None, []
     if not config.synthesize:
@@ -35,7 +35,8 @@ def load_data(config, process):
     both = sorted(set(train_ids) & set(val_ids)) if train_dir and train_dir.resolve() == val_dir.resolve() else []
     if both:
         remedy = "run prepare_dataset.py split" if config.data_dir else "give --train_dir and --val_dir a folder each"
-        raise UserError(f"{len(both)} scenes are for training and for validation, {both[0]} for one; {remedy}")
+        raise UserError(f"{len(both)} scenes are in the training and in the validation set, such as {both[0]}; "
+                        f"{remedy}")
     if config.check:
         check_data(config, process, ((train_dir, train_ids), (val_dir, val_ids)))
     size = {"img_size": config.img_size, "n_max_completions": config.n_max_completions, "seed": config.seed}
@@ -47,14 +48,14 @@ def load_data(config, process):
         train_set = SynthesizedDataset(synthesizer, config.scenes_per_epoch, config.repeat, batch)
     else:
         train_set = AmodalFusionDataset(train_dir, train_ids, augment=config.augment, **size)
-    # Exact validation over uneven shards: each rank takes every world_size-th scene, sums and counts are reduced.
+    # Each rank validates every world_size-th scene. Sums and counts are reduced: exact for uneven shards.
     val_set = AmodalFusionDataset(val_dir, val_ids[process.rank :: process.world_size], **size)
     sampler = EpochSampler(len(train_set), process, config.seed, shuffle=not config.synthesize)
     common = {"batch_size": config.batch_size, "num_workers": config.workers, "worker_init_fn": start_loader,
               "pin_memory": process.device.type == "cuda", "persistent_workers": config.workers > 0}
     train_loader = DataLoader(train_set, sampler=sampler, drop_last=True, **common)
-    names = hashlib.sha256("\n".join(val_ids).encode(errors="surrogateescape")).hexdigest()[:16]
-    return train_loader, sampler, DataLoader(val_set, **common), names
+    val_digest = hashlib.sha256("\n".join(val_ids).encode(errors="surrogateescape")).hexdigest()[:16]
+    return train_loader, sampler, DataLoader(val_set, **common), val_digest
 
 
 def list_scenes(config, which):
@@ -67,13 +68,13 @@ def list_scenes(config, which):
 
 
 def check_data(config, process, lists):
-    """Read all scenes once, shared among the processes, save those that an earlier run has read.
+    """Read every scene once, except those an earlier run has read; the processes share the work.
 
     Args:
         lists: pairs of a folder and the ids of scenes in it.
 
     Raises:
-        UserError: names the first twenty faults.
+        UserError: with the first twenty faults.
     """
     faults = []
     for folder, scene_ids in lists:
@@ -86,47 +87,47 @@ def check_data(config, process, lists):
         faults += [fault for found, _ in checked for fault in found]
         states = {scene_id: state for _, new in checked for scene_id, state in new.items()}
         if process.is_main and not states.items() <= known.items() and not remember(folder, {**known, **states}):
-            print(f"{folder / MEMORY} cannot be written: every start will read all scenes; --no-check leaves that out",
+            print(f"{folder / MEMORY} cannot be written, so every start reads all scenes; --no-check skips that",
                   file=sys.stderr)
     if faults:
         more = f"\n  … and {len(faults) - 20} more" if len(faults) > 20 else ""
-        raise UserError("the data set has faults; see them all with: python prepare_dataset.py check --data_dir "
+        raise UserError("the data set has faults; list them all with: python prepare_dataset.py check --data_dir "
                         f"{config.data_dir or config.train_dir}\n  " + "\n  ".join(faults[:20]) + more)
 
 
 def start_loader(_):
-    """In a loading process: what is asked of the training process is not asked of this one, which ends with it."""
+    """In a loading process: ignore signals, which are for the training process, and end with that process."""
     ignore_signals()
     end_with_parent()
 
 
 def read_batches(loader):
-    """Batches of a loader; what goes wrong in its processes comes out as a message for the user.
+    """Batches of a loader; faults of its processes become messages for the user.
 
     Raises:
         SceneError: a scene cannot be read.
-        UserError: a loading process died, by lack of memory for one; names the scenes that were being read.
+        UserError: a loading process died, for example without memory; names the scenes it was reading.
     """
     batches = None
     try:
         batches = iter(loader)
-        # PyTorch's handler would raise wherever training happens to be; waiting for a batch notices, too
+        # PyTorch's handler would raise anywhere in training. Waiting for a batch notices a dead process, too.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         yield from batches
     except SceneError as error:  # PyTorch puts the loading process's traceback before the message
         raise SceneError(str(error).rsplit("SceneError: ", 1)[-1].strip()) from None
-    except (RuntimeError, ConnectionError, EOFError) as error:  # the latter two in the middle of a transfer
-        # a page of shared memory that cannot be had is a bus error, known by the exit status alone
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two come in the middle of a transfer
+        # a full shared memory is a bus error: only the exit status tells
         statuses = [process.exitcode for process in getattr(batches, "_workers", [])]
         if "shared memory" in str(error) or -signal.SIGBUS in statuses:
             free = f" ({shutil.disk_usage('/dev/shm').total >> 20} MB)" if Path("/dev/shm").is_dir() else ""
-            raise UserError(f"the loading processes hand over batches through shared memory, and /dev/shm{free} is too "
-                            "small for them; give the container more (docker run --shm-size 8g), or load in the "
-                            "training process by --workers 0") from None
-        died = ("DataLoader worker (pid", "Pin memory thread")  # that thread is the first to notice, sometimes
+            raise UserError(f"the loading processes send batches through shared memory, and /dev/shm{free} is too "
+                            "small; give the container more (docker run --shm-size 8g), or load in the training "
+                            "process with --workers 0") from None
+        died = ("DataLoader worker (pid", "Pin memory thread")  # this thread may be the first to notice
         if isinstance(error, RuntimeError) and not str(error).startswith(died):
             raise
         data = loader.dataset
         scenes = ", ".join(str(data.scene_ids[i]) for i in data.reading[: loader.num_workers].tolist() if i >= 0)
-        raise UserError(f"a data loading process died ({error}); being read were: {scenes}. Look at these scenes "
-                        "and at the free memory; --workers 0 loads in the training process") from None
+        raise UserError(f"a data loading process died ({error}) while it read: {scenes}. Check these scenes "
+                        "and the free memory; --workers 0 loads in the training process") from None
