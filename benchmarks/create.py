@@ -1,10 +1,10 @@
-"""Milliseconds per completion that `create` takes, beside those of another checkout of this repository.
+"""Milliseconds that `create` needs per completion, compared with another checkout of this repository.
 
     git worktree add /tmp/before COMMIT
     python -m benchmarks.create --baseline /tmp/before
 
-Both read the same raw scenes and write them, in turn, a process for each run; one process, one thread. Counted is
-processor time; the ratio is the median over runs that followed each other.
+Both process the same raw scenes in turn, each run in a new process with one thread. Times are processor time. The ratio
+is the median over pairs of consecutive runs.
 """
 
 import argparse
@@ -41,7 +41,7 @@ print(json.dumps((time.process_time() - start) / sum(len(raw.completions) for ra
 
 
 def write_results(folder, scenes, objects, size, with_alpha):
-    """Results as the user's pipeline leaves them: near-white backgrounds and many duplicates, or RGBA."""
+    """Raw results of a completion pipeline: on near-white backgrounds or RGBA, with many duplicates."""
     rng = np.random.default_rng(0)
     for seed in range(scenes):
         scene, at = draw_scene(seed, size, objects), folder / f"{seed:03d}"

@@ -1,8 +1,8 @@
-"""Scenes per second and core from the data set, from synthesis, and from other ways to decode a scene's PNGs.
+"""Scenes per second and core: from a data set, from synthesis, and with other PNG decoders.
 
     python -m benchmarks.data --objects CUTOUTS --backgrounds PHOTOS --coco INSTANCES.json --json data.json
 
-Composes --n_scenes scenes in a temporary folder first. One process, one thread.
+First --n_scenes scenes are composed into a temporary folder. One process, one thread.
 """
 
 import argparse

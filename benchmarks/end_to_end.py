@@ -1,9 +1,9 @@
-"""Where the time of a whole inference run goes.
+"""Time of each stage of a whole inference run.
 
     python -m benchmarks.end_to_end --scenes 200 --img_size 256 --json end_to_end.json
 
-Drawn scenes go through the inference script's own functions one after the other in one process, each stage timed; then
-through the script itself, with its readers and writers in processes of their own, with and without figures.
+First, drawn scenes pass through the functions of the inference script in one process, and each stage is timed. Then the
+script itself runs, with its reader and writer processes, with and without figures.
 """
 
 import argparse

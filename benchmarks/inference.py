@@ -1,9 +1,9 @@
-"""Seconds and peak memory of the network per scene, beside the plain design.
+"""Seconds and peak memory of the network per scene, compared with the plain design.
 
     python -m benchmarks.inference --sizes 128 256 512 1024 2048 --slots 2 5 10 --json inference.json
 
-Both run in turn in one process; peak memory is that of a process that does one forward pass and nothing else
-(interpreter, libraries and inputs included). The plain design is left out above --plain_limit pixels a side.
+Both run in turn in one process. Peak memory is measured in a process that does one forward pass and nothing else; it
+includes interpreter, libraries and inputs. Above --plain_limit pixels a side, the plain design is not measured.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def build(name, slots):
 
 
 def random_inputs(count, slots, size, device="cpu"):
-    """partial, mask and completions of random scenes: an original would count as memory, and inference has none."""
+    """partial, mask and completions of random scenes. The original is dropped, so that it does not count as memory."""
     batch = random_scenes(count, slots, size, device)
     return [batch[name] for name in ("partial", "mask", "completions")]
 
@@ -70,7 +70,7 @@ def main():
     parser.add_argument("--plain_limit", type=int, default=512, help="largest side for the plain design, pixels")
     parser.add_argument("--batch", type=int, default=1, help="scenes per forward pass")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="time that, too, at N = 5")
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="also time bf16, at N = 5")
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--json", help="file to write the figures to")
     options = parser.parse_args()

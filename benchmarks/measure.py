@@ -65,7 +65,7 @@ def spread(seconds):
 
 
 def random_scenes(count, slots, size, device="cpu"):
-    """A batch of noise in the shapes of the network's inputs: partial, mask, completions, valid, original."""
+    """A batch of noise with the shapes of the network's inputs: partial, mask, completions, valid, original."""
     generator = torch.Generator().manual_seed(0)
     mask = torch.zeros(count, 1, size, size)
     mask[:, :, size // 4 : 3 * size // 4, size // 4 : 3 * size // 4] = 1

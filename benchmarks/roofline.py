@@ -1,10 +1,10 @@
-"""What a GPU could reach at best, without having one: operations, memory traffic and kernels per scene, by counting.
+"""Upper bound of the speed on a GPU, computed without one: operations, memory traffic and kernels per scene.
 
     python -m benchmarks.roofline --size 256 --slots 5 --batch 32 --tflops 989 --bandwidth 4800 --json roofline.json
 
-Nothing is computed: PyTorch's fake tensors have shapes alone. Traffic is counted as if every kernel read its inputs
-from memory and wrote its outputs back, nothing fused and nothing cached. The bound is the larger of the times that
-arithmetic and traffic need at the peak rates given (the defaults are NVIDIA's for an H200: dense bf16 TFLOP/s, GB/s).
+No values are computed: PyTorch's fake tensors have only shapes. Traffic assumes that every kernel reads its inputs from
+memory and writes its outputs back, without fusion or caches. The bound is the larger of the times that arithmetic and
+traffic need at the given peak rates (default: NVIDIA's numbers for an H200, dense bf16 TFLOP/s and GB/s).
 """
 
 import argparse
@@ -22,7 +22,7 @@ from benchmarks.measure import random_scenes
 
 
 class Count(TorchDispatchMode):
-    """Counts kernels, their operations, and the bytes of their inputs and outputs; a mere view of memory is free."""
+    """Counts kernels, their operations, and the bytes of their inputs and outputs. Views are free."""
 
     def __init__(self):
         super().__init__()

@@ -2,8 +2,8 @@
 
     python -m benchmarks.scaling --processes 1 2 --steps 30 --json scaling.json
 
-Runs the training script itself under torchrun on drawn scenes, and reads scenes per second from its log; the first
-third of the steps is start-up. Each process has one thread, so that two have twice the cores of one.
+Runs the training script under torchrun on drawn scenes and reads scenes per second from its log. The first third of the
+steps is start-up and does not count. Each process has one thread, so two processes have twice the cores of one.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Scenes per second and core of on-the-fly synthesis and what the scenes are like, beside an earlier version of it.
+"""Speed of on-the-fly synthesis (scenes per second and core) and statistics of its scenes, against another version.
 
     git worktree add /tmp/earlier COMMIT
     python -m benchmarks.synthesis --objects CUTOUTS --backgrounds PHOTOS --coco INSTANCES.json --against /tmp/earlier
 
-Both versions compose the same numbers of the same seed, a few dozen in turn, each in a process of its own that has
-composed as many before the clock starts: what is measured is a loader in the middle of an epoch.
+Both versions compose the same scenes of the same seed in turn, a few dozen at a time, each in its own process. Each
+process first composes as many scenes untimed, so the figures are those of a loader in the middle of an epoch.
 """
 
 import argparse
@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent.parent
 
 
 def serve(options):
-    """Compose what standard input asks for, as (first, count), in the version of the code that PYTHONPATH says."""
+    """Compose the scenes that standard input requests as "first count", with the code that PYTHONPATH points to."""
     import cv2
 
     from amodal_fusion.synthesis.assets import Material
@@ -47,7 +47,7 @@ def ask(child, first, count):
 
 
 def describe(scene):
-    """What one scene (dict of arrays) is like: shares of the picture or of the hole, and PSNR in dB."""
+    """Statistics of one scene (dict of arrays): shares of the picture or the hole, and PSNR in dB."""
     from amodal_fusion.data.scenes import Scene
     from amodal_fusion.data.tensors import to_tensors
     from amodal_fusion.evaluation.metrics import compare_methods
@@ -77,7 +77,7 @@ def main():
     parser.add_argument("--style", default="mixed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--n_scenes", type=int, default=300)
-    parser.add_argument("--at_once", type=int, default=50, help="scenes of one version before the other's turn")
+    parser.add_argument("--at_once", type=int, default=50, help="scenes of one version before the other version runs")
     parser.add_argument("--json", help="file to write the figures to")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Seconds per training step (forward, loss with LPIPS, backward, Muon), beside the plain design and AdamW.
+"""Seconds per training step (forward, loss with LPIPS, backward, Muon), compared with the plain design and AdamW.
 
     python -m benchmarks.training --sizes 128 256 --batch 2 --lpips_net vgg --json training.json
 
@@ -35,7 +35,7 @@ def random_lpips(net):
 
 
 def step(model, optimizer, batch, perceptual, half, device, recorded=False):
-    """A function that does one training step, under autocast to `half` unless that is None; as CUDA graphs if asked."""
+    """A function that does one training step: autocast to `half` unless None, CUDA graphs if `recorded`."""
     optimizer = optimizer(model.parameters(), lr=torch.tensor(1e-5, device=device) if recorded else 1e-5,
                           capturable=recorded)
 
@@ -67,7 +67,7 @@ def main():
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--amp", choices=tuple(HALF_PRECISION), default="bf16", help="as in the training script")
     parser.add_argument("--plain_limit", type=int, default=256, help="largest side for the plain design, pixels")
-    parser.add_argument("--compile", action="store_true", help="on a GPU, torch.compile the network, too")
+    parser.add_argument("--compile", action="store_true", help="on a GPU, also time torch.compile")
     parser.add_argument("--json", help="file to write the figures to")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,14 +1,13 @@
-"""Divide cut-outs, backgrounds and annotated photos into training and validation by file: every eighth is held out.
+"""Split cut-outs, backgrounds and annotated photos into training and validation files; every eighth file is held out.
 
     python -m experiments.hold_out --objects OBJECTS --backgrounds PHOTOS --coco COCO/instances.json \\
         --output_dir MATERIAL --subject "(mv_images_[0-9]+|multi_image_[a-z]+)_"
     python prepare_dataset.py synthesize --objects MATERIAL/train/objects --backgrounds MATERIAL/train/backgrounds \\
         --coco MATERIAL/train/coco/instances.json --output_dir DATA --n_scenes 8000
 
-By name, not by chance: the same folders give the same two parts on any machine. What would be held out but is among the
-training files, too, as a copy under another name or as the same subject from another side, is in neither part. Files
-are linked; with --max_side they are copied, the larger ones scaled down, which makes the material small enough to be
-carried to another machine.
+The split depends on file names only, so the same folders give the same split on any machine. A held-out file that has
+a copy among the training files, or shows the same subject, is left out of both parts. Files are linked. With --max_side
+they are copied and scaled down, so that the material is small enough to move to another machine.
 """
 
 import argparse
@@ -25,16 +24,16 @@ from amodal_fusion.data.images import IMAGE_SUFFIXES, resize
 from amodal_fusion.errors import UserError, told
 from amodal_fusion.files import write_text
 
-HELD_OUT = 8  # one file in so many
-ALIKE = 3  # of 255: mean distance of the thumbnails of two copies
+HELD_OUT = 8  # every eighth file
+ALIKE = 3  # of 255: thumbnails of two copies differ by less on average
 
 
 def divide(files, subject=None):
-    """Sorted paths → {"train": paths, "val": paths}; what is left out of both is printed.
+    """Split sorted paths into {"train": paths, "val": paths}. Prints the files left out of both.
 
     Args:
-        subject: compiled expression; files show one thing when they agree in what it finds in their names, or in its
-            first group.
+        subject: compiled regular expression. Two files show the same subject when its match in their names, or its
+            first group, is the same.
 
     Raises:
         OSError: a file is no picture.
@@ -58,14 +57,14 @@ def divide(files, subject=None):
 
 
 def thumbnail(path):
-    """(24,24,4) int16, colours times alpha."""
+    """A small copy for comparisons, (24,24,4) int16, colours multiplied by alpha."""
     with Image.open(path) as image:
         rgba = np.asarray(image.convert("RGBA").resize((24, 24)), np.int16)
     return np.concatenate([rgba[..., :3] * rgba[..., 3:] // 255, rgba[..., 3:]], 2)
 
 
 def put(source, target, max_side):
-    """Link `source`, or copy it with its longer side at most `max_side` pixels; returns the scale."""
+    """Link `source`, or copy it with a longer side of at most `max_side` pixels. Returns the scale."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if max_side is None:
         target.symlink_to(source.resolve())
@@ -83,12 +82,12 @@ def put(source, target, max_side):
 
 
 def scaled(value, scale):
-    """Numbers of a COCO file, in lists or alone, that count pixels of a picture that has been scaled."""
+    """Pixel coordinates of a COCO file, a number or nested lists, for a scaled picture."""
     return [scaled(one, scale) for one in value] if isinstance(value, list) else round(value * scale, 1)
 
 
 def scaled_annotation(annotation, scale):
-    """An annotation of COCO's or COCOA's in a picture that has been scaled. Masks in run lengths are left out."""
+    """A COCO or COCOA annotation for a scaled picture. Run-length masks are dropped."""
     new = {name: value for name, value in annotation.items() if not isinstance(value, dict)}
     new |= {name: scaled(new[name], scale) for name in ("segmentation", "bbox") if name in new}
     if "area" in new:
@@ -99,7 +98,7 @@ def scaled_annotation(annotation, scale):
 
 
 def divide_coco(file, output_dir, max_side):
-    """The photos of a COCO or COCOA file, and their annotations."""
+    """Split the photos of a COCO or COCOA file together with their annotations."""
     content = json.loads(file.read_text(encoding="utf-8"))
     photos = {file.parent / photo["file_name"]: photo for photo in content["images"]}
     for part, paths in divide(sorted(photos)).items():
@@ -123,8 +122,8 @@ def main():
     parser.add_argument("--coco", type=Path)
     parser.add_argument("--output_dir", type=Path, required=True, help="a folder that does not exist yet")
     parser.add_argument("--max_side", type=int, help="copy, scaled down to this many pixels; default: link")
-    parser.add_argument("--subject", type=re.compile, help="regular expression; cut-outs show one thing when what it "
-                                                           "finds in their names, or its first group, is the same")
+    parser.add_argument("--subject", type=re.compile, help="regular expression; cut-outs with the same match in "
+                                                           "their names, or the same first group, show one subject")
     options = parser.parse_args()
     if not (options.objects or options.backgrounds or options.coco):
         parser.error("nothing to divide: give --objects, --backgrounds or --coco, or several")

@@ -1,11 +1,11 @@
-"""How much of the oracle's lead is there for a method that chooses among objects rather than pixels.
+"""How much of the oracle's lead is left when it chooses among objects instead of pixels.
 
     python -m experiments.oracle_granularity --data_dir SCENES
 
-The oracle knows the original and takes the nearest candidate at every single pixel, noise included. Here the choice is
-as well informed but coarser: per block of so many pixels a side, or per "set", all pixels of the hole that the same
-completions cover. In a block, completions are painted over the fill one after another as long as that brings it nearer
-to the original; in a set one candidate wins, or ("set, mixed") all have the same shares everywhere.
+The oracle knows the original and takes the nearest candidate at every pixel, so it also fits noise. Here the choice is
+coarser: one choice per square block, or one per "set": all hole pixels that the same completions cover. In a block,
+completions are painted over the fill one after another while the error falls. In a set, one candidate wins, or
+("set, mixed") one mixture is used for all its pixels.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def squared_error(image, original):
 
 
 def choose_per_block(mask, completions, fill, original, side):
-    """The best painting by blocks of `side` pixels, (1,3,H,W); completions (1,N,4,H,W), the others as everywhere."""
+    """The best painting by blocks of `side` pixels, (1,3,H,W); completions are (1,N,4,H,W)."""
     def upsample(blocks):
         return blocks.repeat_interleave(side, 2).repeat_interleave(side, 3)[..., : mask.shape[2], : mask.shape[3]]
 
@@ -47,9 +47,9 @@ def choose_per_block(mask, completions, fill, original, side):
 
 
 def best_mixture(candidates, target, nearest, steps=200):
-    """The mixture of candidates (K,D) that comes nearest to target (D,), by Frank and Wolfe's method (1956).
+    """The convex mixture of candidates (K,D) nearest to target (D,), by the method of Frank and Wolfe (1956).
 
-    `nearest` is the candidate to start from.
+    `nearest` is the index of the candidate to start from.
     """
     gram, wanted = candidates @ candidates.T, candidates @ target
     shares = F.one_hot(nearest, len(candidates)).to(target)
@@ -62,7 +62,7 @@ def best_mixture(candidates, target, nearest, steps=200):
 
 
 def choose_per_set(mask, completions, fill, original):
-    """The best single candidate, and the best mixture, wherever the same completions cover the hole, (1,3,H,W) each."""
+    """The best single candidate and the best mixture for each set of covering completions, (1,3,H,W) each."""
     covers = completions[0, :, 3] > 0.5  # (N,H,W)
     number = (covers * 2 ** torch.arange(len(covers)).view(-1, 1, 1)).sum(0)  # (H,W), which set
     hole = mask[0, 0] > 0.5
@@ -94,7 +94,7 @@ def compare_scene(scene, predictor):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, required=True)
-    parser.add_argument("--checkpoint", help="None: the weights that ship")
+    parser.add_argument("--checkpoint", help="default: the weights that ship")
     parser.add_argument("--img_size", type=int, default=256)
     parser.add_argument("--json", help="file to write the figures to")
     options = parser.parse_args()

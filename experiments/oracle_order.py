@@ -1,11 +1,11 @@
-"""How far the network would get on composed scenes if it knew what nobody can see.
+"""How good the network would be on composed scenes if it knew the hidden truth.
 
     python -m experiments.oracle_order --objects CUTOUTS --backgrounds PHOTOS --coco INSTANCES.json \\
         --style pix2gestalt --seed 99
 
-First whose object really stands at each pixel of the hole; then, as well, how near each completion comes to the
-original. These clues are added to its logits, each times a factor that is fitted to the PSNR of these very scenes.
-A network that has to find all this out from the picture can hardly be expected to do better.
+The first clue is which object is in front at each pixel of the hole. The second is how close each completion is to the
+original. Each clue is multiplied by a factor and added to the logits; the factors are fitted to the PSNR of the same
+scenes. So the result is an upper bound for a network that must infer the clues from the picture.
 """
 
 import argparse
@@ -31,8 +31,8 @@ def prepare(model, synthesizer, index):
 
     Returns:
         dict of the scene's tensors and the network's `fill` and `logits`, all with a batch dimension of 1;
-        and `clues`, each (1,N+1,…) over the candidates, the fill first: 1 where its object stands, −1 where not,
-        0 where that has no meaning; the square of this; 1 for the fill; a completion's PSNR in the hole, in tens of dB.
+        and `clues`, each (1,N+1,…) over the candidates, the fill first: 1 where its object is in front, −1 elsewhere,
+        0 where it has no object; the square of this; 1 for the fill; the completion's PSNR in the hole in tens of dB.
     """
     composition = synthesizer.compose(index)
     scene = composition.scene
@@ -53,18 +53,18 @@ def prepare(model, synthesizer, index):
 def psnr(scene, fused):
     """PSNR in hole and overlap, (2,); the second is nan without an overlap."""
     hole, overlap = compare_methods(scene, {"": fused}).values()
-    return torch.cat([hole, overlap.detach() if overlap.isnan() else overlap])  # a gradient of 0 · nan would be nan
+    return torch.cat([hole, overlap.detach() if overlap.isnan() else overlap])  # the gradient 0 · nan would be nan
 
 
 def fuse_with_clues(scene, scale=1.0, factors=()):
-    """The scene fused by logits·scale and as many clues as there are `factors`, each times its own."""
+    """The scene fused by logits · scale + Σ factor · clue, over the first len(factors) clues."""
     logits = scene["logits"] * scale + sum(factor * clue for factor, clue in zip(factors, scene["clues"]))
     candidates, _ = add_fill(**inputs_of(scene))
     return composite(logits, candidates, scene["partial"], scene["mask"])["fused"]
 
 
 def fit(scenes, clues, steps=60):
-    """PSNR (scenes, 2) with the best factors on the logits and on the first so many clues."""
+    """PSNR (scenes, 2) with fitted factors for the logits and the first `clues` clues."""
     scale, factors = torch.ones(1, requires_grad=True), torch.zeros(clues, requires_grad=True)
     optimizer = torch.optim.Adam([scale, factors], lr=0.15)
 
@@ -101,8 +101,8 @@ def main():
         for name, image in images.items():
             figures.setdefault(name, []).append(psnr(scene, image))
     figures = {name: torch.stack(rows) for name, rows in figures.items()}
-    figures["who is in front"] = fit(scenes, 3)
-    figures["that and how near each is"] = fit(scenes, 4)
+    figures["order known"] = fit(scenes, 3)
+    figures["order and errors known"] = fit(scenes, 4)
     print_gaps(figures, "network", options.json)
 
 

@@ -1,9 +1,10 @@
-"""How often order.json names the object that really stands in front, on composed scenes, whose order is known.
+"""How often order.json names the object that is really in front, on composed scenes, where the order is known.
 
     python -m experiments.order_accuracy --objects MATERIAL/val/objects --backgrounds MATERIAL/val/backgrounds \\
         --coco MATERIAL/val/coco/instances.json --style pix2gestalt
 
-Pairs that meet on at least 20 pixels of the hole; by the confidence, by the weights alone, and by the logits alone.
+Counts pairs that overlap on at least 20 pixels of the hole. The order is read from the confidence, from the weights
+alone, and from the logits alone.
 """
 
 import argparse
@@ -26,7 +27,7 @@ NAMES = ("confidence", "weights", "logits")
 
 
 def judge(predictor, composition, size):
-    """For each pair of a scene whether (confidence, weights, logits) name the front one, (P,3) bool."""
+    """For each pair of a scene, whether confidence, weights and logits name the front one: list of three bools."""
     scene, shown = composition.scene, composition.shown
     logits = predictor.look([scene.resized((size, size))])[0]
     rows = []
@@ -53,7 +54,7 @@ def main():
     rows = [row for index in tqdm(range(options.n_scenes), disable=None)
             for row in judge(predictor, synthesizer.compose(index), predictor.img_size)]
     if not rows:
-        sys.exit("error: no pair meets in the hole of these scenes; take more, by --n_scenes")
+        sys.exit("error: no two objects overlap in the holes of these scenes; use more scenes (--n_scenes)")
     shares = np.mean(rows, 0)
     print_table([{"pairs": len(rows), **{name: f"{share:.2f}" for name, share in zip(NAMES, shares)}}],
                 {"pairs": "pairs", **{name: name for name in NAMES}}, None)

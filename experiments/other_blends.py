@@ -1,9 +1,9 @@
-"""The same logits blended otherwise, after training: sharper, or with another rule of alpha.
+"""Blend the same logits in other ways after training: sharper, or with another alpha rule.
 
     python -m experiments.other_blends --data_dir SET
 
-Undecided is the share of the hole where no candidate has a weight of 0.8. A squared error likes mixtures of guesses, a
-person prefers one of them; LPIPS stands between the two.
+Undecided is the share of the hole where no candidate has a weight of 0.8 or more. Squared error rewards mixtures of
+guesses, a person prefers one guess, LPIPS lies between the two.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def sharper(factor):
 
 
 def limited(multiple):
-    """Weights up to `multiple` times alpha, where it is 4 otherwise."""
+    """Limit weights to `multiple` · alpha; the network uses 4."""
     def blend(logits, candidates):
         rgb, alpha = candidates.split([3, 1], 2)
         return logits, torch.cat([rgb, (alpha * multiple / OPAQUE).clamp(max=1)], 2)
@@ -36,7 +36,7 @@ def limited(multiple):
 
 
 def unlimited(logits, candidates):
-    """softmax(logits + log alpha), which lets a sure network paint faint rims."""
+    """softmax(logits + log alpha): large logits can paint rims of low alpha."""
     rgb, alpha = candidates.split([3, 1], 2)
     return logits + alpha.squeeze(2).clamp(min=1e-6).log(), torch.cat([rgb, (alpha > 0).float()], 2)
 
@@ -57,8 +57,8 @@ def main():
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--checkpoint", default=SHIPPED)
     parser.add_argument("--img_size", type=int, default=256)
-    parser.add_argument("--n_scenes", type=int, help="the first so many; default: all")
-    parser.add_argument("--least_alpha", type=float, default=0, help="completions end where theirs is less")
+    parser.add_argument("--n_scenes", type=int, help="use only the first N scenes; default: all")
+    parser.add_argument("--least_alpha", type=float, default=0, help="smaller alpha counts as 0")
     parser.add_argument("--lpips_weights")
     parser.add_argument("--json", help="file to write the figures to")
     options = parser.parse_args()

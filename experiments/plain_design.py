@@ -1,9 +1,9 @@
-"""The plain design, as a yardstick: what one would write first.
+"""The plain design: a straightforward baseline network.
 
-All images are concatenated as 3 + 1 + 3N channels, encoded to tokens at stride 4, and sent through PyTorch's own
-Transformer with its default sizes (width 512, 8 heads, 6 + 6 layers); the decoder has one query, whose output is not
-used; a softmax over the N slots gives the weights. It has a fixed N, a fixed order of completions, and attention that
-grows with the square of the pixels.
+All images are concatenated as 3 + 1 + 3N channels, encoded to tokens at stride 4, and passed through PyTorch's
+Transformer with default sizes (width 512, 8 heads, 6 + 6 layers). The decoder has one query, whose output is not used.
+A softmax over the N slots gives the weights. N and the order of completions are fixed, and attention costs grow with
+the square of the number of pixels.
 """
 
 import torch
@@ -41,12 +41,12 @@ class PlainDesign(nn.Module):
         tokens = tokens + position_encoding(grid, grid, tokens.shape[-1], x.device)
         memory = self.transformer.encoder(tokens)
         unused = self.transformer.decoder(self.query.expand(len(x), -1, -1), memory)
-        memory = memory + 0 * unused  # so that all parameters have a gradient
+        memory = memory + 0 * unused  # gives all parameters a gradient
         logits = self.weight_head(self.decoder(memory.transpose(1, 2).unflatten(2, grid)))  # (B,N,H,W)
         if valid is not None:
             logits = logits.masked_fill(~valid[:, :, None, None], -1e4)
         weights, fill = logits.softmax(1), fill_hole(partial, mask)
-        # where a completion is transparent the plain design has only its colour to show, which is black
+        # A transparent completion is black here: the design has no other colour for it.
         fused = torch.where(mask > 0.5, (weights[:, :, None] * colours).sum(1), partial)
         logits = F.pad(logits, (0, 0, 0, 0, 1, 0), value=-1e4)  # the fill never wins
         return {"weights": weights, "residual": torch.zeros_like(mask), "fused": fused, "fill": fill, "logits": logits}

@@ -1,11 +1,11 @@
-"""Evaluation scenes out of real completions: holes cut over the visible overlaps of a photo's objects.
+"""Evaluation scenes from real completions: holes are cut where completed objects of a photo overlap.
 
     python -m experiments.real_holes --input_dir REAL --output_dir real --per_photo 30
     python amodal_fusion_transformer_inference.py --data_dir real --output_dir OUT --evaluate
 
-REAL holds a folder per photo with photo.* and obj_*.png, each a completed object, RGBA, over the full frame. The photo
-is the target. Every scene is a square crop around a point where two objects overlap, with a box hole over that point
-and the (at most five) objects that cover most of the hole as completions.
+REAL has one folder per photo with photo.* and obj_*.png; each obj_*.png is one completed object, RGBA, full frame. The
+photo is the ground truth. A scene is a square crop around a point where two objects overlap, with a box hole over that
+point. Its completions are the objects that cover most of the hole, at most five.
 """
 
 import argparse
@@ -18,11 +18,11 @@ from amodal_fusion.data.images import read_image, resize
 from amodal_fusion.data.scenes import Scene, write_scene
 from amodal_fusion.errors import UserError, told
 
-MOST_MISSES = 1000  # draws in a row
+MOST_MISSES = 1000  # failed draws in a row
 
 
 def cut(photo, objects, rng):
-    """(crop, hole, indices of objects) of one draw, or None when fewer than two objects matter."""
+    """One draw: (crop, hole, indices of objects), or None when fewer than two objects reach the hole."""
     alphas = [o[..., 3] > 127 for o in objects]
     height, width = photo.shape[:2]
     rows, columns = np.nonzero(np.sum(alphas, 0) >= 2)
@@ -46,7 +46,7 @@ def cut(photo, objects, rng):
 
 
 def distance_by_alpha(photo, objects):
-    """{least alpha of a range: root mean square distance of completions from their photo there, colours in [0,1]}."""
+    """RMS difference between completions and photo by alpha: {lower bound of alpha: RMS}, colours in [0,1]."""
     rgba = np.stack(objects) / 255  # (N,H,W,4)
     squared = ((rgba[..., :3] - photo / 255) ** 2).mean(3)
     ranges = (1 / 255, 0.1), (0.1, 0.25), (0.25, 0.5), (0.5, 0.98), (0.98, 1.01)
@@ -65,18 +65,18 @@ def main():
     folders = sorted(path.parent for path in options.input_dir.glob("*/photo.*"))
     folders = [folder for folder in folders if len(list(folder.glob("obj_*.png"))) > 1]
     if not folders:
-        sys.exit(f"error: {options.input_dir}: no folder with photo.* and two obj_*.png or more in it")
+        sys.exit(f"error: {options.input_dir}: needs a folder per photo, with photo.* and at least two obj_*.png")
     for folder in folders:
         photo = read_image(next(folder.glob("photo.*")), "RGB")
         objects = [resize(read_image(path, "RGBA"), photo.shape[:2]) for path in sorted(folder.glob("obj_*.png"))]
         distances = ", ".join(f"{at:.2f}: {rms:.3f}" for at, rms in distance_by_alpha(photo, objects).items())
-        print(f"{folder.name}: distance of its completions from the photo, by alpha from {distances}")
+        print(f"{folder.name}: RMS difference from the photo, by least alpha: {distances}")
         made = misses = 0
         while made < options.per_photo:
             drawn = cut(photo, objects, rng)
             misses = 0 if drawn else misses + 1
             if misses >= MOST_MISSES:
-                raise UserError(f"{folder}: no hole in {misses} draws, its objects hardly overlap; leave it out")
+                raise UserError(f"{folder}: no hole in {misses} draws because its objects hardly overlap; remove this folder")
             if drawn is None:
                 continue
             crop, hole, chosen = drawn

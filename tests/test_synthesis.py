@@ -50,7 +50,7 @@ def synthesizer(material, source="cut-outs", **options):
     return Synthesizer(Material(**sources[source]), img_size=64, **options)
 
 
-def test_annotations_that_cannot_be_used_are_told(material, tmp_path):
+def test_unusable_annotations_are_reported(material, tmp_path):
     content = json.loads((material / "coco" / "instances.json").read_text())
     shutil.copytree(material / "coco", tmp_path / "coco" / "inside")
     path = tmp_path / "coco" / "inside.json"  # photos in a folder of its name
@@ -69,7 +69,7 @@ def test_annotations_that_cannot_be_used_are_told(material, tmp_path):
 
 @pytest.mark.parametrize("source", ["cut-outs", "coco", "photos"])
 @pytest.mark.parametrize("style", ["copy", "redraw", "pix2gestalt"])
-def test_scenes_are_whole_and_depend_on_seed_and_index_alone(material, style, source):
+def test_scenes_depend_only_on_seed_and_index(material, style, source):
     make = synthesizer(material, source, style=style, seed=3)
     for index in range(6):
         scene = make(index)
@@ -84,7 +84,7 @@ def test_scenes_are_whole_and_depend_on_seed_and_index_alone(material, style, so
     assert not np.array_equal(make(0).original, other.original)
 
 
-def test_copying_completers_copy_and_redrawing_ones_do_not(material):
+def test_only_the_copy_style_keeps_pixels_exactly(material):
     def shares(style):
         """Of the visible pixels: those that are exactly the photo's, and those that are nearly."""
         exact, near = [], []
@@ -103,7 +103,7 @@ def test_copying_completers_copy_and_redrawing_ones_do_not(material):
     assert shares("pix2gestalt")[0] < 0.05
 
 
-def test_what_a_copying_completer_received_is_nearly_the_photo():
+def test_received_photos_are_nearly_exact():
     scene = draw_scene(0, 64, 3)
     whole = scene.completions[0]
     item = SceneObject(whole, whole[..., 3] > 127, True)
@@ -136,7 +136,7 @@ def test_holes_lie_on_objects_and_keep_their_bounds(policy):
         assert all(abs(np.mean(axis) - 31.5) <= 1 for hole in holes for axis in np.nonzero(hole))
 
 
-def test_synthesize_writes_a_data_set_whatever_the_workers(material, tmp_path):
+def test_synthesize_gives_same_files_for_any_workers(material, tmp_path):
     arguments = ("--objects", material / "objects", "--backgrounds", material / "backgrounds", "--n_scenes", 6,
                  "--img_size", 64, "--seed", 5, "--val_fraction", 0.3)
     for workers in (1, 2):
@@ -166,7 +166,7 @@ def test_training_on_the_fly(material, tmp_path):
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
-def test_a_step_mixes_new_scenes_with_such_as_come_again():
+def test_a_step_mixes_new_and_repeated_scenes():
     """Two processes with two loaders each, batches of 4, three epochs that are no multiple of anything."""
     made, scene = [], draw_scene(0, 32, 2)
 
@@ -200,7 +200,7 @@ def test_missing_material_is_named(material, sources, complaint):
         Material(**{name: material / path for name, path in sources.items()})
 
 
-def test_clutter_stands_on_objects_and_leaves_the_hole_alone(material):
+def test_clutter_lies_on_objects_beside_the_hole(material):
     make, rng = synthesizer(material), np.random.default_rng(0)
     changed = 0
     for _ in range(20):
@@ -237,7 +237,7 @@ def test_a_composition_knows_its_objects(material):
     assert np.nanmedian(exact) > 0.8 and named >= 8
 
 
-def test_a_copied_rim_has_the_colours_of_the_photo():
+def test_a_copied_rim_has_photo_colours():
     """Where alpha is soft the photo shows a mixture, and that is what a completer saw."""
     rng = np.random.default_rng(0)
     alpha = np.zeros((64, 64), np.uint8)
@@ -256,7 +256,7 @@ def test_a_copied_rim_has_the_colours_of_the_photo():
     assert kept >= 15  # careless completers damage it
 
 
-def test_what_is_held_out_is_not_among_the_training_files(material, tmp_path):
+def test_held_out_files_are_not_trained_on(material, tmp_path):
     objects, output = tmp_path / "objects", tmp_path / "held"
     objects.mkdir()
     names = ["a.png", *(f"b{i}.png" for i in range(7)), "cat_left.png", "cat_right.png",
@@ -287,7 +287,7 @@ def test_what_is_held_out_is_not_among_the_training_files(material, tmp_path):
     assert sorted(path.name for path in (tmp_path / "one" / "train").iterdir()) == ["coco"]
 
 
-def test_experiments_tell_what_is_missing(tmp_path):
+def test_experiments_name_what_is_missing(tmp_path):
     for name, *options in (("hold_out", "--objects", ROOT / "docs", "--output_dir", tmp_path / "none"),
                            ("other_blends", "--data_dir", tmp_path, "--lpips_weights", tmp_path / "none.pth")):
         command = [sys.executable, "-m", f"experiments.{name}", *map(str, options)]
