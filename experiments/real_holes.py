@@ -76,7 +76,7 @@ def main():
             drawn = cut(photo, objects, rng)
             misses = 0 if drawn else misses + 1
             if misses >= MOST_MISSES:
-                raise UserError(f"{folder}: no hole in {misses} draws because its objects hardly overlap; remove this folder")
+                raise UserError(f"{folder}: no hole in {misses} draws, its objects hardly overlap; remove this folder")
             if drawn is None:
                 continue
             crop, hole, chosen = drawn
