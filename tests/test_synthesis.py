@@ -11,7 +11,7 @@ import yaml
 
 from amodal_fusion.data.datasets import SynthesizedDataset
 from amodal_fusion.data.images import write_image
-from amodal_fusion.data.masks import HOLES, cut_hole
+from amodal_fusion.data.masks import HOLES, LARGEST, cut_hole
 from amodal_fusion.data.scenes import read_list, read_scene
 from amodal_fusion.data.toy import draw_scene, write_dataset
 from amodal_fusion.errors import SceneError
@@ -129,9 +129,10 @@ def test_holes_lie_on_objects_and_keep_their_bounds(policy):
     rng = np.random.default_rng(0)
     holes = [hole for hole in (cut_hole(policy, cover, cover > 0, 0.05, rng) for _ in range(60)) if hole is not None]
     assert len(holes) > 10
-    assert all(0.05 <= hole.mean() <= 0.5 for hole in holes)
+    assert all(0.05 <= hole.mean() <= LARGEST for hole in holes)
     assert np.mean([(hole & (cover > 0)).any() for hole in holes]) > 0.9
-    assert len({hole.tobytes() for hole in holes}) > 5
+    if policy not in ("centre_50", "centre_80"):
+        assert len({hole.tobytes() for hole in holes}) > 5
     if policy == "centre":
         assert all(abs(np.mean(axis) - 31.5) <= 1 for hole in holes for axis in np.nonzero(hole))
 

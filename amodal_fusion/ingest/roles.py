@@ -5,7 +5,7 @@ from collections import defaultdict
 
 SEPARATOR = r"[_\-. ]"
 ROLE = re.compile(
-    r"(?P<original>original|image|gt)|(?P<partial>partial|masked|input)|(?P<mask>mask|hole)|"
+    r"(?P<original>original|image|photo|gt)|(?P<partial>partial|masked|input)|(?P<mask>mask|hole)|"
     rf"(?P<completion>(?:completion|comp|amodal|object|obj)s?(?P<number>{SEPARATOR}?\d+|{SEPARATOR}.+)?)",
     re.IGNORECASE,
 )
