@@ -20,7 +20,7 @@ from torch import nn
 
 from amodal_fusion import distributed
 from amodal_fusion.checkpoints import averaged_weights, check_shapes, load_checkpoint
-from amodal_fusion.config import check_values, option, parse
+from amodal_fusion.config import ANY_NUMBER, check_values, option, parse
 from amodal_fusion.errors import ConfigError, UserError
 from amodal_fusion.evaluation.metrics import overlap_region
 from amodal_fusion.evaluation.perceptual import load_perceptual
@@ -276,15 +276,17 @@ def scene_input(candidates, photo, mask):
 
 LEAST_MSE = 1e-5  # of colours in [0,1]: no region counts for more than 50 dB PSNR
 SIMILAR_COLOUR = 0.05  # mean absolute difference, in [0,1]: candidates within it are nearly equal targets
+EDGE = 0.05  # difference of neighbours in the original, in [0,1], at which switching costs 1/e
 
 
-def fusion_loss(out, batch, perceptual, lpips_weight, oracle_weight=None, psnr_weight=0.0):
-    """L1 + lpips_weight · LPIPS + psnr_weight · PSNR term + oracle_weight · oracle term.
+def fusion_loss(out, batch, perceptual, lpips_weight, oracle_weight=None, psnr_weight=0.0, coherence=None):
+    """L1 + lpips_weight · LPIPS + psnr_weight · PSNR term + oracle_weight · oracle term + coherence terms.
 
     Args:
         out: what the network returned; batch: its inputs, and `original` (B,3,H,W).
         perceptual: PerceptualLoss, or None to leave LPIPS out.
         lpips_weight, psnr_weight, oracle_weight: factors of the terms; oracle_weight None leaves that term out.
+        coherence: factors of switching and of hedging, see `incoherence`; None leaves both out.
 
     Returns:
         the scalar to minimise, the mean over scenes, and a dict of its terms per scene, (B,) each: "objective" is their
@@ -304,6 +306,9 @@ def fusion_loss(out, batch, perceptual, lpips_weight, oracle_weight=None, psnr_w
     if oracle_weight is not None:
         parts["oracle"] = oracle_loss(out, batch)
         total = total + oracle_weight * parts["oracle"]
+    if coherence is not None:
+        parts["switching"], parts["hedging"] = incoherence(out, batch)
+        total = total + coherence[0] * parts["switching"] + coherence[1] * parts["hedging"]
     parts["objective"] = total
     return total.mean(), parts
 
@@ -339,6 +344,27 @@ def oracle_loss(out, batch):
     return (cross_entropy * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1)
 
 
+def incoherence(out, batch):
+    """How much the weights switch and hedge where nothing in the pictures calls for it, per scene, (B,) each.
+
+    Switching: total variation of the weights between neighbours in the hole that the same candidates cover, where the
+    original has no edge. Hedging: 1 − Σ w², the chance that two draws by the weights differ (Gini 1912).
+    """
+    weights = torch.cat([out["residual"], out["weights"]], 1)  # (B,M,H,W)
+    alpha = batch["completions"][:, :, 3] * batch["valid"][:, :, None, None]
+    mask, original = batch["mask"], batch["original"]
+    hole = mask.sum((1, 2, 3)).clamp(min=1)
+    hedging = ((1 - weights.square().sum(1, keepdim=True)) * mask).sum((1, 2, 3)) / hole
+    switching = 0
+    for axis in (-1, -2):
+        step = [x.diff(dim=axis).abs() for x in (weights, alpha, original)]
+        size = mask.shape[axis] - 1
+        inside = mask.narrow(axis, 0, size) * mask.narrow(axis, 1, size)
+        alike = (1 - step[1].amax(1, keepdim=True)).clamp(min=0) * torch.exp(-step[2].mean(1, keepdim=True) / EDGE)
+        switching = switching + (step[0].sum(1, keepdim=True) / 2 * alike * inside).sum((1, 2, 3)) / hole
+    return switching, hedging
+
+
 # ----------------------------------------------------------------------------
 # Training
 
@@ -368,6 +394,12 @@ class TrainConfig:
     scenes_per_epoch: int = option(4000, "scenes of an epoch", "synthesis", least=1)
     repeat: int = option(1, "times that a composed scene is used, augmented from the second on, where making scenes is "
                             "slower than training on them; wants 1, 2, 4, 8 or 16 workers", "synthesis", least=1)
+
+    layers: tuple | None = option(None, "folders of photos with completed layers: raw results, or data sets with "
+                                  "originals. Each use of a photo cuts another hole into it", "synthesis",
+                                  choices=("DIR", ANY_NUMBER))
+    layers_share: float = option(0.5, "share of the training scenes that come from layers; 1 needs no others",
+                                 "synthesis", least=0.01, most=1)
 
     width: int = option(128, "channels of the Transformer", "model", least=8, most=65536,
                         aliases={"d_model": "equal numbers make a network of another size than elsewhere; how many "
@@ -401,6 +433,9 @@ class TrainConfig:
     lpips_weights: str | None = option(None, "torchvision checkpoint of it; None: cache, then download", "loss")
     psnr_weight: float = option(4.0, "factor of minus the PSNR in hole and overlap, per 100 dB", "loss", least=0)
     oracle_weight: float = option(0.1, "factor of the pull towards each pixel's nearest candidate", "loss", least=0)
+    switching_weight: float = option(0.0, "factor of switching between completions where no edge calls for it", "loss",
+                                     least=0)
+    hedging_weight: float = option(0.0, "factor of weights that are neither 0 nor 1", "loss", least=0)
     oracle_fade: float = option(0.5, "share of the run over which that pull fades to zero", "loss", least=0, most=1)
 
     gpus: int = option(1, "GPUs on this machine; above 1 starts as many processes, 0 is the CPU", "compute", least=0)
@@ -497,7 +532,8 @@ def main(build=build_model):
     config = parse(TrainConfig, __doc__, yaml_file=True)
     stop_signal = StopSignal()
     with ending(config, stop_signal):
-        if not config.data_dir and not (config.val_dir and (config.train_dir or config.synthesize)):
+        has_scenes = config.train_dir or config.synthesize or (config.layers and config.layers_share == 1)
+        if not config.data_dir and not (config.val_dir and has_scenes):
             raise ConfigError("no data set: give --data_dir, or data_dir in the YAML file")
         if config.export:
             check_export(config)

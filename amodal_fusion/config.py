@@ -16,6 +16,7 @@ from amodal_fusion.errors import ConfigError
 
 LARGEST_FILE = 1 << 20  # bytes; a file of options has a few dozen lines
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+ANY_NUMBER = "…"  # last of an option's metavar: it takes one value or more
 NOTHING = ("", "~", "null", "none")  # in any case of letters
 
 
@@ -23,7 +24,8 @@ def option(default, help, group="options", choices=None, least=None, most=math.i
     """A dataclass field with the help text, topic and allowed values of its flag; numbers from `least` to `most`.
 
     Args:
-        choices: the allowed values; for a tuple of texts the names of its parts, ("KIND", "DIR").
+        choices: the allowed values; for a tuple of texts the names of its parts, ("KIND", "DIR"), or ("DIR",
+            ANY_NUMBER) for one or more.
         aliases: other names, as flag and as key → a note for those who use them, "" where nothing differs.
     """
     limits = None if least is None else (least, most)
@@ -75,7 +77,9 @@ def add_options(parser, config_class):
         if kind is bool:
             extra = {"action": argparse.BooleanOptionalAction}
         elif kind is tuple:
-            extra = {"nargs": len(field.metadata["choices"]), "metavar": field.metadata["choices"]}
+            names = field.metadata["choices"]
+            extra = {"nargs": "+", "metavar": names[0]} if ANY_NUMBER in names else {
+                "nargs": len(names), "metavar": names}
         else:
             extra = {"choices": field.metadata["choices"], "metavar": None}
             if not field.metadata["choices"]:
@@ -172,7 +176,7 @@ def _checked(field, value, where):
     choices, limits = field.metadata["choices"], field.metadata["limits"]
     if value is None:
         return None
-    if kind is tuple and len(value) != len(choices):
+    if kind is tuple and ANY_NUMBER not in choices and len(value) != len(choices):
         raise ConfigError(f"{where}: expected {' and '.join(choices)}, got {len(value)} values")
     if choices and kind is not tuple and value not in choices:
         raise ConfigError(f"{where}: {_shown(value)} is none of {', '.join(map(str, choices))}")

@@ -88,6 +88,36 @@ def recolour(tensors, rng):
         picture.copy_(picture.index_select(-3, order).pow(gamma))
 
 
+class WithLayers(SceneDataset):
+    """A data set in which a share of the scenes is replaced by scenes cut out of photos with layers.
+
+    Args:
+        base: SceneDataset; layers: LayeredScenes; share: of all scenes, in (0, 1].
+        batch: scenes of one step over all processes when `base` is read in order: every step then has the same number
+            of layered scenes, at the same places, so that scenes of `base` that come again are those that came before.
+            None: each scene of an epoch is drawn at random.
+    """
+
+    SPREAD = (5**0.5 - 1) / 2  # multiples of it, modulo 1, are spread evenly, over the processes too
+
+    def __init__(self, base, layers, share, batch=None):
+        super().__init__(base.scene_ids)
+        self.base, self.layers, self.share, self.batch = base, layers, share, batch
+        places = sorted(range(batch or 0), key=lambda place: place * self.SPREAD % 1)
+        self.layered_places = set(places[: round(share * len(places))])
+
+    def is_layered(self, epoch, index):
+        if self.batch:
+            return index % self.batch in self.layered_places
+        return np.random.default_rng((self.layers.seed, epoch, index, 2)).random() < self.share
+
+    def read(self, epoch, index):
+        if not self.is_layered(epoch, index):
+            return self.base.read(epoch, index)
+        scene = self.layers((epoch << 32) + index)
+        return augmented(scene, self.layers.n_max, np.random.default_rng((self.layers.seed, epoch, index, 3)))
+
+
 class SynthesizedDataset(SceneDataset):
     """Scenes made on the fly, new ones in every epoch; items as of AmodalFusionDataset, to be asked for in order.
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 
 from amodal_fusion.data.checks import MEMORY, check_scenes, recall, remember
-from amodal_fusion.data.datasets import AmodalFusionDataset, SynthesizedDataset
+from amodal_fusion.data.datasets import AmodalFusionDataset, SceneDataset, SynthesizedDataset, WithLayers
 from amodal_fusion.data.scenes import find_scenes, read_list
 from amodal_fusion.distributed import EpochSampler
 from amodal_fusion.errors import SceneError, UserError
 from amodal_fusion.pools import end_with_parent
 from amodal_fusion.synthesis.assets import Material
+from amodal_fusion.synthesis.layers import LayeredScenes
 from amodal_fusion.synthesis.synthesizer import Synthesizer
 from amodal_fusion.training.shutdown import ignore_signals
 
@@ -29,7 +30,7 @@ def load_data(config, process):
         SceneError, UserError: a list or a scene is wrong.
     """
     train_dir, train_ids = None, []
-    if not config.synthesize:
+    if not config.synthesize and not uses_layers_alone(config):
         train_dir, train_ids = list_scenes(config, "train")
     val_dir, val_ids = list_scenes(config, "val")
     both = sorted(set(train_ids) & set(val_ids)) if train_dir and train_dir.resolve() == val_dir.resolve() else []
@@ -40,14 +41,7 @@ def load_data(config, process):
     if config.check:
         check_data(config, process, ((train_dir, train_ids), (val_dir, val_ids)))
     size = {"img_size": config.img_size, "n_max_completions": config.n_max_completions, "seed": config.seed}
-    if config.synthesize:
-        synthesizer = Synthesizer(Material(config.objects, config.backgrounds, config.coco), **size)
-        for fault in synthesizer.material.faults[:10] if process.rank == 0 else ():
-            print(f"left out: {fault}", flush=True)
-        batch = process.world_size * config.batch_size * config.accumulate
-        train_set = SynthesizedDataset(synthesizer, config.scenes_per_epoch, config.repeat, batch)
-    else:
-        train_set = AmodalFusionDataset(train_dir, train_ids, augment=config.augment, **size)
+    train_set = training_scenes(config, process, train_dir, train_ids, size)
     # Each rank validates every world_size-th scene. Sums and counts are reduced: exact for uneven shards.
     val_set = AmodalFusionDataset(val_dir, val_ids[process.rank :: process.world_size], **size)
     sampler = EpochSampler(len(train_set), process, config.seed, shuffle=not config.synthesize)
@@ -56,6 +50,31 @@ def load_data(config, process):
     train_loader = DataLoader(train_set, sampler=sampler, drop_last=True, **common)
     val_digest = hashlib.sha256("\n".join(val_ids).encode(errors="surrogateescape")).hexdigest()[:16]
     return train_loader, sampler, DataLoader(val_set, **common), val_digest
+
+
+def training_scenes(config, process, train_dir, train_ids, size):
+    """The training set: prepared scenes, or scenes composed on the fly, in part or all replaced by layered ones."""
+    batch = process.world_size * config.batch_size * config.accumulate
+    faults = []
+    if uses_layers_alone(config):
+        train_set = SceneDataset(range(config.scenes_per_epoch))
+    elif config.synthesize:
+        synthesizer = Synthesizer(Material(config.objects, config.backgrounds, config.coco), **size)
+        faults += synthesizer.material.faults[:10]
+        train_set = SynthesizedDataset(synthesizer, config.scenes_per_epoch, config.repeat, batch)
+    else:
+        train_set = AmodalFusionDataset(train_dir, train_ids, augment=config.augment, **size)
+    if config.layers:
+        layers = LayeredScenes(config.layers, **size)
+        faults += layers.faults[:10]
+        train_set = WithLayers(train_set, layers, config.layers_share, batch if config.synthesize else None)
+    for fault in faults if process.rank == 0 else ():
+        print(f"left out: {fault}", flush=True)
+    return train_set
+
+
+def uses_layers_alone(config):
+    return bool(config.layers) and config.layers_share == 1
 
 
 def list_scenes(config, which):

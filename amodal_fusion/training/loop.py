@@ -32,11 +32,14 @@ def gradients_by(run, network, criterion, perceptual):
     """
     config, device = run.config, run.process.device
     half = training_precision(config.amp, device)
+    coherence = config.switching_weight, config.hedging_weight
+    coherence = coherence if any(coherence) else None
 
     def gradients(oracle_weight=None, **batch):
         with torch.autocast(device.type, half, enabled=half is not None):
             out = network(**inputs_of(batch))
-            loss, parts = criterion(out, batch, perceptual, config.lpips_weight, oracle_weight, config.psnr_weight)
+            loss, parts = criterion(out, batch, perceptual, config.lpips_weight, oracle_weight, config.psnr_weight,
+                                    coherence)
         run.scaler.scale(loss / config.accumulate).backward()
         return loss.detach(), {name: values.detach().mean() for name, values in parts.items()}
 
