@@ -168,7 +168,7 @@ def read_scene(folder, max_completions=None, need_original=False, with_visible=F
 
 
 def read_files(folder, max_completions=None, need_original=False, with_visible=False):
-    """As `read_scene`, with the partial image as its file has it, blank in the hole or not."""
+    """As `read_scene`, but the partial image is as in its file, blank in the hole or not."""
     folder = Path(folder)
     if not folder.is_dir():
         raise SceneError(f"{folder}: no such folder")
@@ -176,37 +176,18 @@ def read_files(folder, max_completions=None, need_original=False, with_visible=F
         paths = completion_paths(folder)
     except OSError as error:
         raise SceneError(f"{folder}: {error.strerror}; make it readable") from None
+    faults = [] if paths else [f"{folder}: no completion (comp1.png …)"]
+    paths = paths[:max_completions]
     files = [("partial.png", "RGB"), ("mask.png", "L")]
     if need_original or (folder / "original.png").exists():
         files.append(("original.png", "RGB"))
-    files += [(path.name, "RGBA") for path in paths[:max_completions]]
-    modal = [modal_path(path) for path in paths[:max_completions] if with_visible and modal_path(path).exists()]
-    files += [(path.name, "L") for path in modal]
-    pictures, faults = {}, [] if paths else [f"{folder}: no completion (comp1.png …)"]
-    for name, mode in files:
-        try:
-            pictures[name] = read_image(folder / name, mode)
-        except SceneError as error:
-            faults.append(str(error))
-    if faults:
-        raise SceneError("\n".join(faults))
-    partial, mask, original = (pictures.pop(name, None) for name in ("partial.png", "mask.png", "original.png"))
-    mask = mask >= 128
-    paths = paths[:max_completions]
+    files += [(path.name, "RGBA") for path in paths]
+    modal = [modal_path(path).name for path in paths if with_visible and modal_path(path).exists()]
+    files += [(name, "L") for name in modal]
+    pictures = _read_all(folder, files, faults)
+    partial, mask = pictures["partial.png"], pictures["mask.png"] >= 128
     completions = [pictures[path.name] for path in paths]
-
-    size = partial.shape[:2]
-    named = [("mask.png", mask), ("original.png", original), *pictures.items()]
-    for name, array in named:
-        if array is not None:
-            check_frame(folder / name, array, size)
-    if not mask.any():
-        raise SceneError(f"{folder / 'mask.png'}: no hole in it (255 = hole); drop the scene or cut a hole")
-    if not mask.all() and not partial[~mask].any() and partial[mask].any():
-        raise SceneError(
-            f"{folder / 'mask.png'}: inverted (partial.png is black where the mask says visible); "
-            "255 is the hole: run prepare_dataset.py create on raw results"
-        )
+    _check_mask(folder / "mask.png", mask, partial)
     for path, completion in zip(paths, completions):
         try:
             check_completion(path, completion, partial, mask)
@@ -216,11 +197,33 @@ def read_files(folder, max_completions=None, need_original=False, with_visible=F
         raise SceneError("\n".join(faults))
     if max_completions != 0:
         check_opaque(folder, completions)
-    visible = None
-    if modal:
-        visible = [pictures.get(modal_path(path).name) for path in paths]
-        visible = [None if shown is None else shown >= 128 for shown in visible]
-    return Scene(folder.name, partial, mask, completions, original, visible)
+    visible = [pictures[name] >= 128 if (name := modal_path(path).name) in modal else None for path in paths]
+    return Scene(folder.name, partial, mask, completions, pictures.get("original.png"), visible if modal else None)
+
+
+def _read_all(folder, files, faults):
+    """{name: picture} of `files`, [(name, mode)], all of one size. Raises SceneError with `faults` and all others."""
+    pictures = {}
+    for name, mode in files:
+        try:
+            pictures[name] = read_image(folder / name, mode)
+        except SceneError as error:
+            faults.append(str(error))
+    if faults:
+        raise SceneError("\n".join(faults))
+    size = pictures["partial.png"].shape[:2]
+    for name, picture in pictures.items():
+        check_frame(folder / name, picture, size)
+    return pictures
+
+
+def _check_mask(path, mask, partial):
+    """Raise SceneError when the mask (H,W) bool has no hole, or when the partial image says that it is inverted."""
+    if not mask.any():
+        raise SceneError(f"{path}: no hole in it (255 = hole); drop the scene or cut a hole")
+    if not mask.all() and not partial[~mask].any() and partial[mask].any():
+        raise SceneError(f"{path}: inverted (partial.png is black where the mask says visible); 255 is the hole: run "
+                         "prepare_dataset.py create on raw results")
 
 
 def check_frame(path, picture, size):

@@ -35,72 +35,35 @@ class RawPictures:
 
 
 def read_pictures(raw, background="auto"):
-    """Read all files of a RawScene; what is wrong with them stands in the `faults` of the RawPictures returned."""
+    """Read all files of a RawScene.
+
+    Args:
+        raw: RawScene; background: of completions without alpha, see `key_background`.
+
+    Returns:
+        RawPictures. What is wrong with the files is in its `faults`; no error is raised.
+    """
     pictures = RawPictures(notes=list(raw.notes))
-    faults, notes = pictures.faults, pictures.notes
-
-    def read(function, path, *arguments):
-        try:
-            return None if path is None else function(path, *arguments, notes=notes)
-        except SceneError as error:
-            faults.append(str(error))
-            return None
-
-    original, partial, mask = (read(read_image, path, "RGBA")
+    original, partial, mask = (_read(pictures, read_image, path, "RGBA")
                                for path in (raw.original, raw.partial, raw.mask))
-    if raw.original is None and raw.partial is None:
-        faults.append(f"{raw.folder}: neither a photo nor a partial image of {raw.id}; if its photo lies elsewhere, "
-                      "give --photos DIR")
-    if not raw.completions:
-        faults.append(f"{raw.folder}: no completions of {raw.id} (comp1.png …)")
-    if raw.mask is None and raw.partial is not None:
-        notes.append("no mask")
-    canvases = [_read_completion(files, background, read) for files in raw.completions]
-    _use_masks_beside(canvases, raw.completions, notes)
-
-    frame = partial if partial is not None else original
-    if frame is None:
+    _note_missing_files(raw, pictures)
+    canvases = [_read_completion(files, background, pictures) for files in raw.completions]
+    _use_companions(canvases, raw.completions, pictures.notes)
+    if original is None and partial is None:
         return pictures
-    shown = [partial] if partial is not None else [canvas.picture for canvas in canvases if canvas is not None]
-    if original is not None and not any(_same_aspect(picture.shape, original.shape) for picture in shown) and all(
-            files.offset is None for files in raw.completions):
-        original, mask = _cropped_alike(original, mask, shown, raw, pictures)
+
+    original, mask = _cropped_alike(original, partial, mask, canvases, raw, pictures)
     size = partial.shape[:2] if partial is not None else original.shape[:2]
     original = same_frame(original, size, raw.original, pictures)
     mask = same_frame(mask, size, raw.mask, pictures, nearest=True)
     photo = original if original is not None else partial
-    sizes = set()  # of completions in the photo's frame
     for canvas, files in zip(canvases, raw.completions):
-        if canvas is None:
-            continue
-        picture, visible = canvas.picture, canvas.visible
-        if files.offset is not None:
-            picture = placed(picture, files.offset, size)
-            visible = None if visible is None else placed(visible, files.offset, size)
-        else:
-            if background == "auto" and _is_background(canvas, photo):
-                picture, canvas.kind = cv2.cvtColor(canvas.rgb, cv2.COLOR_RGB2RGBA), "opaque"
-                notes.append(f"{files.path.name}: taken whole, as a completed background, for its border shows the "
-                             "photo, too; --background white or black keys it out")
-            picture = same_frame(picture, size, files.path, pictures)
-            visible = None if visible is None else resize(visible, size, nearest=True)
-        if picture is None:
-            continue
-        if files.offset is None:
-            sizes.add(canvas.rgb.shape[:2])
-        if visible is not None and (picture[visible > 127][:, 3] > 0).sum() <= 0.5 * np.count_nonzero(visible > 127):
-            if (visible > 127).any():
-                notes.append(f"the modal mask of {files.path.name} lies beside what it shows, left out")
-            visible = None
-        pictures.files.append(files)
-        pictures.completions.append(picture)
-        pictures.visible.append(visible > 127 if visible is not None and (visible > 127).any() else None)
-        pictures.kinds.append(canvas.kind)
+        if canvas is not None:
+            if background == "auto":
+                _keep_background(canvas, files, photo, pictures)
+            _add_completion(canvas, files, size, pictures)
+    _compare_sizes(canvases, raw, size, pictures)
 
-    pictures.scaled = bool(sizes - {size})
-    if len(sizes - {size}) > 1:
-        faults.append(f"{raw.folder}: completions of {len(sizes)} sizes, are they crops of the objects? Paste each "
-                      "into the photo's frame")
     for role, picture in (("original", original), ("partial", partial)):
         if picture is not None:
             setattr(pictures, role, _on_black(picture))
@@ -110,6 +73,64 @@ def read_pictures(raw, background="auto"):
     if mask is not None:
         pictures.mask, pictures.mask_is_photo = as_mask(mask)
     return pictures
+
+
+def _read(pictures, function, path, *arguments):
+    """What `function` reads from `path`; None when there is no path, or when the file has a fault, which is noted."""
+    try:
+        return None if path is None else function(path, *arguments, notes=pictures.notes)
+    except SceneError as error:
+        pictures.faults.append(str(error))
+        return None
+
+
+def _note_missing_files(raw, pictures):
+    if raw.original is None and raw.partial is None:
+        pictures.faults.append(f"{raw.folder}: neither a photo nor a partial image of {raw.id}; if its photo lies "
+                               "elsewhere, give --photos DIR")
+    if not raw.completions:
+        pictures.faults.append(f"{raw.folder}: no completions of {raw.id} (comp1.png …)")
+    if raw.mask is None and raw.partial is not None:
+        pictures.notes.append("no mask")
+
+
+def _keep_background(canvas, files, photo, pictures):
+    """Undo the matting of a completed background."""
+    if files.offset is None and _is_background(canvas, photo):
+        canvas.picture, canvas.kind = cv2.cvtColor(canvas.rgb, cv2.COLOR_RGB2RGBA), "opaque"
+        pictures.notes.append(f"{files.path.name}: taken whole, as a completed background, for its border shows the "
+                              "photo, too; --background white or black keys it out")
+
+
+def _add_completion(canvas, files, size, pictures):
+    """Append a completion and its modal mask to `pictures`, both in the photo's frame of `size`."""
+    if files.offset is not None:
+        picture = placed(canvas.picture, files.offset, size)
+        visible = None if canvas.visible is None else placed(canvas.visible, files.offset, size)
+    else:
+        picture = same_frame(canvas.picture, size, files.path, pictures)
+        visible = None if canvas.visible is None else resize(canvas.visible, size, nearest=True)
+    if picture is None:
+        return
+    visible = None if visible is None else visible > 127
+    if visible is not None and (picture[visible][:, 3] > 0).sum() <= 0.5 * np.count_nonzero(visible):
+        if visible.any():
+            pictures.notes.append(f"the modal mask of {files.path.name} lies beside what it shows, left out")
+        visible = None
+    pictures.files.append(files)
+    pictures.completions.append(picture)
+    pictures.visible.append(visible)
+    pictures.kinds.append(canvas.kind)
+
+
+def _compare_sizes(canvases, raw, size, pictures):
+    """Note whether completions came in another size than the photo's; two other sizes are a fault."""
+    sizes = {canvas.rgb.shape[:2] for canvas, files in zip(canvases, raw.completions)
+             if canvas is not None and files.offset is None and _same_aspect(canvas.rgb.shape, size)}
+    pictures.scaled = bool(sizes - {size})
+    if len(sizes - {size}) > 1:
+        pictures.faults.append(f"{raw.folder}: completions of {len(sizes)} sizes, are they crops of the objects? Paste "
+                               "each into the photo's frame")
 
 
 def _is_background(canvas, photo):
@@ -152,10 +173,10 @@ class _Canvas:
     companion: np.ndarray | None
 
 
-def _read_completion(files, background, read):
+def _read_completion(files, background, pictures):
     """The files of a RawCompletion → _Canvas, or None when the picture cannot be read."""
-    rgba = read(read_image, files.path, "RGBA")
-    masks = [read(_read_mask, path, files, rgba) for path in (files.alpha, files.visible, files.companion)]
+    rgba = _read(pictures, read_image, files.path, "RGBA")
+    masks = [_read(pictures, _read_mask, path, files, rgba) for path in (files.alpha, files.visible, files.companion)]
     if rgba is None:
         return None
     alpha, visible, companion = masks
@@ -186,7 +207,7 @@ def _read_mask(path, files, rgba, notes):
                      "lies over its completion")
 
 
-def _use_masks_beside(canvases, files, notes):
+def _use_companions(canvases, files, notes):
     """Find out what the companions of a scene's completions are, all alike, and make them that."""
     found = [(canvas, raw) for canvas, raw in zip(canvases, files) if canvas is not None
              and canvas.companion is not None]
@@ -245,13 +266,15 @@ def same_frame(picture, size, path, pictures, nearest=False):
     return resize(picture, size, nearest)
 
 
-def _cropped_alike(original, mask, shown, raw, pictures):
-    """The photo, and its mask, cropped or squeezed as the pictures `shown` were: partial image, or completions.
+def _cropped_alike(original, partial, mask, canvases, raw, pictures):
+    """The photo and its mask, cropped or squeezed in the way the partial image was, or without one the completions.
 
-    Completers that want squares cut the middle out of a photo or squeeze it. Which it was, the pixels tell; they stay
-    as they are when neither fits.
+    Models that want squares cut the middle out of a photo or squeeze it. The pixels say which of the two it was. The
+    photo and its mask stay as they are when neither fits, or when some picture has the photo's aspect.
     """
-    if not shown:
+    shown = [partial] if partial is not None else [canvas.picture for canvas in canvases if canvas is not None]
+    if not shown or original is None or any(_same_aspect(picture.shape, original.shape) for picture in shown) or any(
+            files.offset is not None for files in raw.completions):
         return original, mask
     size, (height, width) = shown[0].shape[:2], original.shape[:2]
     side = min(height / size[0], width / size[1])

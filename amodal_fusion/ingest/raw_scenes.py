@@ -1,4 +1,4 @@
-"""Raw scenes made sense of by their pixels: where the hole is, what is object, what is seen of it, what is a target."""
+"""From the files of a raw scene to a clean scene: find the hole, check what the pictures say, choose completions."""
 
 import os
 from pathlib import Path
@@ -39,25 +39,10 @@ def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto", 
     """
     raw = photo_or_partial(raw)
     pictures = read_pictures(raw, background)
-    faults, notes, hole, how, removed = pictures.faults, pictures.notes, None, "", []
-    brings_hole = raw.mask is not None or raw.partial is not None or pictures.erased is not None
-    try:
-        if brings_hole and (pictures.original is not None or pictures.partial is not None):
-            hole, how = find_hole(raw, pictures, mask_hole)
-            if pictures.original is not None and pictures.partial is not None:
-                check_same_photo(raw, pictures, hole)
-        elif not faults:
-            hole, how, removed = make_hole(raw, pictures.original, pictures.completions, pictures.visible, new_hole)
-            if has_blanked_hole(pictures.original, any_colour=True):
-                notes.append(f"{raw.original.name}: a sharp region of one colour, was something cut out of it already? "
-                             "If so, give the whole photos with --photos DIR")
-        if hole is not None:
-            check_completions_fit(raw, pictures, hole)
-    except SceneError as error:
-        faults.append(str(error))
-    if faults:
+    hole, how, removed = _find_or_make_hole(raw, pictures, mask_hole, new_hole)
+    if pictures.faults:
         found = [f"hole {how}, {hole.mean():.1%} of the picture"] if how else []
-        raise SceneError("\n".join(faults + found + notes))
+        raise SceneError("\n".join(pictures.faults + found + pictures.notes))
 
     partial = _visible(pictures, hole)
     if removed:
@@ -71,7 +56,7 @@ def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto", 
         row |= {"file": Path(os.path.relpath(files.path, raw.folder)).as_posix(), "background": kind}
     for i, reason in left_out.items():
         rows[i]["reason"] = reason
-    notes += _warnings(pictures, rows)
+    notes = [*pictures.notes, *_warnings(pictures, rows)]
     if not kept:
         reasons = ", ".join(sorted({row["reason"] for row in rows}))
         raise SceneError("\n".join([f"{raw.folder}: no completion shows anything in the hole ({reasons})", *notes]))
@@ -79,6 +64,32 @@ def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto", 
     scene = Scene(raw.id, partial, hole, [pictures.completions[i] for i in kept], pictures.original,
                   visible if any(mask is not None for mask in visible) else None)
     return scene, {"hole": how, "hole_share": hole.mean(), "notes": notes, "completions": rows}
+
+
+def _find_or_make_hole(raw, pictures, mask_hole, new_hole):
+    """The hole of a scene: found in its files, or made when they bring none.
+
+    Returns:
+        (H,W) bool, or None; how it was found, "" when there is none; indices of the completions whose object was
+        removed. What is wrong is appended to `pictures.faults`.
+    """
+    hole, how, removed = None, "", []
+    brings_hole = raw.mask is not None or raw.partial is not None or pictures.erased is not None
+    try:
+        if brings_hole and (pictures.original is not None or pictures.partial is not None):
+            hole, how = find_hole(raw, pictures, mask_hole)
+            if pictures.original is not None and pictures.partial is not None:
+                check_same_photo(raw, pictures, hole)
+        elif not pictures.faults:
+            hole, how, removed = make_hole(raw, pictures.original, pictures.completions, pictures.visible, new_hole)
+            if has_blanked_hole(pictures.original, any_colour=True):
+                pictures.notes.append(f"{raw.original.name}: a sharp region of one colour, was something cut out of it "
+                                      "already? If so, give the whole photos with --photos DIR")
+        if hole is not None:
+            check_completions_fit(raw, pictures, hole)
+    except SceneError as error:
+        pictures.faults.append(str(error))
+    return hole, how, removed
 
 
 def check_same_photo(raw, pictures, hole):
@@ -90,7 +101,9 @@ def check_same_photo(raw, pictures, hole):
 
 
 def check_completions_fit(raw, pictures, hole):
-    """Raise SceneError when the completions fit the photo in another way than they are; note when they do in no way."""
+    """Raise SceneError when completions fit the photo only mirrored, transparent or with red and blue swapped.
+
+    Completions that never agree with the photo get a note."""
     photo = pictures.partial if pictures.partial is not None else pictures.original
     fault, best = misfit(photo, pictures.completions, pictures.visible, hole)
     if fault:

@@ -28,11 +28,11 @@ def natural(text):
 
 
 def sort_into_roles(pictures, folder_name):
-    """The pictures of one folder by scene and role.
+    """Sort the pictures of one folder by scene and role.
 
-    A name is the scene's id and, after a separator, a role; or the role alone, in a folder of one scene. Ids may hold
-    words that are roles elsewhere (`beach_image.jpg`, `object_0001.jpg`): the id is what files share, the role what
-    remains. Two ids never become one scene.
+    A name is the scene's id and, after a separator, a role; or the role alone, in a folder of one scene. Ids may
+    contain words that are roles elsewhere (`beach_image.jpg`, `object_0001.jpg`): the id is what files share, the role
+    is what remains. Two ids never become one scene.
 
     Args:
         pictures: list of (stem, path).
@@ -42,70 +42,83 @@ def sort_into_roles(pictures, folder_name):
         completions in the order of their numbers; and masks: completion's path → {"companion", "alpha" or "visible":
         path}.
     """
-    stems = {stem for stem, _ in pictures}
+    roles = _roles_of({stem for stem, _ in pictures}, folder_name)
+    completions = {stem for stem, (_, role, _) in roles.items() if role == "completion"}
+    numbered = _numbered(completions, roles)
+    groups = defaultdict(lambda: {role: [] for role in ROLES} | {"masks": {}})
+    paths, masks = {}, []
+    for stem, path in pictures:
+        mask = _mask_of(stem, completions, numbered)
+        if mask:
+            masks.append((*mask, path))
+        elif stem in roles:
+            scene_id, role, number = roles[stem]
+            groups[scene_id][role].append((natural(number), path))
+            paths.setdefault(stem, path)
+    for base, kind, path in masks:
+        if base in paths and kind:
+            groups[roles[base][0]]["masks"].setdefault(paths[base], {}).setdefault(kind, path)
+    for group in groups.values():
+        for role in ROLES:
+            group[role] = [path for _, path in sorted(group[role])]
+    return groups
+
+
+def _roles_of(stems, folder_name):
+    """{stem: (scene id, role, number)} of the names that have a role."""
     readings = {stem: _readings(stem) for stem in stems}
     sharing = defaultdict(dict)  # possible id → the names that would be its files → their role
     for stem in stems:
         for scene_id, role, number in readings[stem]:
             if role != "completion" or number:
                 sharing[scene_id][stem] = role
-
-    def has_frame(scene_id):
-        return (scene_id or folder_name) in stems or bool(set(sharing[scene_id].values()) - {"completion"})
-
-    def owner(scene_id):
-        """The scene that names beginning with `scene_id` belong to; None when that is no id."""
-        if scene_id in ("", folder_name):  # X/X_comp1.png is as good as X/comp1.png, unless there are two photos
-            return "" if scene_id == "" or not {"original", "partial"} & set(sharing[""].values()) else scene_id
-        if not _readings(scene_id):
-            return scene_id
-        outer, role, _ = _readings(scene_id)[-1]
-        if role == "completion":  # object_0001: an id when it has files of its own and nobody else's photo is there
-            own = set(sharing[scene_id].values()) - {"mask"}
-            return scene_id if own and not has_frame(outer) else None
-        if role == "mask":
-            return None
-        # image_mask.png is the mask of image.png
-        shared = not outer or any(stem != scene_id for stem in sharing[outer])
-        return owner(outer) if shared else scene_id
-
-    owners = {scene_id: owner(scene_id) for scene_id in list(sharing)}
-    chosen = {}  # stem → scene id, role, number
+    owners = {scene_id: _owner(scene_id, sharing, stems, folder_name) for scene_id in list(sharing)}
+    roles = {}
     for stem in stems:
         of_ids = [reading for reading in readings[stem] if owners.get(reading[0]) is not None]
         if owners.get(stem) == stem:
-            chosen[stem] = stem, "original", ""
+            roles[stem] = stem, "original", ""
         elif of_ids:
             scene_id, role, number = of_ids[-1]
-            chosen[stem] = owners[scene_id], role, number
+            roles[stem] = owners[scene_id], role, number
         elif stem == folder_name:
-            chosen[stem] = "", "original", ""
+            roles[stem] = "", "original", ""
+    return roles
 
-    completions = {stem for stem, (_, role, _) in chosen.items() if role == "completion"}
-    numbered = defaultdict(list)
+
+def _owner(scene_id, sharing, stems, folder_name):
+    """The scene that names beginning with `scene_id` belong to; None when that is no id.
+
+    `sharing` maps a possible id to {name: role} of the files it would have.
+    """
+    if scene_id in ("", folder_name):  # X/X_comp1.png is as good as X/comp1.png, unless there are two photos
+        return "" if scene_id == "" or not {"original", "partial"} & set(sharing[""].values()) else scene_id
+    if not _readings(scene_id):
+        return scene_id
+    outer, role, _ = _readings(scene_id)[-1]
+    if role == "completion":  # object_0001: an id when it has files of its own, and no photo of another scene is there
+        own = set(sharing[scene_id].values()) - {"mask"}
+        has_photo = (outer or folder_name) in stems or set(sharing[outer].values()) - {"completion"}
+        return scene_id if own and not has_photo else None
+    if role == "mask":
+        return None
+    # image_mask.png is the mask of image.png
+    is_shared = not outer or any(stem != scene_id for stem in sharing[outer])
+    return _owner(outer, sharing, stems, folder_name) if is_shared else scene_id
+
+
+def _numbered(completions, roles):
+    """{(scene id, number): stem} of the completions that the number alone names; stem "" where several have it.
+
+    object_0_mask belongs to neither of object_0_a and object_0_b; obj_mask_1 belongs to obj_1, not to obj_1_rgb.
+    """
+    stems_of = defaultdict(list)
     for stem in sorted(completions):
         if not _says_mask(stem):
-            numbered[chosen[stem][0], _digits(chosen[stem][2])].append(stem)
-    # of object_0_a and object_0_b, object_0_mask is neither's; of obj_1 and obj_1_rgb, obj_mask_1 is the first's
-    numbered = {key: next((stem for stem in stems if len(stems) == 1 or not re.search(r"\d\D", chosen[stem][2])), "")
-                for key, stems in numbered.items()}
-    groups = defaultdict(lambda: {role: [] for role in ROLES} | {"masks": {}})
-    drawn, masks = {}, []
-    for stem, path in pictures:
-        mask = _mask_of(stem, completions, numbered)
-        if mask:
-            masks.append((*mask, path))
-        elif stem in chosen:
-            scene_id, role, number = chosen[stem]
-            groups[scene_id][role].append((natural(number), path))
-            drawn.setdefault(stem, path)
-    for base, kind, path in masks:
-        if base in drawn and kind:
-            groups[chosen[base][0]]["masks"].setdefault(drawn[base], {}).setdefault(kind, path)
-    for group in groups.values():
-        for role in ROLES:
-            group[role] = [path for _, path in sorted(group[role])]
-    return groups
+            scene_id, _, number = roles[stem]
+            stems_of[scene_id, _digits(number)].append(stem)
+    return {key: next((stem for stem in stems if len(stems) == 1 or not re.search(r"\d\D", roles[stem][2])), "")
+            for key, stems in stems_of.items()}
 
 
 def _readings(stem):
