@@ -34,7 +34,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from amodal_fusion.checkpoints import check_writable
+from amodal_fusion.checkpoints import PRETRAINED, check_writable
 from amodal_fusion.config import check_values, option, parse
 from amodal_fusion.data.names import is_utf8, printable
 from amodal_fusion.data.scenes import find_scenes, read_list
@@ -57,7 +57,7 @@ from amodal_fusion.pools import Failure, Helpers
 from amodal_fusion.precision import HALF_PRECISION
 from amodal_fusion_transformer import load_model
 
-SHIPPED = Path(__file__).parent / "pretrained" / "amodal_fusion_transformer.pth"
+SHIPPED = PRETRAINED / "amodal_fusion_transformer.pth"
 
 
 def checkpoint_decides(name):

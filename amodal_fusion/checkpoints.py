@@ -5,11 +5,16 @@ import pickle
 import tempfile
 import warnings
 import zipfile
+from pathlib import Path
 
 import torch
 
 from amodal_fusion.errors import UserError
 from amodal_fusion.files import atomic_file
+
+# The weights that ship: inside the package when it is installed, beside it in a checkout of the repository.
+INSTALLED = Path(__file__).parent / "pretrained"
+PRETRAINED = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "pretrained"
 
 KIND = "amodal_fusion_transformer"
 VERSION = 4

@@ -1,6 +1,10 @@
 """Files that are whole or not there, and folders that one run at a time writes to."""
 
+import dataclasses
+import hashlib
+import json
 import os
+import stat
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +38,28 @@ def write_text(path, text):
 def plain_cell(text):
     """Text for a CSV file that a spreadsheet takes as text, whatever it begins with: '=…' would be run as a formula."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def fingerprint(source):
+    """Hexadecimal digest of a dataclass, list, tuple or plain value.
+
+    A path in it counts by the name, size and time of its file; a folder or a file that is not there by its name.
+    """
+    def plain(value):
+        if dataclasses.is_dataclass(value):
+            return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        if isinstance(value, (list, tuple)):
+            return [plain(entry) for entry in value]
+        if isinstance(value, Path):
+            try:
+                state = value.stat()
+            except OSError:
+                return value.name
+            return [value.name, state.st_size, state.st_mtime_ns] if stat.S_ISREG(state.st_mode) else value.name
+        return value
+
+    text = json.dumps(plain(source), default=str)
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def lock_run_dir(folder):

@@ -24,18 +24,21 @@ from amodal_fusion.evaluation.markdown import machine
 
 ROOT = Path(__file__).parent.parent
 RUN = """
-import importlib, json, shutil, sys, time
-from pathlib import Path
+import json, sys, time
 sys.path.insert(0, sys.argv[1])
 import cv2
 cv2.setNumThreads(0)
-create = importlib.import_module("prepare_dataset")
-scenes, _ = create.find_raw_scenes(sys.argv[2])
-config = create.CreateConfig(input_dir=sys.argv[2], output_dir=sys.argv[3])
-create.create_scene(scenes[0], config)
+try:
+    from amodal_fusion.ingest.create import create_scene, find_raw_scenes
+    from amodal_fusion.prepare import CreateConfig
+except ImportError:  # an older checkout
+    from prepare_dataset import CreateConfig, create_scene, find_raw_scenes
+scenes, _ = find_raw_scenes(sys.argv[2])
+config = CreateConfig(input_dir=sys.argv[2], output_dir=sys.argv[3])
+create_scene(scenes[0], config)
 start = time.process_time()
 for raw in scenes[1:]:
-    create.create_scene(raw, config)
+    create_scene(raw, config)
 print(json.dumps((time.process_time() - start) / sum(len(raw.completions) for raw in scenes[1:])))
 """
 

@@ -11,11 +11,13 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import prepare_dataset
 from amodal_fusion.config import option, parse, read_yaml
+from amodal_fusion.data.dataset_folder import agree_with_earlier_run
 from amodal_fusion.data.images import read_image
 from amodal_fusion.data.toy import write_dataset
 from amodal_fusion.errors import ConfigError
+from amodal_fusion.ingest.create import SHAPING
+from amodal_fusion.prepare import CreateConfig
 from amodal_fusion_transformer import TrainConfig
 from tests.conftest import SMALL, records
 from tests.scripts import ROOT, succeed
@@ -181,9 +183,9 @@ def test_hostile_yaml(text, complaint, tmp_path):
 @pytest.mark.parametrize("text", ["made_by: 2024-13-45", "made_by: " + "9" * 5000, "[" * 3000, "made_by: [a]", "\xff"])
 def test_a_data_set_whose_description_is_damaged(text, tmp_path):
     (tmp_path / "dataset.yaml").write_text(text, encoding="latin-1")
-    config = prepare_dataset.CreateConfig(output_dir=str(tmp_path))
+    config = CreateConfig(output_dir=str(tmp_path))
     with pytest.raises(ConfigError, match=r"dataset\.yaml: does not tell how the data set was made"):
-        prepare_dataset.agree_with_earlier_run("create", config, tmp_path)
+        agree_with_earlier_run("create", SHAPING, config, tmp_path)
 
 
 def test_values_are_read_as_their_option_wants_them(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""What `pip install .` makes, and that version and licence are told alike everywhere."""
+"""What `pip install .` adds, and that version and licence are the same everywhere."""
 
 import ast
 import configparser
@@ -11,6 +11,7 @@ import zipfile
 
 import yaml
 
+from amodal_fusion.checkpoints import PRETRAINED
 from amodal_fusion.model.backbone import WEIGHTS
 from amodal_fusion_transformer_inference import SHIPPED
 from tests.scripts import ROOT
@@ -19,7 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
 
 
-def test_the_wheel_has_every_module_the_weights_where_they_are_looked_for_and_three_commands(tmp_path):
+def test_the_wheel_adds_only_names_of_amodal_fusion(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     for pattern in ("*.py", "pyproject.toml", "README.md", "LICENSE", "requirements.txt"):
@@ -38,8 +39,10 @@ def test_the_wheel_has_every_module_the_weights_where_they_are_looked_for_and_th
         entries = archive.read(f"{info}/entry_points.txt").decode()
         metadata = archive.read(f"{info}/METADATA").decode()
     below = [path for path in ROOT.glob("amodal_fusion/**/*") if path.is_file() and path.parent.name != "__pycache__"]
-    expected = (*ROOT.glob("*.py"), *below, SHIPPED, WEIGHTS, ROOT / "pretrained" / "README.md")
-    assert names == {path.relative_to(ROOT).as_posix() for path in expected}
+    expected = {path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("amodal_fusion*.py"), *below)}
+    expected |= {f"amodal_fusion/pretrained/{path.name}" for path in (SHIPPED, WEIGHTS, PRETRAINED / "README.md")}
+    assert names == expected
+    assert all(name.startswith("amodal_fusion") for name in names)
     for line in (ROOT / "requirements.txt").read_text().split():
         assert f"Requires-Dist: {line}\n" in metadata
     assert "License-Expression: MIT\n" in metadata
@@ -49,11 +52,11 @@ def test_the_wheel_has_every_module_the_weights_where_they_are_looked_for_and_th
     assert set(scripts["console_scripts"]) == {f"amodal-fusion-{name}" for name in ("train", "infer", "prepare")}
     for target in scripts["console_scripts"].values():
         module, function = target.split(":")
-        tree = ast.parse((ROOT / f"{module}.py").read_text(encoding="utf-8"))
+        tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
         assert any(isinstance(node, ast.FunctionDef) and node.name == function for node in tree.body)
 
 
-def test_version_licence_and_authors_are_told_alike():
+def test_version_licence_and_authors_agree():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert {"cff-version", "message", "title", "authors", "version", "license"} <= set(citation)
     newest = re.search(r"^## (\S+) \((\S+)\)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)

@@ -1,9 +1,7 @@
 """What is wrong with a prepared scene: its files, and what its pictures say about each other."""
 
 import contextlib
-import hashlib
 import json
-import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,11 +10,48 @@ from tqdm import tqdm
 
 from amodal_fusion.data.consistency import agreement, blank_share, is_blank_exactly_in, misfit, photo_fault
 from amodal_fusion.data.images import IMAGE_SUFFIXES
-from amodal_fusion.data.scenes import SCENE_NAMES, completion_paths, modal_path, read_files
+from amodal_fusion.data.scenes import SCENE_NAMES, completion_paths, find_scenes, modal_path, read_files, read_list
+from amodal_fusion.data.splits import LISTS
 from amodal_fusion.errors import SceneError
-from amodal_fusion.files import write_text
+from amodal_fusion.files import fingerprint, write_text
+from amodal_fusion.pools import Helpers
 
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+
+
+def check_dataset(data_dir, workers):
+    """Read every file of a data set as training would, in processes.
+
+    Returns:
+        number of scenes, and a list of faults, each with its file.
+    """
+    scene_ids, faults = find_scenes(data_dir), _list_faults(data_dir)
+    folders = [data_dir / scene_id for scene_id in scene_ids]
+    with Helpers(check_scene, workers) as helpers:
+        jobs = helpers.map(folders, 4 * workers)
+        found = dict(tqdm(jobs, total=len(folders), desc="check", disable=None))  # None, or what is wrong
+    return len(scene_ids), faults + [found[folder] if str(folder) in found[folder] else f"{folder}: {found[folder]}"
+                                     for folder in folders if found[folder]]
+
+
+def _list_faults(data_dir):
+    """What is wrong with the lists of a data set: scenes in two of them, scenes to train on without an original."""
+    faults, listed = [], set()
+    for name in LISTS:
+        path = data_dir / name
+        if not path.exists() or (name != LISTS[0] and not path.stat().st_size):
+            continue  # `split` may have had no photo left for it
+        try:
+            members = read_list(path, data_dir)
+        except SceneError as error:
+            faults.append(str(error))
+            continue
+        faults += [f"{path}: {scene_id} is in another list, too" for scene_id in members if scene_id in listed]
+        listed |= set(members)
+        if name != LISTS[2]:
+            faults += [f"{data_dir / scene_id / 'original.png'}: missing, but {name} names the scene"
+                       for scene_id in members if not (data_dir / scene_id / "original.png").exists()]
+    return faults
 
 
 def check_scene(folder, need_original=False, max_completions=None):
@@ -102,14 +137,11 @@ FORMAT = 2  # another number when the check looks for more
 
 
 def files_state(folder, max_completions):
-    """Digest of the names, sizes and times of all files of a scene; None when they cannot be listed."""
+    """Fingerprint of all files of a scene and of how many completions are read; None when they cannot be listed."""
     try:
-        with os.scandir(folder) as entries:
-            files = sorted((entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in entries)
+        return fingerprint([max_completions, sorted(Path(folder).iterdir())])
     except OSError:
         return None
-    text = f"{max_completions} {files}"
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def recall(data_dir):

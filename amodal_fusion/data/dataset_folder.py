@@ -2,18 +2,18 @@
 
 import csv
 import dataclasses
-import hashlib
 import io
-import json
 import os
 import re
 import shutil
 from pathlib import Path
 
+import yaml
+
 from amodal_fusion.data.names import is_rubbish
 from amodal_fusion.data.scenes import SCENE_NAMES, write_scene
 from amodal_fusion.errors import ConfigError
-from amodal_fusion.files import atomic_file
+from amodal_fusion.files import atomic_file, write_text
 
 
 def present(output):
@@ -38,6 +38,48 @@ def check_own(output, scene_ids, overwrite):
         if strange:
             raise ConfigError(f"{folder / strange[0]}: not of a data set, and would be removed with its folder; put it "
                               "elsewhere, or choose another --output_dir")
+
+
+def agree_with_earlier_run(command, shaping, config, output):
+    """Raise ConfigError when the data set at `output` was made by another command or with other options.
+
+    Args:
+        shaping: names of the options that decide what a scene looks like.
+    """
+    path = output / "dataset.yaml"
+    if config.overwrite or not path.exists():
+        return
+    try:
+        manifest = yaml.safe_load(path.read_text(encoding="utf-8"))
+        made_by, options = manifest["made_by"].split()[-1], manifest["options"]
+        # an option that the file lacks is newer than the data set, which then has its default
+        earlier = {name: options.get(name, getattr(type(config), name, None)) for name in shaping}
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{path}: does not tell how the data set was made ({error!r}); use another --output_dir, or "
+                          "--overwrite") from None
+    if made_by != command:
+        raise ConfigError(f"{output} was made by {made_by}; use another --output_dir, or --overwrite")
+    if command == "create":  # scenes that were refused for want of a hole may get one in this run
+        earlier = {name: value for name, value in earlier.items()
+                   if not (name == "seed" and not earlier["cut_hole"])
+                   and not (name in ("cut_hole", "remove_object") and value is None)}
+    for name, value in earlier.items():
+        if value != getattr(config, name):
+            raise ConfigError(f"{output} was made with {name}={value}, not {getattr(config, name)}; use another "
+                              "--output_dir, the same option, or --overwrite")
+
+
+def write_manifest(command, config, output, complete, skipped=None):
+    """dataset.yaml: options, counts, image size, skipped scenes."""
+    manifest = {
+        "made_by": f"prepare_dataset.py {command}",
+        "complete": complete,
+        "options": {key: value for key, value in dataclasses.asdict(config).items() if key != "workers"},
+        "image_size": [config.img_size] * 2 if getattr(config, "resize", True) else "as they came",
+        "scenes": len(present(output)),
+        "skipped": skipped or {},
+    }
+    write_text(output / "dataset.yaml", yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True))
 
 
 def leave_only(scene_ids, output, overwrite, sure=True):
@@ -90,23 +132,6 @@ def clear_leftovers(output):
 RECORDS = "made_from.csv"
 TO_BE_MADE = "to be made anew"  # no digest
 RECORD_COLUMNS = ("scene", "made_from", "files")
-
-
-def digest(source):
-    """Hexadecimal digest of a dataclass, list or None; paths in it count by the name, time and size of their files."""
-    def plain(value):
-        if dataclasses.is_dataclass(value):
-            return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        if isinstance(value, (list, tuple)):
-            return [plain(entry) for entry in value]
-        if isinstance(value, Path):
-            state = value.stat() if value.exists() else None
-            is_file = state is not None and value.is_file()
-            return [value.name, state.st_size, state.st_mtime_ns] if is_file else value.name
-        return value
-
-    text = json.dumps(plain(source), default=str)
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def read_records(output):

@@ -31,14 +31,14 @@ class SplitOptions:
     group_by: str | None = option(None, "regular expression; scenes whose ids share what it matches at their start "
                                         "(its first group, if it has one) stay together, for scenes cut from one "
                                         "photo; scenes with the same original do in any case", "split")
-    seed: int = option(0, "another seed, another split", "split", least=0)
+    seed: int = option(0, "decides which scenes are in which list", "split", least=0)
 
 
 def write_lists(data_dir, options):
     """Write the three lists; scenes without an original are test scenes.
 
-    Groups are put in the order of a hash of their name and the seed: the split does not depend on the order of
-    files, and a scene that is added moves few others.
+    Groups are sorted by a hash of their name and the seed: the split does not depend on the order of files, and a new
+    scene moves few others.
 
     Returns:
         0, or 1 when scenes were left out because of their names (they are printed).
@@ -47,61 +47,75 @@ def write_lists(data_dir, options):
         pattern = re.compile(options.group_by) if options.group_by else None
     except re.error as error:
         raise ConfigError(f"--group_by {options.group_by}: not a regular expression ({error})") from None
-    shares = (options.val_fraction, options.test_fraction)
-    if min(shares) < 0 or sum(shares) >= 1:
+    shares = {LISTS[1]: options.val_fraction, LISTS[2]: options.test_fraction}
+    if min(shares.values()) < 0 or sum(shares.values()) >= 1:
         raise ConfigError("--val_fraction and --test_fraction are shares: not below 0, together below 1")
-    faults = {scene_id: fault for scene_id in find_scenes(data_dir) if (fault := fault_of_id(scene_id))}
+    found = find_scenes(data_dir)
+    faults = {scene_id: fault for scene_id in found if (fault := fault_of_id(scene_id))}
     for scene_id, fault in faults.items():
         print(f"left out: {printable(data_dir / scene_id)}: {fault}")
-    scene_ids = [scene_id for scene_id in find_scenes(data_dir) if scene_id not in faults]
+    scene_ids = [scene_id for scene_id in found if scene_id not in faults]
     trainable = [scene_id for scene_id in scene_ids if os.path.isfile(data_dir / scene_id / "original.png")]
-
-    group_of = {scene_id: photo_of(scene_id, pattern) or scene_id for scene_id in trainable}
-    twins, joined = same_photo(data_dir, trainable), {}
-    for scene_id, other in twins:
-        _join(joined, group_of[scene_id], group_of[other])
-    groups = {}
-    for scene_id, group in group_of.items():
-        groups.setdefault(_root(joined, group), []).append(scene_id)
-    order = sorted(groups, key=lambda name: hashlib.sha256(f"{options.seed}:{name}".encode()).digest())
-
-    lists = {name: [] for name in LISTS}
-    for name, share in zip(LISTS[1:], shares):
-        size = max(1, round(share * len(trainable))) if share > 0 else 0
-        while len(order) > 1 and len(lists[name]) < size:
-            # many scenes of one photo would take most of the others' place; the smallest group if there is no other
-            fitting = (group for group in order if len(lists[name]) + len(groups[group]) <= max(size + 1, 1.5 * size))
-            group = next(fitting, None) or min(order, key=lambda group: len(groups[group]))
-            order.remove(group)
-            lists[name] += groups[group]
-    lists[LISTS[0]] = [scene_id for name in order for scene_id in groups[name]]
-    with_original = set(trainable)
-    lists[LISTS[2]] += [scene_id for scene_id in scene_ids if scene_id not in with_original]
+    twins = same_photo(data_dir, trainable)
+    groups = _groups(trainable, pattern, twins)
+    lists = _divided(groups, shares, len(trainable), options.seed)
+    lists[LISTS[2]] += sorted(set(scene_ids) - set(trainable))
     for name, members in lists.items():
         if members or name != LISTS[2]:
             write_text(data_dir / name, "".join(f"{scene_id}\n" for scene_id in sorted(members)))
         else:
             (data_dir / name).unlink(missing_ok=True)
-    print("split: " + ", ".join(f"{len(members)} in {name}" for name, members in lists.items()))
-    for name, share in zip(LISTS[1:], shares):
-        if len(lists[name]) > max(2, 2 * share * len(trainable)):
-            print(f"{name} has more than its share, {share:g}: scenes of one photo or group stay together")
-    short = [name for name, share in zip(LISTS[1:], shares) if share > 0 and trainable and not lists[name]]
-    if short:
-        print(f"nothing left for {' and '.join(short)}: the {len(trainable)} scenes with an original are of "
-              f"{len(groups)} photo{'s' if len(groups) > 1 else ''} or groups, which stay whole; add scenes of other "
-              "photos, or train with --val_dir on a second folder")
-    if twins:
-        print(f"{len({scene_id for pair in twins for scene_id in pair})} scenes share their photo with another; those "
-              f"stay in one list (as {', '.join(twins[0])})")
+    _print_split(lists, shares, len(trainable), len(groups), twins)
     return 1 if faults else 0
 
 
-def same_photo(data_dir, scene_ids):
-    """Pairs of scenes with the same original, as many as it takes to connect all that share one.
+def _groups(scene_ids, pattern, twins):
+    """{name: scene ids} of the scenes that stay together: by `pattern` in their ids, or as `twins` of one photo."""
+    group_of, joined, groups = {scene_id: photo_of(scene_id, pattern) or scene_id for scene_id in scene_ids}, {}, {}
+    for scene_id, twin in twins:
+        _join(joined, group_of[scene_id], group_of[twin])
+    for scene_id, group in group_of.items():
+        groups.setdefault(_root(joined, group), []).append(scene_id)
+    return groups
 
-    Compared are thumbnails: the same photo as PNG and as JPEG counts, too. Originals that cannot be read are nobody's
-    twin; `check` names them.
+
+def _divided(groups, shares, total, seed):
+    """{list: scene ids}, whole groups each; `shares` are of `total` scenes, and train_list.txt has the rest."""
+    order = sorted(groups, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+    lists = {name: [] for name in LISTS}
+    for name, share in shares.items():
+        size = max(1, round(share * total)) if share > 0 else 0
+        while len(order) > 1 and len(lists[name]) < size:
+            # a large group would take the place of most others; the smallest group if all are large
+            fitting = (group for group in order if len(lists[name]) + len(groups[group]) <= max(size + 1, 1.5 * size))
+            group = next(fitting, None) or min(order, key=lambda group: len(groups[group]))
+            order.remove(group)
+            lists[name] += groups[group]
+    lists[LISTS[0]] = [scene_id for name in order for scene_id in groups[name]]
+    return lists
+
+
+def _print_split(lists, shares, trainable, groups, twins):
+    """Print the lengths of the lists, and why they are not as asked for; `trainable` and `groups` are numbers."""
+    print("split: " + ", ".join(f"{len(members)} in {name}" for name, members in lists.items()))
+    for name, share in shares.items():
+        if len(lists[name]) > max(2, 2 * share * trainable):
+            print(f"{name} has more than its share, {share:g}: scenes of one photo or group stay together")
+    short = [name for name, share in shares.items() if share > 0 and trainable and not lists[name]]
+    if short:
+        print(f"nothing left for {' and '.join(short)}: the {trainable} scenes with an original are of {groups} "
+              f"photo{'s' if groups > 1 else ''} or groups, which stay whole; add scenes of other photos, or train "
+              "with --val_dir on a second folder")
+    if twins:
+        print(f"{len({scene_id for pair in twins for scene_id in pair})} scenes share their photo with another; those "
+              f"stay in one list (as {', '.join(twins[0])})")
+
+
+def same_photo(data_dir, scene_ids):
+    """Pairs of scenes with the same original, enough to connect all scenes that share one.
+
+    Thumbnails are compared, so a photo as PNG and as JPEG is the same. Originals that cannot be read are left out;
+    `check` names them.
     """
     def thumbnail(scene_id):
         try:
@@ -129,7 +143,7 @@ def same_photo(data_dir, scene_ids):
 
 
 def _join(joined, one, other):
-    """Make two groups one, named like the first of the two; whether they were not that already."""
+    """Join two groups under the name that sorts first; returns False when they were one group already."""
     first, second = sorted(_root(joined, name) for name in (one, other))
     if first == second:
         return False
@@ -138,7 +152,7 @@ def _join(joined, one, other):
 
 
 def _root(joined, name):
-    """The group that `name` has become part of; `joined` maps a group to the one it went into."""
+    """The group that contains group `name` now; `joined` maps a group to the one that it was joined to."""
     while name in joined:
         name = joined[name]
     return name

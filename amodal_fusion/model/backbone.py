@@ -1,14 +1,12 @@
 """What a network that knows photographs sees in a picture."""
 
-from pathlib import Path
-
 import torch
 import torchvision
 from torch import nn
 
-from amodal_fusion.checkpoints import load_checkpoint
+from amodal_fusion.checkpoints import PRETRAINED, load_checkpoint
 
-WEIGHTS = Path(__file__).parents[2] / "pretrained" / "squeezenet1_1_features.pth"
+WEIGHTS = PRETRAINED / "squeezenet1_1_features.pth"
 
 
 class ImageNetFeatures(nn.Module):

@@ -5,14 +5,13 @@ from these files, so that an interrupted run loses none, and what another checkp
 taken for this run's.
 """
 
-import hashlib
 import json
 import math
 import os
 import re
 
 from amodal_fusion.errors import SceneError
-from amodal_fusion.files import write_text
+from amodal_fusion.files import fingerprint, write_text
 
 RECORD = "scene.json"
 KEYS = {"made_by", "input", "files", "metrics", "asked"}
@@ -26,10 +25,7 @@ def input_digest(folder):
     Raises:
         OSError: the folder cannot be read.
     """
-    with os.scandir(folder) as entries:
-        files = [(entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in entries
-                 if entry.is_file() and not entry.name.startswith(".")]
-    return hashlib.blake2b(repr(sorted(files)).encode(), digest_size=8).hexdigest()
+    return fingerprint(sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")))
 
 
 def read_record(folder):

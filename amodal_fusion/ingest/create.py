@@ -1,0 +1,160 @@
+"""Make a data set out of a folder of raw results: every scene that can be read, and a report on all of them."""
+
+import csv
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import cv2
+from tqdm import tqdm
+
+from amodal_fusion.data.dataset_folder import (
+    add_record,
+    agree_with_earlier_run,
+    check_own,
+    clear_leftovers,
+    is_done,
+    leave_only,
+    present,
+    put_scene,
+    read_records,
+    remove_scene,
+    tidy_records,
+    tidy_rows,
+    write_manifest,
+)
+from amodal_fusion.data.names import printable
+from amodal_fusion.data.splits import LISTS, write_lists
+from amodal_fusion.errors import ConfigError, SceneError
+from amodal_fusion.files import atomic_file, fingerprint, plain_cell, take_output
+from amodal_fusion.ingest.hole_cutting import NewHole
+from amodal_fusion.ingest.layouts import find_raw_scenes
+from amodal_fusion.ingest.raw_scenes import read_raw_scene
+from amodal_fusion.ingest.report import REPORT_COLUMNS, append_report, print_report
+from amodal_fusion.pools import Failure, Helpers
+
+# Options that decide what a scene looks like: a run that continues must have the same.
+SHAPING = ("n_max_completions", "resize", "img_size", "mask_hole", "background", "cut_hole", "remove_object", "seed")
+
+
+@dataclass
+class Created:
+    """What one run of `create_dataset` did."""
+
+    raw_scenes: list  # of RawScene, all that were found
+    reports: dict  # scene id → report of `read_raw_scene`, of the scenes that this run wrote
+    skipped: dict  # scene id or folder → fault
+    share_bad: float  # of all scenes
+
+
+def create_dataset(config):
+    """Write every scene below `config.input_dir` to `config.output_dir`, and the lists if `config.split` says so.
+
+    Args:
+        config: CreateConfig of amodal_fusion.prepare.
+
+    Returns:
+        Created.
+
+    Raises:
+        ConfigError: the options or the two folders do not fit together, or the output is not a data set of this
+            program.
+    """
+    output = Path(config.output_dir)
+    _check_options(config, output)
+    lock = take_output(output)  # noqa: F841 held until this function returns
+    agree_with_earlier_run("create", SHAPING, config, output)
+    clear_leftovers(output)
+    raw_scenes, faults = _find_scenes(config, output)
+    made_from = {raw.id: fingerprint(raw) for raw in raw_scenes}
+    todo = _clear_the_way(raw_scenes, faults, made_from, config, output)
+    write_manifest("create", config, output, complete=False)
+    reports, skipped = _create_scenes(todo, made_from, config, output)
+    skipped = {printable(name, ""): printable(fault, "") for name, fault in faults.items()} | skipped
+
+    clear_leftovers(output)  # of processes that were killed
+    tidy_rows(output / "report.csv", REPORT_COLUMNS, map(plain_cell, present(output)), key=REPORT_COLUMNS.index("file"))
+    tidy_records(output, present(output))
+    print_report(raw_scenes, reports, skipped, config.input_dir, LISTS[2])
+    with atomic_file(output / "skipped.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("scene", "fault"), *((plain_cell(name), plain_cell(fault))
+                                                          for name, fault in sorted(skipped.items()))])
+    write_manifest("create", config, output, complete=True, skipped=skipped)
+    found = len(raw_scenes) + len(faults)
+    if config.split and found > len(skipped):
+        write_lists(output, config)
+    return Created(raw_scenes, reports, skipped, len(skipped) / found)
+
+
+def _check_options(config, output):
+    """Raise ConfigError when options contradict each other or name folders that cannot be used."""
+    if not Path(config.input_dir).is_dir():
+        raise ConfigError(f"--input_dir {config.input_dir}: no such folder")
+    if Path(config.input_dir).resolve() in (output.resolve(), *output.resolve().parents):
+        raise ConfigError(f"--output_dir {output} lies inside --input_dir, it would be read as results; move it")
+    if config.cut_hole and config.remove_object:
+        raise ConfigError("--cut_hole and --remove_object: a scene gets one hole, give one of them")
+    if config.photos and not Path(config.photos).is_dir():
+        raise ConfigError(f"--photos {config.photos}: no such folder")
+
+
+def _find_scenes(config, output):
+    """As `find_raw_scenes`; no scene at all is an error, and so is one that lies in the output folder."""
+    raw_scenes, faults = find_raw_scenes(config.input_dir, config.photos)
+    if not raw_scenes and not faults:
+        raise ConfigError(f"--input_dir {config.input_dir}: no scene in it (original, partial, mask, comp1 … in one "
+                          "folder each, or <id>.jpg, <id>_partial.jpg, <id>_comp1.png …); docs/formats.md has all "
+                          "that is understood")
+    for folder in {raw.folder for raw in raw_scenes}:
+        if output.resolve() in folder.resolve().parents:
+            raise ConfigError(f"{folder} is a link into --output_dir, scenes would be read as results; remove the link")
+    return raw_scenes, faults
+
+
+def _clear_the_way(raw_scenes, faults, made_from, config, output):
+    """Remove scenes of earlier runs that cannot stay; returns the scenes that are still to be made."""
+    records = read_records(output)
+    todo = [raw for raw in raw_scenes
+            if config.overwrite or not is_done(output, raw.id, records, made_from[raw.id])]
+    changed = sum((output / raw.id).is_dir() for raw in todo)
+    bad_now = set(faults) & set(records) - set(made_from)
+    check_own(output, {*(raw.id for raw in todo), *bad_now}, config.overwrite)
+    for scene_id in bad_now:
+        remove_scene(output / scene_id)
+    print(printable(f"{len(raw_scenes)} scenes below {config.input_dir}, {len(raw_scenes) - len(todo)} already there")
+          + (f", {changed} to be made again, as their files have changed" if changed and not config.overwrite else ""))
+    leave_only(made_from, output, config.overwrite, sure=not faults)
+    return todo
+
+
+def _create_scenes(todo, made_from, config, output):
+    """Make scenes in `config.workers` processes; returns {scene id: report} and {scene id: fault}."""
+    reports, skipped = {}, {}
+    with Helpers(partial(create_scene, config=config), config.workers) as helpers:
+        jobs = helpers.map(todo, 4 * config.workers)
+        for raw, report in tqdm(jobs, total=len(todo), desc="create", disable=None):
+            if isinstance(report, Failure):  # of this scene; the others go on
+                skipped[raw.id] = printable(report)
+                remove_scene(output / raw.id)
+                continue
+            reports[raw.id] = report
+            append_report(output / "report.csv", raw, report)
+            add_record(output, raw.id, made_from[raw.id])
+    return reports, skipped
+
+
+def create_scene(raw, config):
+    """Make one scene folder, whole or not at all; returns its report (see `read_raw_scene`)."""
+    cv2.setNumThreads(0)  # one process per core is enough
+    new_hole = NewHole(config.cut_hole, config.remove_object, config.seed)
+    try:
+        scene, report = read_raw_scene(raw, config.n_max_completions, config.mask_hole, config.background, new_hole)
+    except (ValueError, IndexError, ArithmeticError, cv2.error) as error:  # an odd file must not stop other scenes
+        raise SceneError(f"{raw.folder}: something in it was not foreseen ({error!r}); please report it") from error
+    if config.resize:
+        scene = scene.resized((config.img_size, config.img_size))
+        if not scene.mask.any():
+            raise SceneError(f"{raw.folder}: the hole is too small to survive --resize")
+    report["trainable"] = scene.original is not None
+    put_scene(Path(config.output_dir), scene)
+    return report

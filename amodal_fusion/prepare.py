@@ -1,0 +1,169 @@
+"""Turn amodal completion results into a clean data set, split it, check it, or compose one out of cut-outs.
+
+Exit status: 0 all is well, 1 too many scenes were bad (create) or there are faults (check), 2 wrong usage.
+"""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from amodal_fusion.config import option, parse_command
+from amodal_fusion.data.checks import check_dataset
+from amodal_fusion.data.masks import HOLES
+from amodal_fusion.data.scenes import read_scene
+from amodal_fusion.data.splits import SplitOptions, write_lists
+from amodal_fusion.errors import ConfigError, SceneError
+from amodal_fusion.evaluation.figures import draw_selection
+from amodal_fusion.ingest.create import create_dataset
+from amodal_fusion.ingest.matting import BACKGROUNDS
+from amodal_fusion.ingest.report import one_of_each, selection_panels
+from amodal_fusion.synthesis.dataset import synthesize_dataset
+from amodal_fusion.synthesis.synthesizer import STYLES
+
+PREVIEWED_SCENES = 8
+
+
+@dataclass
+class SplitConfig(SplitOptions):
+    """Rewrite train_list.txt, val_list.txt and test_list.txt of an existing data set."""
+
+    data_dir: str = option("", "data set whose lists to rewrite", "data")
+
+
+@dataclass
+class CreateConfig(SplitOptions):
+    """Make a data set from a folder of amodal results."""
+
+    input_dir: str = option("", "folder of amodal results, searched at every depth", "data")
+    output_dir: str = option("", "data set to write; running again continues", "data")
+    photos: str | None = option(None, "folder of the photos, named as the scenes or their folders, for results that "
+                                      "lie without them", "data")
+    cut_hole: str | None = option(None, "cut a hole by this policy where completions meet, in scenes that bring none; "
+                                        "the photo is the target", "data", HOLES)
+    remove_object: str | None = option(None, "number or name of an object: where the photo shows it becomes the hole, "
+                                             "in scenes that bring none; they have no target", "data")
+    n_max_completions: int = option(5, "completions to keep per scene, the most useful first", "data", least=1)
+    resize: bool = option(False, "make every scene img_size × img_size; otherwise sizes stay", "data")
+    img_size: int = option(256, "side in pixels, with --resize", "data", least=16)
+    mask_hole: str = option("auto", "the mask's value in the hole; auto finds it from the pixels, scene by scene",
+                            "data", ("auto", "black", "white"))
+    background: str = option("auto", "what stands behind completions without alpha; auto keys out a border that "
+                                     "is flat, of whatever colour", "data", BACKGROUNDS)
+    max_bad: float = option(0.1, "exit with status 1 when a larger share of the scenes is bad", "data", least=0, most=1)
+    overwrite: bool = option(False, "make all scenes again, and remove those that are not among the results", "data")
+    workers: int = option(os.cpu_count() or 1, "processes", "data", least=1)
+    split: bool = option(False, "write the lists as well", "split")
+    seed: int = option(0, "decides where --cut_hole cuts and, with --split, which scenes are in which list", "split",
+                       least=0)
+
+
+@dataclass
+class CheckConfig:
+    """Read every file of a data set as training would, and name every fault with its file."""
+
+    data_dir: str = option("", "data set to read", "data")
+    workers: int = option(os.cpu_count() or 1, "processes", "data", least=1)
+
+
+@dataclass
+class SynthesizeConfig(SplitOptions):
+    """Compose scenes with known truth out of cut-outs on backgrounds, or of annotated photos."""
+
+    objects: str | None = option(None, "folder of RGBA cut-outs", "data")
+    backgrounds: str | None = option(None, "folder of photos to put them on, or, without --objects, to take regions "
+                                           "of as objects", "data")
+    coco: str | None = option(None, "COCO or COCOA annotations beside their photos, as well or instead", "data")
+    output_dir: str = option("", "data set to write; running again continues", "data")
+    n_scenes: int = option(1000, "scenes to compose", "data", least=1)
+    img_size: int = option(256, "side of the scenes in pixels", "data", least=16)
+    n_max_completions: int = option(5, "most completions of a scene", "data", least=1)
+    hole: str = option("mixed", "how holes are cut", "data", HOLES)
+    style: str = option("mixed", "how completions are drawn: visible pixels copied, all redrawn, or redrawn on white "
+                                 "with many near-duplicates", "data", STYLES)
+    overwrite: bool = option(False, "compose all scenes again, and remove those beyond --n_scenes", "data")
+    preview: bool = option(True, "write preview.png, a sheet of the first scenes", "data")
+    workers: int = option(os.cpu_count() or 1, "processes", "data", least=1)
+    split: bool = option(True, "write the lists as well", "split")
+    seed: int = option(0, "decides every scene, and which scenes are in which list", "split", least=0)
+
+
+def create(config):
+    """Run `create`; returns the exit status."""
+    created, output = create_dataset(config), Path(config.output_dir)
+    good = one_of_each([raw for raw in created.raw_scenes if raw.id in created.reports], PREVIEWED_SCENES)
+    panels = (selection_panels(raw, created.reports[raw.id], output / raw.id) for raw in good)
+    if good and draw(output / "report.png", panels):
+        print(f"completions kept and dropped in {len(good)} scenes: {output / 'report.png'}, in all: report.csv")
+    if created.share_bad > config.max_bad:
+        print(f"error: {created.share_bad:.0%} of the scenes are bad, more than --max_bad {config.max_bad:.0%}",
+              file=sys.stderr)
+        return 1
+    return 0
+
+
+def split(config):
+    """Run `split`; returns the exit status."""
+    return write_lists(Path(config.data_dir), config)
+
+
+def check(config):
+    """Run `check`; returns the exit status."""
+    scenes, faults = check_dataset(Path(config.data_dir), config.workers)
+    for fault in faults:
+        print(fault)
+    print(f"{scenes} scenes read, {len(faults)} faults")
+    return 1 if faults else 0
+
+
+def synthesize(config):
+    """Run `synthesize`; returns the exit status."""
+    good, skipped = synthesize_dataset(config)
+    if config.preview:
+        output = Path(config.output_dir)
+        draw(output / "preview.png", (scene_panels(read_scene(output / name)) for name in good[:PREVIEWED_SCENES]))
+    return 1 if skipped else 0
+
+
+def scene_panels(scene):
+    """[(title, picture, None)] of a prepared scene."""
+    return [("original", scene.original, None), ("partial", scene.partial, None),
+            *((f"comp{number}", completion, None) for number, completion in enumerate(scene.completions, 1))]
+
+
+def draw(path, scenes):
+    """Draw a sheet of scenes, an iterable of lists of panels; returns whether that worked. A run does without."""
+    try:
+        draw_selection(path, scenes)
+    except (SceneError, OSError, MemoryError) as error:
+        print(f"warning: no {path}: {str(error) or 'memory ran out'}", file=sys.stderr)
+        path.unlink(missing_ok=True)  # one of an earlier run would show other scenes
+        return False
+    return True
+
+
+COMMANDS = {  # name → options, function, options that must be given
+    "create": (CreateConfig, create, ("input_dir", "output_dir")),
+    "split": (SplitConfig, split, ("data_dir",)),
+    "check": (CheckConfig, check, ("data_dir",)),
+    "synthesize": (SynthesizeConfig, synthesize, ("output_dir",)),
+}
+
+
+def main(description=__doc__):
+    command, config = parse_command({name: entry[0] for name, entry in COMMANDS.items()}, description)
+    _, run, required = COMMANDS[command]
+    try:
+        for name in required:
+            if not getattr(config, name):
+                raise ConfigError(f"{command} needs --{name}")
+        sys.exit(run(config))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (SceneError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        resume = "; finished scenes stay, the same command continues" if command in ("create", "synthesize") else ""
+        print(f"\ninterrupted{resume}", file=sys.stderr)
+        sys.exit(130)
