@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import amodal_fusion.ingest.create
+import amodal_fusion.prepare
 from amodal_fusion import pools
 from amodal_fusion.data.dataset_folder import RECORD_COLUMNS, RECORDS, append_rows, put_scene, read_records
 from amodal_fusion.data.images import read_image, write_image
@@ -20,7 +22,6 @@ from amodal_fusion.data.scenes import read_scene
 from amodal_fusion.data.toy import draw_scene
 from amodal_fusion.errors import SceneError
 from amodal_fusion.files import lock_run_dir
-from amodal_fusion.ingest import raw_scenes
 from amodal_fusion.pools import Failure, Helpers
 from tests.scripts import ROOT, Running, run, succeed
 from tests.test_processes import alive
@@ -214,14 +215,14 @@ def test_a_scene_whose_writing_was_cut_off_by_a_dying_process_is_written_again(t
 
 
 def read_with(trouble):
-    """Have raw scenes read with trouble, as told by their ids."""
-    read = raw_scenes.read_raw_scene
+    """Have raw scenes read with trouble, by their ids."""
+    read = amodal_fusion.ingest.create.read_raw_scene
 
     @functools.wraps(read)
     def troubled(raw, *rest):
         trouble(raw.id)
         return read(raw, *rest)
-    raw_scenes.read_raw_scene = troubled
+    amodal_fusion.ingest.create.read_raw_scene = troubled
 
 
 def die_or_run_out():
@@ -340,11 +341,9 @@ def test_a_scene_that_was_written_and_not_yet_recorded_is_made_again(tmp_path):
 
 
 def no_memory_for_figures():
-    import amodal_fusion.evaluation.figures
-
     def draw_selection(*_):
         raise MemoryError
-    amodal_fusion.evaluation.figures.draw_selection = draw_selection
+    amodal_fusion.prepare.draw_selection = draw_selection
 
 
 def test_a_figure_for_which_there_is_no_memory_costs_nothing_else(tmp_path):
