@@ -1,5 +1,6 @@
-"""What documents say is so."""
+"""The documents agree with the code and with each other."""
 
+import ast
 import dataclasses
 import re
 
@@ -13,7 +14,7 @@ def read(name):
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def test_every_name_from_elsewhere_is_documented_and_the_size_it_makes():
+def test_config_aliases_and_network_sizes_are_documented():
     names = set(re.findall(r"`(\w+)`", read("docs/options.md")))
     aliases = {name for field in dataclasses.fields(TrainConfig) for name in field.metadata["aliases"]}
     assert aliases and not (aliases | set(TrainConfig.ALIASES)) - names
@@ -27,25 +28,25 @@ DOCUMENTS = [path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_links_and_named_files_are_there(name):
+def test_links_and_named_files_exist(name):
     text = read(name)
     targets = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if not link.startswith("http")]
     for target in targets:
         assert ((ROOT / name).parent / target).exists(), target
-    for path in re.findall(r"`((?:fusion|tests|docs|pretrained|experiments|benchmarks)/[\w./]+)`", text):
+    for path in re.findall(r"`((?:amodal_fusion|tests|docs|pretrained|experiments|benchmarks)/[\w./]+)`", text):
         assert (ROOT / path).exists(), path
     for module in re.findall(r"python3? -m ((?:experiments|benchmarks|tests)\.[a-z_]+)", text):
         assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
 
 
 def outline(text):
-    """What two languages of one document share: per section its level, commands, link targets, names and figures."""
+    """Per section its level, commands, link targets, code names and table numbers: alike in every language."""
     sections, language = [{"level": 0, "commands": [], "prose": "", "figures": []}], None
     for line in text.splitlines():
         section = sections[-1]
         if line.startswith("```"):
             language = line[3:] if language is None else None
-        elif language is not None:  # what no language is told of is a drawing, with words in it
+        elif language is not None:  # a block without a language is a drawing, whose words are translated
             section["commands"] += re.sub(r"\s*#.*", "", line).split() if language else []
         elif line.startswith("#"):
             sections.append({"level": len(line.split()[0]), "commands": [], "prose": "", "figures": []})
@@ -59,7 +60,7 @@ def outline(text):
     return sections
 
 
-def test_the_korean_readme_keeps_in_step():
+def test_korean_readme_matches_the_english():
     english = outline(read("README.md"))
     korean = outline(read("README.ko.md").replace("](README.md)", "](README.ko.md)"))  # each links to the other
     assert [section["level"] for section in korean] == [section["level"] for section in english]
@@ -67,10 +68,19 @@ def test_the_korean_readme_keeps_in_step():
         assert other == one
 
 
-def test_what_two_languages_share_is_seen():
+def test_outline_sees_every_difference():
     english = "# A\n```bash\n# a comment\npython x.py --a 1  # why\n```\n[b](c.md#d) `e`\n## F\n| a | 1.5 |\n"
     korean = "# 가\n```bash\n# 설명\npython x.py --a 1  # 이유\n```\n`e` [나](c.md#다)\n## 라\n| 마 | 1.5 |\n"
     assert outline(korean) == outline(english)
     changes = {"--a 1": "--a 2", "## F": "### F", "\n## F": "\nF", "c.md": "d.md", "1.5": "1.6", "`e`": "`f`"}
     for old, new in changes.items():
         assert outline(english.replace(old, new)) != outline(korean), old
+
+
+def test_every_fault_names_its_test():
+    keywords = re.findall(r"\| `(\w+)`$", read("docs/reliability.md"), re.M)
+    names = {node.name for path in (ROOT / "tests").glob("test_*.py")
+             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.FunctionDef)}
+    assert len(keywords) > 40
+    missing = [keyword for keyword in keywords if not any(keyword in name for name in names if name.startswith("test_"))]
+    assert not missing
