@@ -1,38 +1,209 @@
-"""Files that are whole or not there, and folders that one run at a time writes to."""
+"""Files that are whole or not there, the record of which files are ours, and folders that one run at a time writes to.
+
+This program deletes and overwrites only what it can prove to have written. Each folder has a record, WRITTEN, with the
+size, time and digest of every such file. The name of a temporary file contains a check sum that no other program uses.
+"""
 
 import dataclasses
 import hashlib
 import json
 import os
+import re
+import secrets
 import stat
-import tempfile
-from contextlib import contextmanager
+import sys
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from amodal_fusion.errors import ConfigError
+from amodal_fusion.errors import ConfigError, UserError
+
+WRITTEN = ".written_by_amodal_fusion.json"  # in a folder: name of a file → its states, see `record_written`
+TEMPORARY = re.compile(r"\.(?P<name>.*\.[0-9a-f]{8})(?P<check>[0-9a-f]{16})\.tmp(\..+)?", re.DOTALL)
+UMASK = os.umask(0)  # once and early: setting it back is not safe in threads
+os.umask(UMASK)
+
+
+def temporary_path(path):
+    """A free name beside `path`, hidden, which `is_temporary` recognizes."""
+    while True:
+        name = f"{path.stem[:40]}.{secrets.token_hex(4)}"
+        temporary = path.with_name(f".{name}{_check_sum(name)}.tmp{path.suffix}")
+        if not os.path.lexists(temporary):
+            return temporary
+
+
+def is_temporary(name):
+    """Whether this program made up the name, for a file or folder that was not finished."""
+    match = TEMPORARY.fullmatch(name)
+    return match is not None and match["check"] == _check_sum(match["name"])
+
+
+def _check_sum(name):
+    return hashlib.blake2b(name.encode(errors="surrogateescape"), key=b"amodal_fusion", digest_size=8).hexdigest()
 
 
 @contextmanager
-def atomic_file(path):
-    """Yield a temporary path beside `path`; rename it over `path` if the block succeeds, remove it if not."""
+def atomic_file(path, owned=False):
+    """Yield a temporary path beside `path`; rename it over `path` if the block succeeds, remove it if not.
+
+    Args:
+        owned: never overwrite a file of somebody else, and record the new one as ours.
+
+    Raises:
+        UserError: `owned`, and what is at `path` is not ours.
+    """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.stem[:40]}.", suffix=".tmp" + path.suffix, dir=path.parent)
-    os.close(handle)
+    if owned:
+        check_ours([path])
+    temporary = temporary_path(path)
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     try:
-        yield Path(temporary)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only their owner can read
+        yield temporary
+        with suppress(OSError):  # some file systems have no permissions
+            os.chmod(temporary, 0o666 & ~UMASK)
+        if owned:
+            record_written(path.parent, {path.name: temporary})
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
-def write_text(path, text):
-    """Write UTF-8 text atomically."""
-    with atomic_file(path) as temporary:
+def write_text(path, text, owned=False):
+    """Write UTF-8 text atomically; see `atomic_file`."""
+    with atomic_file(path, owned) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+# ----------------------------------------------------------------------------
+# Which files are ours
+
+
+def _record(folder):
+    """The record of a folder, {name: [[size, time, digest], …]}; {} when there is none, None when it is not ours."""
+    try:
+        content = json.loads((folder / WRITTEN).read_text(encoding="utf-8"))
+        return dict(content["files"]) if content["written_by"] == "amodal_fusion" else None
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _digest(path, size):
+    """Digest of the first `size` bytes of a file."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while size > 0 and (block := file.read(min(size, 1 << 20))):
+            digest.update(block)
+            size -= len(block)
+    return digest.hexdigest()
+
+
+def _has_state(path, states, grown=False):
+    """Whether the file at `path`, no link, has one of these states; with `grown`, whether it begins like that."""
+    try:
+        found = os.lstat(path)
+        if not stat.S_ISREG(found.st_mode):
+            return False
+        for size, time, digest in states:
+            if found.st_size == size and found.st_mtime_ns == time:
+                return True
+            if (found.st_size == size or (grown and found.st_size > size > 0)) and _digest(path, size) == digest:
+                return True
+        return False
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def record_written(folder, files):
+    """Record files as written by this program, before or after they get their names.
+
+    The state that a name has now is kept beside the new one: whenever a run is killed, the file there is known.
+    One process or thread at a time may do this in a folder.
+
+    Args:
+        folder: Path; files: {name: Path of the content, the file itself or a temporary one}.
+
+    Raises:
+        UserError: there is a file of somebody else where the record should be.
+    """
+    record = _record(folder)
+    if record is None:
+        raise UserError(f"{folder / WRITTEN}: is there, but was not written by this program; move it elsewhere")
+    for name, content in files.items():
+        found = os.stat(content)
+        state = [found.st_size, found.st_mtime_ns, _digest(content, found.st_size)]
+        record[name] = [*(old for old in record.get(name, ()) if _has_state(folder / name, [old], grown=True)), state]
+    _write_record(folder, record)
+
+
+def _write_record(folder, record):
+    with atomic_file(folder / WRITTEN) as temporary:
+        temporary.write_text(json.dumps({"written_by": "amodal_fusion", "files": record}, ensure_ascii=True))
+
+
+def is_ours(path, grown=False):
+    """Whether this program wrote the file at `path`, and nobody changed it since.
+
+    Args:
+        grown: rows may have been appended.
+    """
+    path = Path(path)
+    if path.name == WRITTEN:
+        return not path.is_symlink() and bool(_record(path.parent))
+    return _has_state(path, (_record(path.parent) or {}).get(path.name, ()), grown)
+
+
+def check_ours(paths, grown=()):
+    """Raise UserError when a file is at one of `paths` that is not ours; those in `grown` may have new rows."""
+    for path in paths:
+        if os.path.lexists(path) and not is_ours(path, path in grown):
+            raise UserError(f"{path}: is there, but was not written by this program, or was changed since; move it "
+                            "elsewhere, or choose another output folder")
+
+
+def remove_ours(path, grown=False):
+    """Remove the file at `path` if it is ours; returns whether nothing is there now."""
+    if is_ours(path, grown):
+        Path(path).unlink()
+    return not os.path.lexists(path)
+
+
+def clear_folder(folder):
+    """Remove our own files in a folder, and then the folder if it is empty; a link to a folder stays as it is.
+
+    Returns:
+        names of what is left.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    record = _record(folder) or {}
+    for name, states in record.items():
+        if "/" not in name and _has_state(folder / name, states):
+            (folder / name).unlink()
+    for name in filter(is_temporary, os.listdir(folder)):
+        remove_temporary(folder / name)
+    left = [name for name in os.listdir(folder) if name != WRITTEN]
+    if not left:
+        if record:
+            (folder / WRITTEN).unlink()
+        with suppress(OSError):
+            folder.rmdir()
+    return left
+
+
+def remove_temporary(path):
+    """Remove an unfinished file or folder of a run that was killed; its name says that it is ours."""
+    assert is_temporary(path.name)
+    if path.is_dir() and not path.is_symlink():
+        for inner in path.iterdir():
+            with suppress(OSError):
+                inner.unlink()
+        with suppress(OSError):
+            path.rmdir()
+    else:
+        path.unlink(missing_ok=True)
 
 
 def plain_cell(text):
@@ -65,7 +236,7 @@ def fingerprint(source):
 def lock_run_dir(folder):
     """Make `folder` and keep other runs out of it for as long as this process lives, however it ends.
 
-    What killed runs were writing there is removed.
+    Unfinished files of killed runs are removed.
 
     Returns:
         the open lock file, to be kept; None when another process has it.
@@ -74,16 +245,16 @@ def lock_run_dir(folder):
     lock = open(folder / ".lock", "a", encoding="utf-8")  # noqa: SIM115
     try:
         import fcntl
-    except ImportError:  # on Windows, where nobody watches over this
-        return lock
-    try:
+
         # lockf, not flock: loader processes would inherit the latter and outlive a killed run for seconds
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):
         lock.close()
         return None
-    for leftover in folder.glob(".*.tmp*"):  # of an `atomic_file` whose process was killed
-        leftover.unlink(missing_ok=True)
+    except (ImportError, OSError) as error:  # Windows has no fcntl; some network file systems have no locks
+        print(f"note: {folder} cannot be locked ({error}); do not start a second run there", file=sys.stderr)
+    for name in filter(is_temporary, os.listdir(folder)):
+        remove_temporary(folder / name)
     return lock
 
 

@@ -21,6 +21,7 @@ from amodal_fusion.checkpoints import load_checkpoint, rng_state, set_rng_state
 from amodal_fusion.data.toy import write_dataset
 from amodal_fusion.distributed import own_gpu
 from amodal_fusion.errors import UserError, is_out_of_memory
+from amodal_fusion.files import temporary_path
 from amodal_fusion.training.loaders import read_batches
 from amodal_fusion.training.shutdown import Stopped, ending, ignore_signals
 from tests.conftest import SCRIPT, arguments, records, wait_for
@@ -266,7 +267,7 @@ def test_each_process_has_a_gpu_of_its_own(visible, local_rank, others, expected
 def test_the_log_is_whole_and_leftovers_go(dataset, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / ".last.k1lled.tmp.pth").write_bytes(b"half a checkpoint")
+    temporary_path(folder / "last.pth").write_bytes(b"half a checkpoint")
     (folder / "metrics.jsonl").write_text('{"kind": "train", "step": 1, "loss": 1}\n{"kind": "train", "st')
     common = ("--epochs", 3, "--figure_scenes", 0, "--oracle_fade", 0.8)  # the oracle term is not in the last step
     succeed(SCRIPT, *arguments(dataset, folder, *common, "--log_every", 3))
