@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from amodal_fusion import distributed
 from amodal_fusion.checkpoints import averaged_weights, check_shapes, load_checkpoint
@@ -50,6 +50,7 @@ from amodal_fusion.training.shutdown import Stopped, StopSignal, ending
 # ----------------------------------------------------------------------------
 # Network. B scenes of M = N + 1 candidates each: the fill of the hole, then N completions.
 
+NETWORK_VERSION = 1  # raise it when equal weights give other results: outputs of inference record it
 STRIDE = 16  # of the Transformer's tokens
 C2, C4, C8 = 24, 48, 96  # channels at strides 2, 4 and 8
 PRIOR_WEIGHTS = {"local_fit": 0.5, "overall_fit": 0.5, "order": 1.0, "containment": 0.6}  # of VisibleCues, untrained
@@ -83,7 +84,8 @@ class AmodalFusionTransformer(nn.Module):
         self.head = WeightHead()
         self.to(memory_format=torch.channels_last)  # makes convolutions faster, on CPUs, too
 
-    def forward(self, partial, mask, completions, valid=None):
+    def forward(self, partial: Tensor, mask: Tensor, completions: Tensor,
+                valid: Tensor | None = None) -> dict[str, Tensor]:
         """Weigh the completions and fuse them.
 
         Args:
@@ -279,7 +281,9 @@ SIMILAR_COLOUR = 0.05  # mean absolute difference, in [0,1]: candidates within i
 EDGE = 0.05  # difference of neighbours in the original, in [0,1], at which switching costs 1/e
 
 
-def fusion_loss(out, batch, perceptual, lpips_weight, oracle_weight=None, psnr_weight=0.0, coherence=None):
+def fusion_loss(out: dict[str, Tensor], batch: dict[str, Tensor], perceptual: nn.Module | None, lpips_weight: float,
+                oracle_weight: float | None = None, psnr_weight: float = 0.0,
+                coherence=None) -> tuple[Tensor, dict[str, Tensor]]:
     """L1 + lpips_weight · LPIPS + psnr_weight · PSNR term + oracle_weight · oracle term + coherence terms.
 
     Args:

@@ -1,11 +1,29 @@
-"""What can go wrong for reasons that lie with files, options or the machine: a message for the user, no traceback."""
+"""Errors whose cause is a file, an option or the machine: the user gets a message, no traceback."""
 
 import contextlib
 import sys
 
 
 class UserError(Exception):
-    """The message names the file or option, what is wrong with it, and what to do."""
+    """The message names the file or value, what is wrong with it, and what to do, for callers from Python.
+
+    Args:
+        options: names of the options that decide it, without dashes, for the message on a terminal.
+    """
+
+    def __init__(self, message="", *options):
+        super().__init__(message)
+        self.options = options
+
+    def for_terminal(self):
+        """The message, with the flags of its options where it does not name them: "… (--overwrite)"."""
+        flags = [f"--{name}" for name in self.options if f"--{name}" not in str(self)]
+        return str(self) + (f" ({', '.join(flags)})" if flags else "")
+
+
+def message_of(error):
+    """Text of an error for a terminal: a UserError's with its flags, an OSError's with its file."""
+    return error.for_terminal() if isinstance(error, UserError) else str(error)
 
 
 class SceneError(UserError):
@@ -17,19 +35,19 @@ class ConfigError(UserError):
 
 
 class LpipsUnavailable(UserError):
-    """No ImageNet backbone to be had; metrics can do without."""
+    """No ImageNet backbone is available; metrics can do without."""
 
 
 def is_out_of_memory(error):
-    """Whether an error says that memory is short; CUDA, its libraries and a CPU's allocator have a way of their own."""
+    """Whether an error says that memory is short; CUDA, its libraries and a CPU's allocator say it differently."""
     signs = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
 @contextlib.contextmanager
 def told():
-    """Around a small program's `main`: such an error ends it with its message."""
+    """Around a small program's `main`: an error for the user ends it with the message."""
     try:
         yield
     except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {message_of(error)}")

@@ -266,5 +266,6 @@ def take_output(output):
     """
     lock = lock_run_dir(output)
     if lock is None:
-        raise ConfigError(f"{output}: another run is writing to it; wait for it, or use another --output_dir")
+        raise ConfigError(f"{output}: another run is writing to it; wait for it, or use another output folder",
+                          "output_dir")
     return lock

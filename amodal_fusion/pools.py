@@ -12,8 +12,8 @@ from concurrent.futures.process import BrokenProcessPool
 
 from amodal_fusion.errors import SceneError, UserError
 
-KILLED = ("the process that worked on it was killed, most likely because memory ran out; use fewer --workers, or make "
-          "its pictures smaller")
+KILLED = ("the process that worked on it was killed, most likely because memory ran out; use fewer workers, or make "
+          "its pictures smaller (--workers)")
 ATTEMPTS = 5  # to start the processes
 _mine = {}  # in a helper process: its work
 
@@ -79,7 +79,8 @@ class Helpers:
                     continue
             if not isinstance(started.exception(), BrokenProcessPool):
                 return
-        raise SceneError(f"helper processes were killed as they started, {ATTEMPTS} times; use fewer --workers")
+        raise SceneError(f"helper processes were killed as they started, {ATTEMPTS} times; use fewer workers",
+                         "workers")
 
     def submit(self, *arguments):
         """Start work(*arguments). Returns a job for `outcome`."""
@@ -103,9 +104,9 @@ class Helpers:
         except BrokenProcessPool:
             return Failure(KILLED)
         except MemoryError:
-            return Failure("memory ran out; use fewer --workers, or make its pictures smaller")
+            return Failure("memory ran out; use fewer workers or smaller pictures (--workers)")
         except UserError as error:
-            return Failure(str(error))
+            return Failure(error.for_terminal())
         except OSError as error:
             return Failure(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
 

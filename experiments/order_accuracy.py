@@ -29,7 +29,7 @@ NAMES = ("confidence", "weights", "logits")
 def judge(predictor, composition, size):
     """For each pair of a scene, whether confidence, weights and logits name the front one: list of three bools."""
     scene, shown = composition.scene, composition.shown
-    logits = predictor.look([scene.resized((size, size))])[0]
+    logits = predictor.predict_logits([scene.resized((size, size))])[0]
     rows = []
     for pair in order_of(scene, blend_hole(scene, logits), logits.numpy())["pairs"]:
         front, behind = shown[pair["front"] - 1], shown[pair["behind"] - 1]

@@ -264,4 +264,5 @@ def test_missing_backbone_says_what_to_fetch(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     with pytest.raises(LpipsUnavailable) as error:
         PerceptualLoss("vgg")
-    assert "vgg16-397923af.pth" in str(error.value) and "--lpips_weights" in str(error.value)
+    assert "vgg16-397923af.pth" in str(error.value) and "--" not in str(error.value)
+    assert "--lpips_weights" in error.value.for_terminal()

@@ -157,7 +157,7 @@ def test_a_run_goes_on_and_never_takes_other_outputs_for_its_own(tmp_path, check
     marker.write_bytes(b"mine")
     process = fuse(data, output, checkpoint, backbone, "--img_size", 64)
     assert process.returncode == 0, process.stderr
-    assert "2 of 4 scenes are done already" in process.stdout and "2 scenes are fused anew" in process.stdout
+    assert "2 of 4 scenes are done already" in process.stdout and "2 scenes are recomputed" in process.stdout
     assert marker.read_bytes() == b"mine" and (output / "tall" / "fused.png").exists()
     again = rows_of(output)
     assert {name for name in rows if again[name] == rows[name]} == {"tall", "넓은 장면"}
@@ -169,7 +169,7 @@ def test_a_run_goes_on_and_never_takes_other_outputs_for_its_own(tmp_path, check
     save_checkpoint(tmp_path / "weights.pth", state)
     for weights, size, sharpness in ((checkpoint, 80, 1), (checkpoint, 64, 2), (tmp_path / "weights.pth", 64, 1)):
         process = fuse(data, output, weights, backbone, "--img_size", size, "--sharpness", sharpness)
-        assert process.returncode == 2 and "were made by other weights, by other code" in process.stderr
+        assert process.returncode == 2 and "were made by other weights, by another version" in process.stderr
     assert marker.read_bytes() == b"mine" and rows_of(output) == again
 
     # with --overwrite nothing stays of the earlier runs
@@ -200,14 +200,14 @@ def test_a_scene_that_fails_leaves_nothing_of_an_earlier_run(tmp_path, checkpoin
     assert "tall" not in rows_of(output) and [path.name for path in (output / "tall").iterdir()] == ["mine.txt"]
 
 
-def test_outputs_of_other_code_are_refused(tmp_path, checkpoint, backbone):
+def test_outputs_of_another_network_version_are_refused(tmp_path, checkpoint, backbone):
     data, output = write_test_folder(tmp_path / "test"), tmp_path / "out"
     fuse(data, output, checkpoint, backbone, "--no-figures", "--no-metrics")
     record = json.loads((output / "tall" / "scene.json").read_text())
-    record["made_by"]["code"] = "of before the network was changed"
+    record["made_by"]["network"] = 0
     (output / "tall" / "scene.json").write_text(json.dumps(record))
     process = fuse(data, output, checkpoint, backbone, "--no-figures", "--no-metrics")
-    assert process.returncode == 2 and "1 of the scenes" in process.stderr and "of before the network" in process.stderr
+    assert process.returncode == 2 and "1 of the scenes" in process.stderr and '"network": 0' in process.stderr
     process = fuse(data, output, checkpoint, backbone, "--no-figures", "--no-metrics", "--overwrite")
     assert process.returncode == 0 and "4 scenes fused" in process.stdout
 
@@ -231,7 +231,7 @@ def test_one_run_at_a_time_in_a_folder_and_names_that_are_text(tmp_path, checkpo
     os.mkdir(os.fsencode(data) + b"/a\xff")
     write_image(data / os.fsdecode(b"a\xff") / "mask.png", np.zeros((8, 8), np.uint8))
     process = fuse(data, output, checkpoint, backbone)
-    assert process.returncode == 1 and "a folder with the name a\\xff, which is not UTF-8" in process.stderr
+    assert process.returncode == 1 and "the name of the folder a\\xff is not UTF-8" in process.stderr
     assert "Traceback" not in process.stderr
 
 
@@ -332,14 +332,14 @@ def test_wrong_usage_exits_with_2(tmp_path, checkpoint):
     for arguments, complaint in (
         (("--data_dir", ""), "data_dir"), ((*folders, "--img_size", "big"), "img_size"),
         ((*folders, "--device", "cuda"), "no GPU"), ((*folders, "--group_by", "("), "not a regular expression"),
-        ((*folders[:2], "--output_dir", tmp_path), "is --data_dir itself"),
+        ((*folders[:2], "--output_dir", tmp_path), "is the folder of the scenes; choose another one (--output_dir)"),
     ):
         process = run(SCRIPT, *arguments)
         assert process.returncode == 2 and complaint in process.stderr.splitlines()[-1]
 
 
 def test_a_device_that_is_not_there_is_named():
-    with pytest.raises(ConfigError, match="--device gpu7: "):
+    with pytest.raises(ConfigError, match="device gpu7: "):
         FusionPredictor(device="gpu7")
 
 
@@ -387,7 +387,7 @@ def test_ctrl_c_is_one_line_and_no_helper_outlives_its_parent(tmp_path, checkpoi
         finished = process.finish(30)
         assert finished.returncode == status, finished.stderr
         if number == signal.SIGINT:
-            assert finished.stderr == "stopped; what is done stays, the same command goes on\n"
+            assert finished.stderr == "stopped; finished scenes stay, the same command resumes\n"
             assert len(list(tmp_path.glob("out/*/fused.png"))) < 300
         until = time.monotonic() + 10
         while members(process.pid) and time.monotonic() < until:

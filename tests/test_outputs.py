@@ -19,6 +19,7 @@ from amodal_fusion.data.toy import draw_scene
 from amodal_fusion.errors import ConfigError, SceneError
 from amodal_fusion.evaluation.inpainters import check_command, grow, run_command
 from amodal_fusion.model.blending import blend_hole
+from amodal_fusion.output.folder import check_options
 from amodal_fusion.output.handover import CONSUMERS, check_handover, write_handover
 from amodal_fusion.output.html_report import write_report
 from amodal_fusion.output.onnx_export import compare
@@ -37,7 +38,7 @@ from amodal_fusion.output.order import (
 )
 from amodal_fusion.output.records import write_record
 from amodal_fusion_transformer import load_model
-from amodal_fusion_transformer_inference import InferenceConfig, check_options
+from amodal_fusion_transformer_inference import InferenceConfig
 from tests.scripts import run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -252,8 +253,8 @@ def test_locks_are_read_and_their_faults_named(tmp_path):
         path.write_text(text)
         with pytest.raises(ConfigError, match=fault):
             read_locks(path, tmp_path)
-    with pytest.raises(ConfigError, match=r"--lock: (1>2>3>1|2>3>1>2|3>1>2>3) goes round"):
-        parse_locks(["1>2", "2>3", "3>1"], "--lock")
+    with pytest.raises(ConfigError, match=r"lock: (1>2>3>1|2>3>1>2|3>1>2>3) goes round"):
+        parse_locks(["1>2", "2>3", "3>1"], "lock")
 
 
 def write_reported(root):
@@ -371,7 +372,7 @@ def test_the_script_hands_out_what_it_was_asked_for(tmp_path, checkpoint, backbo
     assert (read_image(output / "two" / "fused.png", "RGB") != before)[both()].any()
     assert "2 of 2 scenes are done already" in fuse("--locks", tmp_path / "locks.yaml", "--report")
 
-    for options, fault in (({"inpaint_command": "x"}, "add that"), ({"handover": ("lamma", "to")}, "none of lama"),
+    for options, fault in (({"inpaint_command": "x"}, "ask for one"), ({"handover": ("lamma", "to")}, "none of lama"),
                            ({"handover": ("lama", str(tmp_path))}, "folder of its own")):
         with pytest.raises(ConfigError, match=fault):
             check_options(InferenceConfig(str(data), output_dir=str(output), **options))

@@ -1,6 +1,9 @@
 """The network from Python, and what bounds its memory."""
 
+import ast
+import pickle
 import re
+import zlib
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from amodal_fusion.checkpoints import export_weights, load_checkpoint, save_chec
 from amodal_fusion.data import scenes as large_scenes
 from amodal_fusion.data.images import write_image
 from amodal_fusion.data.scenes import read_scene, write_scene
-from amodal_fusion.data.tensors import to_tensors
+from amodal_fusion.data.tensors import inputs_of, to_tensors
 from amodal_fusion.data.toy import draw_scene
 from amodal_fusion.errors import ConfigError, SceneError, UserError
 from amodal_fusion.evaluation.figures import draw_scene as draw_figure
@@ -22,6 +25,7 @@ from amodal_fusion.model.compositing import add_fill, composite
 from amodal_fusion.output.records import state_of
 from amodal_fusion.output.scene_reader import SceneReader, network_size
 from amodal_fusion.output.scene_writer import SceneWriter, for_figure
+from amodal_fusion_transformer import NETWORK_VERSION, AmodalFusionTransformer
 from amodal_fusion_transformer_inference import FusionPredictor
 from tests.scripts import ROOT
 
@@ -136,9 +140,9 @@ def test_numbers_that_are_not_finite_never_become_a_picture(tmp_path, checkpoint
     with pytest.raises(UserError, match=r"nan\.pth: 1 of its tensors"):
         FusionPredictor(tmp_path / "nan.pth", "cpu")
     scene = draw_scene(0)
-    logits = predictor.look([scene])[0]
+    logits = predictor.predict_logits([scene])[0]
     logits[2, 30, 30] = torch.nan
-    with pytest.raises(SceneError, match="no finite number"):
+    with pytest.raises(SceneError, match="not finite"):
         blend_hole(scene, logits)
     torch.save({"model_state_dict": {}}, tmp_path / "old.pth")
     with pytest.raises(UserError, match=r"old\.pth: weights of another program"):
@@ -172,11 +176,13 @@ def test_large_scenes_stay_on_disk_and_are_fused_alike(tmp_path, predictor, monk
         monkeypatch.setattr(large_scenes, "LARGE", limit)
         small, scene, digest = read((0, "s"))
         assert (scene is None) == (output == "large")
-        SceneWriter(tmp_path / "data", tmp_path / output, {}, 4)("s", scene, predictor.look([small])[0].numpy(), digest)
+        logits = predictor.predict_logits([small])[0].numpy()
+        SceneWriter(tmp_path / "data", tmp_path / output, {}, 4)("s", scene, logits, digest)
         pictures.append({path.name: path.read_bytes() for path in (tmp_path / output / "s").iterdir()})
     assert len(pictures[0]) == 9 and pictures[0] == pictures[1]
     write_image(tmp_path / "data" / "s" / "comp1.png", draw_scene(4, (80, 120), 5).completions[0])
-    writer, logits = SceneWriter(tmp_path / "data", tmp_path / "later", {}, 4), predictor.look([small])[0].numpy()
+    writer = SceneWriter(tmp_path / "data", tmp_path / "later", {}, 4)
+    logits = predictor.predict_logits([small])[0].numpy()
     writer("s", read_scene(tmp_path / "data" / "s", 4), logits, digest)  # it changed after it was looked at
     assert state_of(tmp_path / "later" / "s", tmp_path / "data" / "s", {}, lambda _: True) == "changed"
     with pytest.raises(SceneError, match="have changed meanwhile"):
@@ -184,12 +190,12 @@ def test_large_scenes_stay_on_disk_and_are_fused_alike(tmp_path, predictor, monk
     monkeypatch.setattr("amodal_fusion.output.scene_writer.LARGEST_MEASURED", 20_000)
     writer = SceneWriter(tmp_path / "data", tmp_path / "out", {}, 4)
     stored = large_scenes.read_large(tmp_path / "data" / "s", 4)
-    row = writer.measure_smaller(stored, predictor.look([small])[0].numpy())
+    row = writer.measure_smaller(stored, predictor.predict_logits([small])[0].numpy())
     assert 0 < row["scale"] < 1 and row["ours_psnr"] > 10
     stored.mask[:] = False
     stored.mask[41, 61] = True  # a speck, which no smaller copy has
     monkeypatch.setattr("amodal_fusion.output.scene_writer.LARGEST_MEASURED", 5_000)
-    speck = writer.measure_smaller(stored, predictor.look([small])[0].numpy())
+    speck = writer.measure_smaller(stored, predictor.predict_logits([small])[0].numpy())
     assert speck["photo"] == row["photo"] and np.isfinite(speck["ours_psnr"])  # of one photo, at two scales
 
 
@@ -236,3 +242,40 @@ def test_figures_have_bounds(tmp_path):
         draw_figure(tmp_path / "figure.png", for_figure(scene, blend), "title")
         with Image.open(tmp_path / "figure.png") as figure:
             assert figure.width < 1400 and figure.height < 3000, figure.size
+
+
+def test_building_a_predictor_leaves_random_state(checkpoint):
+    before = torch.get_rng_state()
+    FusionPredictor(checkpoint, "cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("size", [0, "256px", 15, 2.5, -16])
+def test_img_size_is_checked_from_python(checkpoint, size):
+    with pytest.raises(ConfigError, match="img_size"):
+        FusionPredictor(checkpoint, "cpu", img_size=size)
+
+
+def test_network_version_is_raised_with_its_results():
+    """When this fails because equal weights give other results: raise NETWORK_VERSION and write the new numbers."""
+    model = AmodalFusionTransformer(width=32, heads=2).eval()
+    for name, weights in model.named_parameters():
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        weights.data = 0.1 * torch.randn(weights.shape, generator=generator)
+    batch = {name: value[None] for name, value in to_tensors(draw_scene(1, (48, 64), 3), 4).items()}
+    with torch.no_grad():
+        logits = model(**inputs_of(batch))["logits"][0, :4]
+    found = [NETWORK_VERSION, *(round(number, 4) for number in logits.mean((1, 2)).tolist())]
+    assert found == pytest.approx([1, -0.4256, -0.2486, -0.661, -0.3139], abs=2e-3)
+
+
+def test_messages_name_flags_on_terminals_alone():
+    error = ConfigError("there is no GPU", "device", "gpus")
+    assert str(error) == "there is no GPU" and error.for_terminal() == "there is no GPU (--device, --gpus)"
+    assert pickle.loads(pickle.dumps(error)).for_terminal() == error.for_terminal()
+    paths = [path for room in ("evaluation", "output") for path in (ROOT / "amodal_fusion" / room).glob("*.py")]
+    raised = [node for path in paths for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+              if isinstance(node, ast.Raise)]
+    texts = [node.value for statement in raised for node in ast.walk(statement)
+             if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    assert len(texts) > 40 and not [text for text in texts if "--" in text]

@@ -1,4 +1,4 @@
-"""Scenes as the network takes and gives them, and as figures show them."""
+"""Scenes as tensors, the network's inputs and outputs, and as arrays for figures."""
 
 import numpy as np
 import torch
@@ -11,12 +11,12 @@ from amodal_fusion.errors import SceneError
 INPUTS = ("partial", "mask", "completions", "valid")  # of the network
 
 
-def inputs_of(batch):
+def inputs_of(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What the network takes of a batch: `model(**inputs_of(batch))`."""
     return {name: batch[name] for name in INPUTS}
 
 
-def to_tensors(scene, slots):
+def to_tensors(scene: Scene, slots: int) -> dict[str, torch.Tensor]:
     """A Scene → the tensors of AmodalFusionDataset, its completions padded to `slots`."""
 
     def tensor(array):  # (…,H,W,C) uint8 → (…,C,H,W) in [0,1]
@@ -34,7 +34,7 @@ def to_tensors(scene, slots):
     return tensors
 
 
-def to_arrays(batch):
+def to_arrays(batch: dict[str, torch.Tensor]) -> list[dict[str, np.ndarray]]:
     """Tensors of a fused batch → one dict of arrays per scene, padded slots left out.
 
     Args:
@@ -44,10 +44,10 @@ def to_arrays(batch):
     Returns:
         list of dicts as `amodal_fusion.evaluation.figures.scene_panels` takes them: float32, channels last.
     """
-    scenes = []
+    scenes: list[dict[str, np.ndarray]] = []
     for i, valid in enumerate(batch["valid"].cpu()):
-        scene = {name: batch[name][i].permute(1, 2, 0).float().cpu().numpy()
-                 for name in ("partial", "fused", "original") if name in batch}
+        scene: dict[str, np.ndarray] = {name: batch[name][i].permute(1, 2, 0).float().cpu().numpy()
+                                        for name in ("partial", "fused", "original") if name in batch}
         scene |= {name: batch[name][i, 0].float().cpu().numpy() for name in ("mask", "residual")}
         scene["completions"] = batch["completions"][i].cpu()[valid].permute(0, 2, 3, 1).numpy()
         scene["weights"] = batch["weights"][i].float().cpu()[valid].numpy()
@@ -59,9 +59,7 @@ def to_arrays(batch):
 # A scene out of whatever a program holds its pictures in: PIL images, numpy arrays or tensors.
 
 
-
-
-def as_scene(partial, mask, completions):
+def as_scene(partial, mask, completions) -> Scene:
     """Three arguments of one kind or of several → Scene.
 
     Args:

@@ -13,7 +13,7 @@ from amodal_fusion.data.images import resize, write_image
 from amodal_fusion.files import atomic_file
 
 # one colour per candidate in winner maps; the last, grey, is "none of these"
-WINNER_COLOURS = colormaps["tab20"].colors
+WINNER_COLOURS = [colormaps["tab20"](i)[:3] for i in range(20)]
 NONE_COLOUR = (0.5, 0.5, 0.5)
 
 

@@ -26,7 +26,6 @@ def grow(region, pixels):
     return cv2.distanceTransform((~region).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE) <= pixels
 
 
-
 def inpaint(image, region, method):
     """Let `method` draw `region` (H,W) bool of an image (1,3,H,W) in [0,1]; the same shape.
 
@@ -40,10 +39,8 @@ def inpaint(image, region, method):
     return torch.where(torch.from_numpy(region).to(image.device), done, image)  # 8 bits only where it painted
 
 
-
 def inpaint_opencv(method, picture, region):
     return cv2.inpaint(picture, region.astype(np.uint8), 3, method)
-
 
 
 def check_command(command):
@@ -55,15 +52,14 @@ def check_command(command):
     try:
         words = shlex.split(command)
     except ValueError as error:
-        raise ConfigError(f"--inpaint_command {command!r}: {error}") from None
+        raise ConfigError(f"{command!r}: {error}", "inpaint_command") from None
     missing = [p for p in ("{image}", "{mask}", "{output}") if not any(p in word for word in words)]
     if missing:
-        raise ConfigError(f"--inpaint_command {command!r}: {', '.join(missing)} is missing; write it as "
-                          "'CMD {image} {mask} {output}'")
+        raise ConfigError(f"{command!r}: {', '.join(missing)} is missing; write it as "
+                          "'CMD {image} {mask} {output}'", "inpaint_command")
     if shutil.which(words[0]) is None:
-        raise ConfigError(f"--inpaint_command: there is no program {words[0]!r} to be run")
+        raise ConfigError(f"there is no program {words[0]!r}", "inpaint_command")
     return words
-
 
 
 def run_command(words, picture, region):
@@ -89,9 +85,9 @@ def run_command(words, picture, region):
         if process.returncode or not os.path.exists(paths["{output}"]):
             said = "; ".join((process.stderr or process.stdout).strip().splitlines()[-3:]) or "nothing"
             fault = f"ended with status {process.returncode}" if process.returncode else "wrote no {output}"
-            raise SceneError(f"--inpaint_command {words[0]} {fault}; it said: {said}")
+            raise SceneError(f"the inpainter {words[0]} {fault}; it said: {said}", "inpaint_command")
         done = read_image(paths["{output}"], "RGB")
     if done.shape != picture.shape:
-        raise SceneError(f"--inpaint_command {words[0]} wrote {done.shape[1]}×{done.shape[0]} pixels for a picture of "
-                         f"{picture.shape[1]}×{picture.shape[0]}")
+        raise SceneError(f"the inpainter {words[0]} wrote {done.shape[1]}×{done.shape[0]} pixels for a picture of "
+                         f"{picture.shape[1]}×{picture.shape[0]}", "inpaint_command")
     return done

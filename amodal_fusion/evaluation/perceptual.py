@@ -33,14 +33,15 @@ def find_backbone(net, weights=None):
         except Exception as error:
             raise LpipsUnavailable(f"{path}: not a torchvision checkpoint ({error})") from None
     if weights:
-        raise LpipsUnavailable(f"{weights}: no such file (--lpips_weights wants torchvision's {name})")
+        raise LpipsUnavailable(f"{weights}: no such file; expected torchvision's {name}", "lpips_weights")
     url = f"https://download.pytorch.org/models/{name}"
     try:
         return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, progress=False)
     except Exception as error:
         raise LpipsUnavailable(
             f"LPIPS needs torchvision's ImageNet weights and could not download them ({error}). Fetch {url} and put "
-            f"it at {cached}, or name the file with --lpips_weights; training with --lpips_weight 0 does without."
+            f"it at {cached}, or give the path of the file; training works without LPIPS when its weight is 0.",
+            "lpips_weights", "lpips_weight"
         ) from None
 
 
@@ -64,7 +65,7 @@ class PerceptualLoss(nn.Module):
             source = "features." + key.split(".", 1)[1]  # lpips calls features.2 of its second slice slice2.2
             if source not in backbone or backbone[source].shape != random.shape:
                 raise LpipsUnavailable(f"{weights or BACKBONES[net]}: no {source} of {net}'s shape in it; "
-                                       f"--lpips_net {net} wants torchvision's {BACKBONES[net]}")
+                                       f"{net} needs torchvision's {BACKBONES[net]}", "lpips_net")
             state[key] = backbone[source]
         self.lpips.net.load_state_dict(state)
         self.requires_grad_(False)

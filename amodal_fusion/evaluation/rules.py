@@ -1,37 +1,36 @@
 """The simple rules that a fused image has to beat, and the oracle, which no choice beats.
 
-`batch` is the dict of tensors that the data sets give: partial (B,3,H,W) in [0,1], mask (B,1,H,W; 1 = hole),
+`batch` is the dict of tensors that the data sets return: partial (B,3,H,W) in [0,1], mask (B,1,H,W; 1 = hole),
 completions (B,N,4,H,W; RGB + alpha in [0,1]), valid (B,N) bool, original (B,3,H,W); and the network's fill (B,3,H,W).
 """
 
 import math
 
 import torch
+from torch import Tensor
 
 from amodal_fusion.model.compositing import paint_over
 
 RULES = ("fill", "mean", "over_given", "over_random", "over_area", "over_lowest", "visible_fit")
 
 
-
-def visible_error(batch):
+def visible_error(batch: dict[str, Tensor]) -> Tensor:
     """How far each completion is from the photo where both are visible.
 
     Returns:
         (B,N): mean absolute difference over alpha·(1−mask), in [0,1]; 1 where a completion shows nothing visible.
     """
-    error, seen = [], []
+    errors, areas = [], []
     for completion in batch["completions"].unbind(1):  # (B,4,H,W)
         visible = completion[:, 3:] * (1 - batch["mask"])
         difference = (completion[:, :3] - batch["partial"]).abs().mean(1, keepdim=True)
-        error.append((visible * difference).sum((1, 2, 3)))
-        seen.append(visible.sum((1, 2, 3)))
-    error, seen = torch.stack(error, 1), torch.stack(seen, 1)
+        errors.append((visible * difference).sum((1, 2, 3)))
+        areas.append(visible.sum((1, 2, 3)))
+    error, seen = torch.stack(errors, 1), torch.stack(areas, 1)
     return torch.where(seen >= 1, error / seen.clamp(min=1), 1.0)
 
 
-
-def apply_rules(batch, seed=0, rules=RULES):
+def apply_rules(batch: dict[str, Tensor], seed: int = 0, rules: tuple[str, ...] = RULES) -> dict[str, Tensor]:
     """Fuse by each simple rule.
 
     Args:
@@ -72,8 +71,7 @@ def apply_rules(batch, seed=0, rules=RULES):
     return fused
 
 
-
-def oracle(batch):
+def oracle(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """The best choice: at each pixel the candidate, or the fill, that is nearest to the original.
 
     No choice is better; a blend can be, at soft edges for one, where the photo itself is one.

@@ -74,5 +74,3 @@ def measure(scene, images, perceptual):
 def photo_digest(pixels):
     """Name of the photo, (3,H,W) uint8, that a scene was cut from: alike for all holes in one photo."""
     return hashlib.blake2b(pixels.tobytes(), digest_size=6).hexdigest()
-
-

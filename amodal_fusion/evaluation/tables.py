@@ -69,7 +69,6 @@ def write_metrics(output_dir, rows):
     return text
 
 
-
 def mean_and_interval(table, photo, draws=1000):
     """Means over scenes, with 95 % intervals by resampling photos (bootstrap).
 
@@ -84,7 +83,6 @@ def mean_and_interval(table, photo, draws=1000):
     """
     means, resampled = bootstrap(np.stack(list(table.values()), 1), photo, draws)
     return dict(zip(table, zip(means, *_percentiles(resampled))))
-
 
 
 def gap_with_interval(table, photo, metric):
@@ -102,7 +100,6 @@ def gap_with_interval(table, photo, metric):
     return best, (gap, *(bound[0] for bound in _percentiles(gaps)))
 
 
-
 def bootstrap(columns, photo, draws=1000):
     """Means of `columns` (S,C) over scenes, (C,), and those of resampled photos, (D,C), D = 0 with too few of them."""
     known = ~np.isnan(columns)
@@ -118,11 +115,9 @@ def bootstrap(columns, photo, draws=1000):
     return sums.sum(0) / counts.sum(0), np.concatenate(resampled)
 
 
-
 def _percentiles(resampled):
     """The 2.5th and 97.5th of samples (D,C), (C,) each; nan without any."""
     return np.nanpercentile(resampled, [2.5, 97.5], 0) if len(resampled) else np.full((2, resampled.shape[1]), math.nan)
-
 
 
 def summarize(table, intervals, photo):
@@ -161,12 +156,10 @@ def summarize(table, intervals, photo):
     return "\n".join(lines) + "\n"
 
 
-
 def _best_rule_and_gap(means):
     """The best rule's name, and the share of its gap to the oracle that ours closes; means: method → dB."""
     best = max(RULES, key=means.get)
     return best, gap_closed(means["ours"], means[best], means["oracle"])
-
 
 
 def _cell(metric, interval):
@@ -178,10 +171,8 @@ def _cell(metric, interval):
     return f"{mean:.2f}" if math.isnan(low) else f"{mean:.2f} ({low:.2f} – {high:.2f})"
 
 
-
 def _header(*titles):
     return [_row(*titles), "|" + "---|" * len(titles)]
-
 
 
 def _row(*cells):

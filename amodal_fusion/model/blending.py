@@ -73,7 +73,7 @@ def blend_hole(scene, logits, exact=True):
         inside = torch.ones(1, 1, 1, rgba.shape[2])
         out = composite(enlarged(part)[None, :, None], candidates[None, :, :, None], 0 * inside, inside)  # (1,·,1,b)
         if not out["fused"].isfinite().all():
-            raise SceneError(f"{scene.id}: the network's result is no finite number; try --amp off")
+            raise SceneError(f"{scene.id}: the network's result is not finite; compute in float32", "amp")
         for array, name in ((weights, "weights"), (residual, "residual")):
             values = out[name][0, :, 0].numpy()
             array[..., part] = values if exact else to_levels(values)

@@ -74,10 +74,10 @@ def check_handover(consumer, folder, *others):
         ConfigError: no such consumer, or `folder` holds one of `others`, whose masks LaMa would find.
     """
     if consumer not in CONSUMERS:
-        raise ConfigError(f"--handover: {consumer!r} is none of {', '.join(CONSUMERS)}")
+        raise ConfigError(f"{consumer!r} is none of {', '.join(CONSUMERS)}", "handover")
     for other in others:
         if Path(other).resolve().is_relative_to(Path(folder).resolve()):
-            raise ConfigError(f"--handover {consumer} {folder}: {other} lies in there; choose a folder of its own")
+            raise ConfigError(f"{folder}: {other} lies in this folder; choose a folder of its own", "handover")
 
 
 def write_handover(consumer, folder, data_dir, output_dir, scene_ids, seam=0, workers=1):
@@ -108,8 +108,8 @@ def write_handover(consumer, folder, data_dir, output_dir, scene_ids, seam=0, wo
         residual = read_image(Path(output_dir) / scene_id / "residual_mask.png", "L") >= 128
         hole = read_image(Path(data_dir) / scene_id / "mask.png", "L") >= 128
         if hole.shape != residual.shape:
-            raise SceneError(f"{Path(data_dir) / scene_id / 'mask.png'}: not of the size of its fused image; fuse "
-                             "the scene again with --overwrite")
+            raise SceneError(f"{Path(data_dir) / scene_id / 'mask.png'}: not of the size of its fused image; "
+                             "recompute the scene", "overwrite")
         todo = grow(residual, seam) & hole
         height, width = todo.shape
         # mirrored, mask and all, so that no part of the padding is taken for a known picture that is none
@@ -163,5 +163,3 @@ def _remove_stale(folder, rules, names):
         path.unlink()
     # before the pictures: after an interruption it still names all that are there
     _write_table(table, [[name + ".png"] for name in sorted({*names, *known})])
-
-

@@ -64,8 +64,8 @@ def describe_scene(data, output):
     residual = read_image(output / "residual_mask.png", "L") >= 128
     hole = read_image(data / "mask.png", "L") >= 128
     if hole.shape != residual.shape:
-        raise SceneError(f"{data / 'mask.png'}: not of the size of {output / 'residual_mask.png'}; fuse the scene "
-                         "again with --overwrite")
+        raise SceneError(f"{data / 'mask.png'}: not of the size of {output / 'residual_mask.png'}; recompute "
+                         "the scene", "overwrite")
     metrics = (read_record(output) or {}).get("metrics") or {}
     count = sum(1 for _ in output.glob("weight_*.png"))
     numbers = {name: metrics[column] for name, column in METRICS.items() if metrics.get(column) is not None}

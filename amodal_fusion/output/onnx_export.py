@@ -69,7 +69,8 @@ def export_onnx(model, path):
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError(f"--export_onnx needs the package {error.name}: pip install onnx onnxscript") from None
+        raise UserError(f"an ONNX file needs the package {error.name}: pip install onnx onnxscript",
+                        "export_onnx") from None
     height, width = (16 * torch.export.Dim(name, min=2, max=MOST_TOKENS) for name in ("h", "w"))
     count = torch.export.Dim("n", min=1, max=MOST_COMPLETIONS)
     with torch.no_grad(), any_size(), warnings.catch_warnings():

@@ -184,15 +184,16 @@ def read_locks(path, data_dir):
 
 
 def list_locks(lock, path, data_dir, scene_ids):
-    """{scene id: pairs decided by hand}, by the text of --lock or the file of --locks.
+    """{scene id: pairs decided by hand}, by a text or by a file.
 
     Raises:
-        ConfigError: --lock for more than one scene; and as in `parse_locks` and `read_locks`.
+        ConfigError: a text for more than one scene; and as in `parse_locks` and `read_locks`.
     """
     if lock and (path or len(scene_ids) != 1):
-        raise ConfigError("--lock is for a single scene; give --locks a file with a line for each")
+        raise ConfigError("locks as a text are for a single scene; for more write a file with a line for each", "lock",
+                          "locks")
     if lock:
-        return {scene_ids[0]: parse_locks(lock.split(","), "--lock")}
+        return {scene_ids[0]: parse_locks(lock.split(","), f"lock {lock}")}
     return read_locks(path, data_dir) if path else {}
 
 

@@ -28,6 +28,14 @@ def input_digest(folder):
     return fingerprint(sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")))
 
 
+def weights_digest(model):
+    """A name for the network's weights, the same for a checkpoint and for what was exported from it."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def read_record(folder):
     """scene.json of an output folder; None when it is not there or not whole."""
     try:

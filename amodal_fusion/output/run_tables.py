@@ -34,7 +34,7 @@ def write_table(output_dir, scene_ids, made_by, group_by=None):
 
 
 def remove_stale(output_dir, names):
-    """Remove what an earlier run says of scenes that have been fused anew since."""
+    """Remove what an earlier run says of scenes that have been recomputed since."""
     for name in names:
         (output_dir / name).unlink(missing_ok=True)
 

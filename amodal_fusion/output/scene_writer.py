@@ -61,7 +61,7 @@ class SceneWriter:
         source = self.data_dir / scene_id
         folder = self.output_dir / scene_id
         if folder.resolve() == source.resolve():
-            raise SceneError(f"{folder}: is the scene's own folder; choose another --output_dir")
+            raise SceneError(f"{folder}: is the scene's own folder; choose another output folder", "output_dir")
         if scene is None:
             if input_digest(source) != digest:
                 raise SceneError(f"{source}: its files have changed meanwhile; the same command fuses them anew")

@@ -1,0 +1,295 @@
+"""A folder of scenes: which of them need to be fused, fusing them, and what is made of all of them together.
+
+`config` is in all functions the InferenceConfig of the inference script.
+"""
+
+import json
+import math
+import re
+import sys
+from collections import deque
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from amodal_fusion.data.names import is_utf8, printable
+from amodal_fusion.data.scenes import find_scenes, read_list
+from amodal_fusion.errors import ConfigError, LpipsUnavailable, SceneError, UserError
+from amodal_fusion.evaluation.inpainters import check_command
+from amodal_fusion.evaluation.perceptual import PerceptualLoss
+from amodal_fusion.files import take_output
+from amodal_fusion.output.handover import check_handover, write_handover
+from amodal_fusion.output.html_report import write_report
+from amodal_fusion.output.order import list_locks
+from amodal_fusion.output.records import read_record, remove_outputs, state_of
+from amodal_fusion.output.run_tables import TABLES, remove_stale, write_failures, write_table
+from amodal_fusion.output.scene_reader import MOST_CANDIDATE_PIXELS, SceneReader, batches
+from amodal_fusion.output.scene_writer import SceneWriter
+from amodal_fusion.pools import Failure, Helpers
+
+
+def run_folder(config, predictor, made_by, sharing):
+    """Fuse the folder of scenes, together with the other processes; returns the exit status.
+
+    Args:
+        predictor: FusionPredictor; made_by: what decides its results, for the records; sharing: Sharing.
+
+    Raises:
+        UserError, OSError: the run as a whole cannot go on; scenes that fail are in failed.csv.
+    """
+    output_dir = Path(config.output_dir)
+    command = check_command(config.inpaint_command) if config.inpaint_command else None
+    scene_ids, has_originals = on_main(sharing, list_scenes, config)
+    locks = on_main(sharing, list_locks, config.lock, config.locks, config.data_dir, scene_ids)
+    held = []  # the lock, until the function ends
+    on_main(sharing, lambda: held.append(take_output(output_dir)))
+    perceptual = perceptual_if_available(config, sharing) if config.metrics and has_originals else None
+    writer = SceneWriter(Path(config.data_dir), output_dir, made_by, config.n_max_completions, config.figures,
+                         config.metrics, config.evaluate, command, config.seam, locks, perceptual)
+    todo = on_main(sharing, find_work, config, scene_ids, writer)
+    failed = sharing.gather(fuse_folder(config, predictor, todo, sharing, writer))
+    if not sharing.is_main:
+        return 0
+    fused = [scene_id for scene_id in scene_ids if scene_id not in failed]
+    try:
+        text = write_table(output_dir, fused, made_by, config.group_by) if config.metrics and has_originals else None
+        if todo:  # tables and report of earlier runs are out of date
+            remove_stale(output_dir, (() if text else TABLES) + (() if config.report else ("report.html",)))
+        print((text or "") + f"{len(todo) - len(failed)} scenes fused into {output_dir}")
+        hand_out(config, fused)
+    finally:
+        for scene_id in failed:  # outputs of an earlier run are out of date
+            remove_outputs(output_dir / scene_id)
+        write_failures(output_dir, failed)
+    if any("prepare_dataset.py create" in fault for fault in failed.values()):
+        print(f"raw results become scenes by: {create_command(config)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def on_main(sharing, function, *arguments):
+    """What the function returns in the main process, in all of them; an error for the user is raised in all."""
+    result = None
+    if sharing.is_main:
+        try:
+            result = function(*arguments)
+        except (UserError, OSError) as error:
+            result = error
+    result = sharing.from_main(result)
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+# ----------------------------------------------------------------------------
+# Before the first scene
+
+
+def check_options(config):
+    """Raise ConfigError for what is wrong with the options alone."""
+    for name in ("data_dir", "output_dir"):
+        if not getattr(config, name):
+            raise ConfigError("a folder is missing", name)
+    if Path(config.data_dir).resolve() == Path(config.output_dir).resolve():
+        raise ConfigError(f"{config.output_dir} is the folder of the scenes; choose another one", "output_dir")
+    if config.handover:
+        check_handover(*config.handover, config.data_dir, config.output_dir)
+    if config.inpaint_command and not config.evaluate:
+        raise ConfigError("the inpainting command is only run by an evaluation; ask for one", "evaluate")
+    try:
+        re.compile(config.group_by or "")
+    except re.error as error:
+        raise ConfigError(f"{config.group_by}: not a regular expression ({error})", "group_by") from None
+
+
+def list_scenes(config):
+    """Ids of the scenes to fuse, and whether any of them has an original.
+
+    Raises:
+        SceneError: there is no scene, or a name is not UTF-8; and as in `read_list`.
+    """
+    data_dir = Path(config.data_dir)
+    try:
+        scene_ids = read_list(config.scene_list, data_dir) if config.scene_list else find_scenes(data_dir)
+    except SceneError as error:
+        if config.scene_list or not data_dir.is_dir():
+            raise
+        raise SceneError(f"{error}\n  {create_command(config)}") from None
+    for scene_id in scene_ids:
+        if not is_utf8(scene_id):
+            raise SceneError(f"{data_dir}: the name of the folder {printable(scene_id)} is not UTF-8, but lists and "
+                             "reports are; rename it, or if it looks right to you, set a UTF-8 locale "
+                             "(export LC_ALL=C.UTF-8)")
+    return scene_ids, any((data_dir / scene_id / "original.png").exists() for scene_id in scene_ids)
+
+
+def create_command(config):
+    """The command that makes scenes of raw results."""
+    data_dir = config.data_dir.rstrip("/")
+    return f"python prepare_dataset.py create --input_dir {data_dir} --output_dir {data_dir}_scenes"
+
+
+def perceptual_if_available(config, sharing):
+    """LPIPS for the metrics; None, and a line, without a backbone. One process goes first: it may have to download."""
+    def load():
+        try:
+            return PerceptualLoss(config.lpips_net, config.lpips_weights)
+        except LpipsUnavailable as error:
+            print(f"no LPIPS in the metrics: {error.for_terminal()}", file=sys.stderr)
+            return None
+
+    perceptual = load() if sharing.is_main else None
+    available = sharing.from_main(perceptual is not None)
+    return load() if available and not sharing.is_main else perceptual
+
+
+def choose_device(config, sharing):
+    """Name of the device of this process: one GPU each where several processes share the scenes."""
+    if config.gpus == 0:
+        return "cpu"
+    if sharing.world_size > 1 and config.device != "cpu" and torch.cuda.is_available():
+        return f"cuda:{sharing.local_rank % torch.cuda.device_count()}"
+    return config.device
+
+
+# ----------------------------------------------------------------------------
+# Which scenes need to be fused
+
+
+def find_work(config, scene_ids, writer):
+    """The scenes that need to be fused, in order; prints how many are skipped or recomputed, and why.
+
+    Raises:
+        ConfigError: other weights, another version of the network or other options made outputs that are there.
+    """
+    data_dir, output_dir = Path(config.data_dir), Path(config.output_dir)
+    states = {scene_id: state_of(output_dir / scene_id, data_dir / scene_id, writer.made_by,
+                                 lambda record, scene_id=scene_id: has_all(config, writer, scene_id, record))
+              for scene_id in tqdm(scene_ids, "look", disable=None, leave=False)}
+    if config.overwrite:
+        return scene_ids
+    other = [scene_id for scene_id, state in states.items() if state == "other"]
+    if other:
+        record = read_record(output_dir / other[0])
+        before = json.dumps(record["made_by"]) if record else "unknown"
+        raise ConfigError(f"{len(other)} of the scenes in {output_dir} were made by other weights, by another version "
+                          f"of the network or with other options ({other[0]}: {before}; now "
+                          f"{json.dumps(writer.made_by)}); choose another output folder or recompute all",
+                          "output_dir", "overwrite")
+    todo = [scene_id for scene_id in scene_ids if states[scene_id] != "done"]
+    if len(todo) < len(scene_ids):
+        print(f"{len(scene_ids) - len(todo)} of {len(scene_ids)} scenes are done already (--overwrite recomputes them)")
+    changed = sum(states[scene_id] == "changed" for scene_id in todo)
+    if changed:
+        print(f"{changed} scenes are recomputed: their files have changed since, or outputs are missing")
+    return todo
+
+
+def has_all(config, writer, scene_id, record):
+    """Whether a scene's record has everything that this run would write, with the same decisions of the user."""
+    metrics, asked, now = record["metrics"], record["asked"], writer.asked(scene_id)
+    named = ["locks", *(["lpips"] if writer.perceptual else []),
+             *(["inpaint_command", "seam"] if config.evaluate else [])]
+    if any(asked.get(name) != now[name] for name in named):
+        return False
+    if config.figures and "figure.png" not in record["files"]:
+        return False
+    if not config.metrics or not (Path(config.data_dir) / scene_id / "original.png").exists():
+        return True
+    return metrics is not None and (not config.evaluate or "telea_ours_psnr" in metrics)
+
+
+# ----------------------------------------------------------------------------
+# Fusing them
+
+
+class Progress:
+    """Counts finished scenes over all processes, on one progress bar, and keeps what went wrong."""
+
+    def __init__(self, total, sharing):
+        self.failed = {}  # scene id → fault
+        self.sharing = sharing
+        self.bar = tqdm(total=total, desc="fuse", disable=None if sharing.is_main else True)
+
+    def record(self, scene_id, outcome):
+        if isinstance(outcome, Failure):
+            self.failed[scene_id] = str(outcome)
+        self.bar.update(self.sharing.finish(1) - self.bar.n)
+
+
+def fuse_folder(config, predictor, todo, sharing, writer):
+    """Fuse and write this process's share of the scenes `todo`.
+
+    Args:
+        predictor: FusionPredictor; writer: SceneWriter.
+
+    Returns:
+        dict scene id → what went wrong.
+    """
+    reader = SceneReader(Path(config.data_dir), config.n_max_completions, predictor.img_size)
+    progress, ahead, pending = Progress(len(todo), sharing), 2 * max(1, config.workers), deque()
+
+    def finish(writers, at_most):
+        while len(pending) > at_most:  # bounds the memory that waiting scenes take
+            scene_id, job = pending.popleft()
+            progress.record(scene_id, writers.outcome(job))
+
+    with progress.bar, Helpers(reader, config.workers) as readers, Helpers(writer, config.workers) as writers:
+        outcomes = readers.map(share_of(todo, config.batch_size, sharing), ahead)
+        for group in batches(whole_readings(outcomes, predictor.img_size, progress)):
+            for scene_id, scene, logits, digest in predict_group(predictor, group, progress):
+                pending.append((scene_id, writers.submit(scene_id, scene, logits, digest)))
+                finish(writers, ahead)
+        finish(writers, 0)
+    return progress.failed
+
+
+def share_of(todo, batch_size, sharing):
+    """(chunk number, scene id), … of this process: it takes a chunk of the list whenever it is ready."""
+    for chunk in sharing.take(math.ceil(len(todo) / batch_size)):
+        for scene_id in todo[chunk * batch_size : (chunk + 1) * batch_size]:
+            yield chunk, scene_id
+
+
+def whole_readings(outcomes, img_size, progress):
+    """What SceneReader returned, behind chunk and scene id; scenes that cannot be read are recorded and left out."""
+    most, noted = max(0, MOST_CANDIDATE_PIXELS // img_size**2 - 1), False
+    for (chunk, scene_id), outcome in outcomes:
+        if isinstance(outcome, Failure):
+            progress.record(scene_id, outcome)
+            continue
+        count = len(outcome[0].completions)
+        if count > most and not noted:
+            noted = True
+            way_out = (f"--n_max_completions {most} keeps that size" if most else
+                       f"with one completion --img_size {math.isqrt(MOST_CANDIDATE_PIXELS // 2)} is the largest")
+            print(f"note: {scene_id} has {count} completions; the network sees scenes with more than {most} smaller "
+                  f"than --img_size {img_size}, to bound the memory ({way_out})", file=sys.stderr)
+        yield chunk, scene_id, *outcome
+
+
+def predict_group(predictor, group, progress):
+    """(scene id, scene, logits, digest) of each scene of one forward pass; none when that fails, which is recorded."""
+    try:
+        logits = predictor.predict_logits([small for _, small, *_ in group])
+    except SceneError as error:
+        for scene_id, *_ in group:
+            progress.record(scene_id, Failure(error.for_terminal()))
+        return
+    for (scene_id, _, scene, digest), scene_logits in zip(group, logits):
+        yield scene_id, scene, scene_logits.numpy(), digest
+
+
+# ----------------------------------------------------------------------------
+# After the last scene
+
+
+def hand_out(config, scene_ids):
+    """Write what is made of all fused scenes together: a folder for an inpainter, and the report."""
+    if config.handover:
+        consumer, folder = config.handover
+        count, whole = write_handover(consumer, folder, config.data_dir, config.output_dir, scene_ids, config.seam,
+                                      config.workers)
+        print(f"{count} scenes handed over in {folder}, {whole} with nothing left to draw; see its README.txt")
+    if config.report:
+        print(f"report: {write_report(config.data_dir, config.output_dir, scene_ids, config.workers)}")
