@@ -5,6 +5,7 @@ from these files, so that an interrupted run loses none, and what another checkp
 taken for this run's.
 """
 
+import hashlib
 import json
 import math
 import os
