@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from amodal_fusion.data.datasets import WithLayers
 from amodal_fusion.data.scenes import find_scenes, read_scene
 from amodal_fusion.data.tensors import INPUTS, inputs_of, to_tensors
 from amodal_fusion.errors import told
@@ -26,6 +27,7 @@ from amodal_fusion.evaluation.metrics import compare_methods, undecided_share
 from amodal_fusion.evaluation.perceptual import PerceptualLoss
 from amodal_fusion.evaluation.rules import apply_rules, oracle
 from amodal_fusion.synthesis.assets import Material
+from amodal_fusion.synthesis.layers import LayeredScenes
 from amodal_fusion.synthesis.synthesizer import Synthesizer
 from amodal_fusion.training.cuda_graph import Recorded
 from amodal_fusion.training.optimizers import Muon, learning_rate
@@ -100,6 +102,17 @@ class Trainee:
             torch._foreach_sub_(averaged, [(a - p) * self.fade for a, p in zip(averaged, self.parameters)])
 
 
+class Mixed:
+    """Scene `index` of photos with layers for a share of the indices, a composed one for the others."""
+
+    def __init__(self, synthesizer, layers, share):
+        self.synthesizer, self.layers, self.share, self.n_max = synthesizer, layers, share, synthesizer.n_max
+
+    def __call__(self, index):
+        layered = index * WithLayers.SPREAD % 1 < self.share
+        return (self.layers if layered else self.synthesizer)(index)
+
+
 def compose(synthesizer, index):
     """Scene `index` as uint8 arrays, padded to n_max completions. They take a quarter of the memory of float32."""
     tensors = to_tensors(synthesizer(index), synthesizer.n_max)
@@ -172,6 +185,8 @@ def parse_options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("objects", "backgrounds", "coco"):
         parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--layers", nargs="+", help="folders of photos with completed layers")
+    parser.add_argument("--layers_share", type=float, default=0.5, help="share of the scenes that come from layers")
     parser.add_argument("--eval_dirs", nargs="+", required=True, help="prepared data sets to measure on")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -240,8 +255,10 @@ def main():
     perceptual = PerceptualLoss("alex", options.lpips_weights).to(device)  # first, because its weights may be missing
     start = time.monotonic()
     material = Material(options.objects, options.backgrounds, options.coco)
-    stored = compose_all(Synthesizer(material, options.img_size, seed=1), options.steps * options.batch_size,
-                         options.processes)
+    source = Synthesizer(material, options.img_size, seed=1)
+    if options.layers:
+        source = Mixed(source, LayeredScenes(options.layers, options.img_size, seed=1), options.layers_share)
+    stored = compose_all(source, options.steps * options.batch_size, options.processes)
     stored = {name: value.to(device) for name, value in stored.items()}
     print(f"{len(stored['mask'])} scenes composed in {time.monotonic() - start:.0f} s", flush=True)
 
