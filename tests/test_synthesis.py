@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 import yaml
@@ -18,7 +19,9 @@ from amodal_fusion.errors import SceneError
 from amodal_fusion.synthesis.assets import Material
 from amodal_fusion.synthesis.completions import SceneObject, as_received, complete
 from amodal_fusion.synthesis.composition import add_clutter, compose_cutouts
+from amodal_fusion.synthesis.degradations import redraw
 from amodal_fusion.synthesis.synthesizer import Synthesizer
+from experiments.completion_statistics import compare, seen_by_colour, seen_by_order
 from tests.conftest import SMALL, records
 from tests.scripts import ROOT, run, succeed
 
@@ -294,3 +297,65 @@ def test_experiments_name_what_is_missing(tmp_path):
         command = [sys.executable, "-m", f"experiments.{name}", *map(str, options)]
         process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert process.returncode == 1 and process.stderr.startswith("error: "), process.stderr
+
+
+@pytest.fixture
+def textured():
+    """A photo with smooth texture, (128,128,3) uint8."""
+    noise = np.random.default_rng(0).uniform(0, 255, (128, 128, 3)).astype(np.float32)
+    photo = cv2.GaussianBlur(noise, (0, 0), 2)
+    return np.clip(4 * (photo - 127.5) + 120, 10, 240).astype(np.uint8)
+
+
+def test_statistics_find_shifts_of_colour_and_place(textured):
+    alpha = np.zeros((128, 128), np.uint8)
+    alpha[20:108, 20:108] = 255
+    moved = np.roll(textured, 2, 1) + np.uint8(6)
+    row = compare(textured, np.dstack([moved, alpha]), alpha > 0)
+    assert row["shift"] == pytest.approx(6, abs=1) and row["registration"] == pytest.approx(2, abs=0.2)
+    assert row["sharpness"] == pytest.approx(1, abs=0.1) and row["aligned"] < 0.3 * row["residue"]
+    blurred = cv2.GaussianBlur(textured, (0, 0), 2)
+    row = compare(textured, np.dstack([blurred, alpha]), alpha > 0)
+    assert row["sharpness"] < 0.6 and row["registration"] < 0.2 and row["shift"] < 1
+    assert compare(textured, np.dstack([textured, alpha]), alpha > 300) is None
+
+
+def test_statistics_compare_what_is_seen(textured):
+    front, behind = (np.zeros((128, 128, 4), np.uint8) for _ in range(2))
+    front[40:100, 60:120] = behind[20:110, 10:90] = 255
+    front[..., :3] = textured
+    behind[..., :3] = textured
+    behind[40:100, 60:90, :3] ^= 255  # what it invents under the front one
+    overlap = np.zeros((128, 128), bool)
+    overlap[40:100, 60:90] = True
+    covered = behind[..., 3] > 0
+    _, by_order = seen_by_order([front, behind], [[], [0]])
+    _, by_colour = seen_by_colour(textured, [front, behind], [0, (overlap & covered).sum() / covered.sum()])
+    assert np.array_equal(by_order, covered & ~overlap)
+    assert not (by_colour & overlap).any() and by_colour.sum() > 0.9 * by_order.sum()
+
+
+def test_completion_statistics_prints_a_table(material, textured, tmp_path):
+    folder = tmp_path / "layers" / "some_1"
+    folder.mkdir(parents=True)
+    write_image(folder / "photo.png", textured)
+    write_image(folder / "obj_000.png", np.dstack([textured, np.full((128, 128), 255, np.uint8)]))
+    command = [sys.executable, "-m", "experiments.completion_statistics", "--layers", tmp_path / "layers", "--objects",
+               material / "objects", "--backgrounds", material / "backgrounds", "--n_scenes", 2, "--img_size", 64]
+    process = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "| layers/some | 1 | 0.00 (0.00–0.00) |" in process.stdout
+    assert process.stdout.count("| style ") == 6
+    (folder / "meta.json").write_text("[")
+    process = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 1 and "meta.json: not JSON" in process.stderr
+
+
+def test_a_weak_redraw_stays_near_the_photo(textured):
+    """Within the range measured on real diffusion completions."""
+    rgba = np.dstack([textured, np.full((128, 128), 255, np.uint8)])
+    window, seen = (slice(0, 128), slice(0, 128)), np.ones((128, 128), bool)
+    rng = np.random.default_rng(0)
+    rows = [compare(textured, redraw(rgba.copy(), window, 128, rng, strong=False), seen) for _ in range(20)]
+    assert 0.1 < np.median([row["shift"] for row in rows]) < 2
+    assert np.median([row["registration"] for row in rows]) < 1
+    assert 0.6 < np.median([row["sharpness"] for row in rows]) < 1.6

@@ -50,13 +50,14 @@ def as_received(photo, objects, rng):
     """The photo and the objects as the completion model received them.
 
     Often they were compressed, or were scaled down and back. Then copies are only nearly exact, and masks are softer
-    than the edges in the photo.
+    than the edges in the photo. PCNet's layers (19 of two photos, median and 10–90 %) have 0.96 (0.8–1.0) times the
+    gradient energy of the photo and a residue of 6 (1–8) levels; MuLAn's, once aligned, 1.00 times and 4 (1–9) levels.
     """
     size, draw = photo.shape[0], rng.random()
-    if draw < 0.3:
+    if draw < 0.2:
         return photo, objects
-    if draw < 0.75:
-        small = int(size * rng.uniform(0.35, 1))
+    if draw < 0.65:
+        small = int(size * rng.uniform(0.5, 1))
         enlarge = cv2.INTER_LINEAR if rng.random() < 0.5 else cv2.INTER_CUBIC
 
         def scaled(image):
@@ -65,8 +66,8 @@ def as_received(photo, objects, rng):
 
         photo = scaled(photo)
         objects = [replace(item, whole=_replace_alpha(item.whole, scaled(item.whole[..., 3]))) for item in objects]
-    if draw > 0.6:
-        photo = through_jpeg(photo, rng.integers(60, 96))
+    if draw > 0.45:
+        photo = through_jpeg(photo, rng.integers(50, 96))
     return photo, objects
 
 

@@ -179,16 +179,23 @@ def damage_edges(rgba, rng):
 def redraw(rgba, window, size, rng, strong):
     """Draw the whole object again: slight warp, colour shift, blur, resampling, noise, JPEG.
 
+    The weak form follows PACO's diffusion completions where the photo shows the object (88 layers of 31 photos, median
+    and 10–90 %): colour shift 0.3 (0.1–0.9) levels, uneven shift 0.8 (0.5–1.3) levels, contrast 1.00 (0.99–1.03) times
+    the photo's, gradient energy 1.1 (0.8–1.6) times, 0.6 (0.3–0.8) pixels off, and a fine residue of 9 (5–12) levels
+    that grows with the local gradient. Larger errors stay possible but rare. There are no measurements for the strong
+    form.
+
     Args:
         window: two slices, the rows and columns of the scene that `rgba` shows.
         strong: mostly larger errors, and a non-rigid warp.
     """
     height, width = rgba.shape[:2]
-    amount = rng.uniform(0.5, 2.5) if strong else 1.0
+    amount = rng.uniform(0.5, 2.5) if strong else rng.lognormal(np.log(0.2), 0.8)
+    offset = 0.003 * amount if strong else 0.0015  # of the side
     matrix = cv2.getRotationMatrix2D((size / 2, size / 2), rng.normal(0, 0.3 * amount),
                                      1 + rng.normal(0, 0.004 * amount))
     corner = np.array([window[1].start, window[0].start])
-    matrix[:, 2] += matrix[:, :2] @ corner - corner + rng.normal(0, 0.003 * amount * size, 2)
+    matrix[:, 2] += matrix[:, :2] @ corner - corner + rng.normal(0, offset * size, 2)
     drawn = rgba.astype(np.float32)
     drawn[..., :3] *= drawn[..., 3:] * np.float32(1 / 255)
     if strong or rng.random() < 0.5:
@@ -208,11 +215,23 @@ def redraw(rgba, window, size, rng, strong):
     wave = rng.normal(0, 6 * amount, (4, 4, 3)).astype(np.float32)
     colour += cv2.resize(wave, (width, height), interpolation=cv2.INTER_CUBIC)
     colour += 2 * rng.standard_normal(colour.shape, np.float32)
+    if not strong:
+        colour += _fine_errors(colour, rng)
+        if rng.random() < 0.6:  # most models of this kind write hard masks
+            alpha = np.where(alpha > 127, np.float32(255), np.float32(0))
     result = np.empty_like(rgba)
     result[..., :3], result[..., 3:] = np.clip(colour, 0, 255, out=colour), alpha
     if rng.random() < 0.3:
         result[..., :3] = through_jpeg(result[..., :3], rng.integers(40, 90))
     return result
+
+
+def _fine_errors(colour, rng):
+    """Errors in fine detail, stronger where the picture has more of it, (h,w,1) float32."""
+    grey = colour.mean(2)
+    gradient = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0, scale=1 / 8), cv2.Sobel(grey, cv2.CV_32F, 0, 1, scale=1 / 8))
+    strength = np.float32(rng.uniform(0, 4)) + np.float32(rng.uniform(0.1, 0.6)) * gradient
+    return (strength * rng.standard_normal(strength.shape, np.float32))[..., None]
 
 
 def through_jpeg(rgb, quality):
