@@ -81,5 +81,5 @@ def test_every_fault_names_its_test():
     keywords = re.findall(r"\|`(\w+)`$", read("docs/reliability.md"), re.M)
     tests = {node.name for path in (ROOT / "tests").glob("test_*.py")
              for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)}
-    assert len(keywords) > 40
+    assert len(keywords) > 30
     assert not [keyword for keyword in keywords if not any(keyword in test for test in tests)]
