@@ -1,5 +1,7 @@
 """Training scenes out of photos with completed layers."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from amodal_fusion.data.toy import draw_scene, write_dataset
 from amodal_fusion.errors import SceneError
 from amodal_fusion.synthesis.layers import LayeredScenes
 from tests.conftest import TINY, records
-from tests.scripts import succeed
+from tests.scripts import run, succeed
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,7 @@ def test_holes_are_cut_over_completions(layered):
 
 def test_prepared_data_sets_serve_too(tmp_path):
     write_dataset(tmp_path / "data", train=3, val=1)
+    (tmp_path / "data" / "dataset.yaml").write_text("command: create\n")
     scenes = LayeredScenes([tmp_path / "data"], 64)
     assert len(scenes.sources) == 4 and scenes(0).original is not None
 
@@ -78,3 +81,15 @@ def test_training_takes_layers_alone_and_beside(layered, tmp_path):
         succeed("amodal_fusion_transformer.py", *TINY, *options, "--epochs", 1, "--checkpoint_dir", tmp_path / name)
         (line,) = records(tmp_path / name)
         assert line["step"] == 1 and np.isfinite(line["objective"]) and ("switching" in line) == (name == "beside")
+
+
+def test_damaged_layers_stop_training_before_it_starts(layered, tmp_path):
+    shutil.copytree(layered, tmp_path / "bad")
+    (tmp_path / "bad" / "photo_1" / "obj_001.png").write_bytes(b"no picture")
+    data = write_dataset(tmp_path / "data", train=4, val=2)
+    arguments = ("--data_dir", data, "--layers", tmp_path / "bad", "--checkpoint_dir", tmp_path / "run")
+    process = run("amodal_fusion_transformer.py", *TINY, *arguments)
+    assert process.returncode == 1 and "1 photos with layers have faults" in process.stderr
+    assert "obj_001.png" in process.stderr and "Traceback" not in process.stderr
+    scenes = LayeredScenes([tmp_path / "bad"], 64)
+    assert {scenes(index).original.shape for index in range(8)} == {(64, 64, 3)}  # others are drawn instead

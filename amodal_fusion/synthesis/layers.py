@@ -7,6 +7,7 @@ mixes both.
 """
 
 import functools
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,13 +51,10 @@ def find_layered_photos(folder):
     folder = Path(folder)
     if not folder.is_dir():
         raise SceneError(f"{folder}: no such folder of photos with layers")
-    prepared = find_scenes(folder) if any(folder.glob("**/partial.png")) else []
-    prepared = [scene_id for scene_id in prepared if (folder / scene_id / "mask.png").exists()]
-    if prepared:
-        sources = [Source(scene_id, folder / scene_id) for scene_id in prepared
-                   if (folder / scene_id / "original.png").exists()]
-        faults = [f"{folder / scene_id}: no original.png" for scene_id in prepared
-                  if not (folder / scene_id / "original.png").exists()]
+    if (folder / "dataset.yaml").exists():  # written by create and synthesize
+        found = {scene_id: (folder / scene_id / "original.png").exists() for scene_id in find_scenes(folder)}
+        sources = [Source(scene_id, folder / scene_id) for scene_id, complete in found.items() if complete]
+        faults = [f"{folder / scene_id}: no original.png" for scene_id, complete in found.items() if not complete]
     else:
         raw_scenes, unread = find_raw_scenes(folder)
         sources = [Source(raw.id, raw.folder, raw) for raw in raw_scenes if raw.original and raw.completions]
@@ -116,9 +114,20 @@ class LayeredScenes:
             self.sources += sources
             self.faults += faults
         self.img_size, self.n_max, self.hole, self.seed = img_size, n_max_completions, hole, seed
+        self._reported = set()
+
+    def find_faults(self, rank=0, world_size=1):
+        """Read this process's share of the photos; a list of messages about those that cannot be used."""
+        faults = []
+        for source in self.sources[rank::world_size]:
+            try:
+                read_layered_photo(source)
+            except SceneError as error:
+                faults.append(str(error))
+        return faults
 
     def __call__(self, index):
-        """Scene `index`, with its original."""
+        """Scene `index`, with its original. A photo that cannot be read is reported once, and another one is drawn."""
         cv2.setNumThreads(0)
         faults = set()
         for attempt in range(ATTEMPTS):
@@ -129,10 +138,17 @@ class LayeredScenes:
             except SceneError as error:
                 faults.add(str(error))
                 continue
+            finally:
+                self._report(faults)
             if scene is not None:
                 return scene
         raise SceneError("\n".join([f"no hole over completions in {ATTEMPTS} draws of photos with layers; do the "
                                     "layers show anything?", *sorted(faults)[:5]]))
+
+    def _report(self, faults):
+        for fault in faults - self._reported:
+            print(f"left out: {fault}", file=sys.stderr)
+        self._reported |= faults
 
     def _draw(self, source, rng, scene_id):
         photo, layers = read_layered_photo(source)

@@ -67,6 +67,12 @@ def training_scenes(config, process, train_dir, train_ids, size):
     if config.layers:
         layers = LayeredScenes(config.layers, **size)
         faults += layers.faults[:10]
+        if config.check:
+            found = process.gather(layers.find_faults(process.rank, process.world_size))
+            unread = [fault for share in found for fault in share]
+            if unread:
+                raise UserError(f"{len(unread)} photos with layers have faults; mend or remove them\n  "
+                                + "\n  ".join(unread[:20]))
         train_set = WithLayers(train_set, layers, config.layers_share, batch if config.synthesize else None)
     for fault in faults if process.rank == 0 else ():
         print(f"left out: {fault}", flush=True)
