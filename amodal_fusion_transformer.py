@@ -40,9 +40,8 @@ from amodal_fusion.model.layers import (
 )
 from amodal_fusion.precision import HALF_PRECISION
 from amodal_fusion.training.config_aliases import CONFIG_ALIASES
-from amodal_fusion.training.cuda_graph import Recorded
 from amodal_fusion.training.loaders import load_data
-from amodal_fusion.training.loop import evaluate, gradients_by, train_one_epoch
+from amodal_fusion.training.loop import TrainStep, evaluate, train_one_epoch
 from amodal_fusion.training.run import Run, check_same_model
 from amodal_fusion.training.run_folder import check_export, checkpoint_to_resume, lock_checkpoint_dir
 from amodal_fusion.training.shutdown import Stopped, StopSignal, ending
@@ -516,14 +515,12 @@ def train(config, process, stop_signal, build=build_model):
     run.resume(checkpoint, MODEL_OPTIONS)
     if config.compile:
         model.compile()  # in place: state dict keys stay clean
-    network = distributed.parallel(model, process)
-    gradients = gradients_by(run, network, fusion_loss, perceptual)
-    gradients = Recorded(gradients) if run.recorded else gradients
+    step = TrainStep(run, distributed.parallel(model, process), fusion_loss, perceptual)
 
     run.announce()
     stop_signal.hold()
     while not run.finished:
-        stopped = train_one_epoch(run, network, gradients, train_loader, sampler, stop_signal)
+        stopped = train_one_epoch(step, train_loader, sampler, stop_signal)
         run.save("last.pth")  # before validation, which may take longer than a scheduler waits after SIGTERM
         if stopped:
             raise Stopped

@@ -1,4 +1,4 @@
-"""Seconds per training step (forward, loss with LPIPS, backward, Muon), compared with the plain design and AdamW.
+"""Seconds per training step (forward, loss with LPIPS, backward, Muon, EMA), beside the plain design and AdamW.
 
     python -m benchmarks.training --sizes 128 256 --batch 2 --lpips_net vgg --json training.json
 
@@ -7,20 +7,19 @@ The LPIPS backbone has random weights: its cost does not depend on them.
 
 import argparse
 import tempfile
-from functools import partial
 from pathlib import Path
 
 import torch
 import torchvision
-from torch.optim import AdamW
 
-from amodal_fusion.data.tensors import inputs_of
+from amodal_fusion.distributed import Process
 from amodal_fusion.evaluation.markdown import print_table
 from amodal_fusion.evaluation.perceptual import PerceptualLoss
 from amodal_fusion.precision import HALF_PRECISION, training_precision
-from amodal_fusion.training.cuda_graph import WARM_UP, Recorded
-from amodal_fusion.training.optimizers import Muon
-from amodal_fusion_transformer import AmodalFusionTransformer, fusion_loss
+from amodal_fusion.training.cuda_graph import WARM_UP
+from amodal_fusion.training.loop import TrainStep
+from amodal_fusion.training.run import Run
+from amodal_fusion_transformer import AmodalFusionTransformer, TrainConfig, fusion_loss
 from benchmarks.measure import alternate, random_scenes, spread
 from experiments.plain_design import PlainDesign
 
@@ -34,28 +33,14 @@ def random_lpips(net):
         return PerceptualLoss(net, path)
 
 
-def step(model, optimizer, batch, perceptual, half, device, recorded=False):
-    """A function that does one training step: autocast to `half` unless None, CUDA graphs if `recorded`."""
-    optimizer = optimizer(model.parameters(), lr=torch.tensor(1e-5, device=device) if recorded else 1e-5,
-                          capturable=recorded)
-
-    def gradients(**batch):
-        with torch.autocast(device, half, enabled=half is not None):
-            out = model(**inputs_of(batch))
-            loss, _ = fusion_loss(out, batch, perceptual, 0.5, psnr_weight=1.0)
-        loss.backward()
-
-    gradients, move = (Recorded(gradients), Recorded(optimizer.step)) if recorded else (gradients, optimizer.step)
-
-    def program():
-        gradients(**batch)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        move()
-        optimizer.zero_grad(set_to_none=not recorded)
-
-    for _ in range(WARM_UP + 1 if recorded else 0):
-        program()
-    return program
+def step(model, batch, perceptual, options, device, **more):
+    """A function that does one training step with the options of the training script; see `TrainStep`."""
+    config = TrainConfig(batch_size=options.batch, amp=options.amp, **more)
+    run = Run(model, config, Process(0, 1, torch.device(device)), 10**6, "")
+    train = TrainStep(run, run.model, fusion_loss, perceptual)
+    for _ in range(WARM_UP + 1 if config.cuda_graph else 0):
+        train(iter([batch]))
+    return lambda: train(iter([batch]))
 
 
 def main():
@@ -67,27 +52,27 @@ def main():
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--amp", choices=tuple(HALF_PRECISION), default="bf16", help="as in the training script")
     parser.add_argument("--plain_limit", type=int, default=256, help="largest side for the plain design, pixels")
-    parser.add_argument("--compile", action="store_true", help="on a GPU, also time torch.compile")
+    parser.add_argument("--compile", action="store_true", help="on a GPU, torch.compile the network, too")
     parser.add_argument("--json", help="file to write the figures to")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     half = training_precision(options.amp, torch.device(device))
-    muon = partial(Muon, half=half if half is torch.bfloat16 else None)
     perceptual, rows = random_lpips(options.lpips_net).to(device), []
     for size in options.sizes:
         batch = random_scenes(options.batch, options.slots, size, device)
+        batch["index"] = torch.arange(options.batch)
         ours = AmodalFusionTransformer().to(device).train()
-        made = {"ours": step(ours, muon, batch, perceptual, half, device),
-                "network": step(ours, muon, batch, None, half, device)}
+        made = {"ours": step(ours, batch, perceptual, options, device),
+                "network": step(ours, batch, None, options, device)}
         if size <= options.plain_limit:
             plain = PlainDesign(options.slots).to(device).train()
-            made |= {"plain": step(plain, AdamW, batch, perceptual, half, device),
-                     "plain network": step(plain, AdamW, batch, None, half, device)}
+            made |= {"plain": step(plain, batch, perceptual, options, device, optimizer="adamw"),
+                     "plain network": step(plain, batch, None, options, device, optimizer="adamw")}
         if device == "cuda":
-            made["recorded"] = step(AmodalFusionTransformer().to(device).train(), muon, batch, perceptual, half, device,
-                                    recorded=True)
+            made["graphs"] = step(AmodalFusionTransformer().to(device).train(), batch, perceptual, options, device,
+                                  cuda_graph=True)
             if options.compile:
-                made["compiled"] = step(torch.compile(ours), muon, batch, perceptual, half, device)
+                made["compiled"] = step(torch.compile(ours), batch, perceptual, options, device)
         seconds = alternate(made, options.runs)
         row = {"size": size, "seconds": {name: value[0] for name, value in seconds.items()}}
         row |= {name: spread(value) for name, value in seconds.items()}
@@ -100,7 +85,7 @@ def main():
     print_table(rows, {"size": "side", "ours": "ours", "plain": "plain design", "ratio": "plain / ours",
                        "network": "ours without LPIPS", "plain network": "plain without LPIPS",
                        "network ratio": "plain / ours without LPIPS",
-                       "recorded": "ours as CUDA graphs", "compiled": "ours compiled"}, options.json)
+                       "graphs": "ours as CUDA graphs", "compiled": "ours compiled"}, options.json)
 
 
 if __name__ == "__main__":

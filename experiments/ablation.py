@@ -8,7 +8,6 @@ the networks can be compared whenever training stops. On a GPU every step is a C
 """
 
 import argparse
-import copy
 import json
 import statistics
 import time
@@ -22,6 +21,7 @@ from tqdm import tqdm
 from amodal_fusion.data.datasets import WithLayers
 from amodal_fusion.data.scenes import find_scenes, read_scene
 from amodal_fusion.data.tensors import INPUTS, inputs_of, to_tensors
+from amodal_fusion.distributed import Process
 from amodal_fusion.errors import told
 from amodal_fusion.evaluation.metrics import compare_methods, undecided_share
 from amodal_fusion.evaluation.perceptual import PerceptualLoss
@@ -29,9 +29,9 @@ from amodal_fusion.evaluation.rules import apply_rules, oracle
 from amodal_fusion.synthesis.assets import Material
 from amodal_fusion.synthesis.layers import LayeredScenes
 from amodal_fusion.synthesis.synthesizer import Synthesizer
-from amodal_fusion.training.cuda_graph import Recorded
-from amodal_fusion.training.optimizers import Muon, learning_rate
-from amodal_fusion_transformer import AmodalFusionTransformer, ConvEncoder, VisiblePrior, fusion_loss
+from amodal_fusion.training.loop import TrainStep
+from amodal_fusion.training.run import Run
+from amodal_fusion_transformer import AmodalFusionTransformer, ConvEncoder, TrainConfig, VisiblePrior, fusion_loss
 
 FIELDS = (*INPUTS, "original")
 
@@ -65,41 +65,18 @@ def build(part, seed):
 
 
 class Trainee:
-    """One network with its optimizer and averaged weights. `step()` trains on the tensors in `batch`."""
+    """One network in training, with the options of the training script."""
 
-    def __init__(self, part, seed, batch, perceptual, optimizer, lr, device):
-        self.part, self.seed, self.batch, self.perceptual, self.lr = part, seed, batch, perceptual, lr
-        self.model = build(part, seed).to(device).train()
-        self.averaged = copy.deepcopy(self.model).eval()
-        self.rate = torch.tensor(lr, device=device)
-        self.fade = torch.tensor(0.0, device=device)  # share of the new weights in the averaged ones
-        self.oracle_weight = torch.tensor(0.0, device=device)
-        self.parameters = list(self.model.parameters())
-        on_gpu = device.type == "cuda"  # a graph reads its learning rate from a tensor
-        if optimizer == "muon":
-            self.optimizer = Muon(self.parameters, lr=self.rate, weight_decay=0.05, capturable=on_gpu)
-        else:
-            self.optimizer = torch.optim.AdamW(self.parameters, lr=self.rate, weight_decay=0.05, capturable=on_gpu,
-                                               foreach=on_gpu)
-        self.rate = self.optimizer.param_groups[0]["lr"]
-        self.step = Recorded(self.train) if on_gpu else self.train
+    def __init__(self, part, seed, scenes, perceptual, options, device):
+        self.part, self.seed = part, seed
+        config = TrainConfig(epochs=1, batch_size=options.batch_size, optimizer=options.optimizer, lr=options.lr,
+                             warmup_steps=150, cuda_graph=True)
+        self.run = Run(build(part, seed).to(device).train(), config, Process(0, 1, device), scenes, "")
+        self.step = TrainStep(self.run, self.run.model, fusion_loss, perceptual)
 
-    def set_schedule(self, step, steps):
-        self.rate.fill_(self.lr * learning_rate(step, steps, 150))
-        self.fade.fill_(1 - min(0.998, (1 + step) / (10 + step)))
-        self.oracle_weight.fill_(0.1 * max(0.0, 1 - 2 * step / steps))
-
-    def train(self):
-        with torch.autocast(self.batch["mask"].device.type, torch.bfloat16, cache_enabled=False):
-            out = self.model(**inputs_of(self.batch))
-            loss, _ = fusion_loss(out, self.batch, self.perceptual, 0.5, self.oracle_weight, 4.0)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=False)
-        with torch.no_grad():
-            averaged = list(self.averaged.parameters())
-            torch._foreach_sub_(averaged, [(a - p) * self.fade for a, p in zip(averaged, self.parameters)])
+    def train(self, batch):
+        self.step(iter([batch]))
+        self.run.advance()
 
 
 class Mixed:
@@ -223,21 +200,18 @@ def train(stored, perceptual, options, device):
         list of Trainee, and the number of steps taken.
     """
     count = len(stored["mask"])
-    first = pick(stored, slice(options.batch_size))
-    batches = {seed: {name: value.clone() for name, value in first.items()} for seed in options.seeds}
-    trainees = [Trainee(part, seed, batches[seed], perceptual, options.optimizer, options.lr, device)
+    trainees = [Trainee(part, seed, count, perceptual, options, device)
                 for part in options.parts for seed in options.seeds]
     orders = {seed: torch.randperm(count, generator=torch.Generator().manual_seed(seed)) for seed in options.seeds}
     mirror = torch.Generator().manual_seed(0)
     start = time.monotonic()
     for step in tqdm(range(options.steps), "train", mininterval=10):
-        for seed, batch in batches.items():
-            indices = orders[seed][step * options.batch_size : (step + 1) * options.batch_size].to(device)
-            for name, value in mirrored(pick(stored, indices), mirror).items():
-                batch[name].copy_(value)
+        batches = {}
+        for seed, order in orders.items():
+            indices = order[step * options.batch_size : (step + 1) * options.batch_size].to(device)
+            batches[seed] = {**mirrored(pick(stored, indices), mirror), "index": indices}
         for trainee in trainees:
-            trainee.set_schedule(step, options.steps)
-            trainee.step()
+            trainee.train(batches[trainee.seed])
         if step % 100 == 99 and device.type == "cuda":
             torch.cuda.synchronize()
         if options.seconds and time.monotonic() - start > options.seconds:
@@ -266,7 +240,7 @@ def main():
     sets = read_sets(options.eval_dirs, options.img_size, device)
     results = {}
     for trainee in trainees:
-        results.setdefault(trainee.part, []).append(evaluate(trainee.averaged, sets, perceptual))
+        results.setdefault(trainee.part, []).append(evaluate(trainee.run.ema.module.eval(), sets, perceptual))
     torch.manual_seed(0)
     results["untrained"] = [evaluate(AmodalFusionTransformer().to(device).eval(), sets, perceptual)]
     print(report(results))

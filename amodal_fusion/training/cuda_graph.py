@@ -1,24 +1,47 @@
-"""Thousands of small kernels as one CUDA graph: a GPU starts them at once, where a program starts them one by one."""
+"""A training step as CUDA graphs: the GPU starts thousands of small kernels at once instead of one by one."""
 
 import torch
 
 from amodal_fusion.errors import UserError, is_out_of_memory
 
-WARM_UP = 3  # calls that are computed as usual before one is recorded: libraries choose their kernels then
+WARM_UP = 3  # calls before the capture: libraries choose their kernels in these
 
 
-class Recorded:
-    """`program`, which takes tensors by name, recorded in one of its first calls and replayed from then on.
+def uses_cuda_graphs(config, process):
+    """Whether steps become CUDA graphs: if `config` asks for it, on one GPU, without fp16.
 
-    Whatever it reads besides must stay where it is in memory; shapes and Python's decisions stay as they were, until
-    tensors come by other names: then it is recorded anew. What it returns is overwritten by the next call.
+    Several processes communicate within a step, and fp16 decides within it: a graph can do neither.
+    """
+    return config.cuda_graph and process.device.type == "cuda" and not process.distributed and config.amp != "fp16"
+
+
+def use_cuda_graphs(step):
+    """Replace the two halves of a `TrainStep`, its backward pass and its optimizer's step, by CUDA graphs."""
+    make_capturable(step.run.optimizer, step.run.process.device)
+    step.backward = CudaGraph(step.backward)
+    step.run.optimizer.step = CudaGraph(step.run.optimizer.step)
+
+
+def make_capturable(optimizer, device):
+    """Move the numbers that an optimizer reads, its learning rates and counts of steps, to the GPU."""
+    for group in optimizer.param_groups:
+        group |= {"lr": torch.tensor(float(group["lr"]), device=device), "capturable": True}
+    for state in optimizer.state.values():
+        state["step"] = state["step"].to(device)
+
+
+class CudaGraph:
+    """`function`, which takes tensors by name and returns a dict of tensors or None, captured once and then replayed.
+
+    Other memory that it reads must stay in place. Shapes and Python's decisions stay as captured. Tensors of other
+    names are captured again.
 
     Raises:
-        UserError: from a call, when the program has something that cannot be recorded.
+        UserError: from a call; the function does something that cannot be captured.
     """
 
-    def __init__(self, program):
-        self.program, self.stream = program, torch.cuda.Stream()
+    def __init__(self, function):
+        self.function, self.stream = function, torch.cuda.Stream()
         self.names = None
 
     def __call__(self, **tensors):
@@ -28,29 +51,25 @@ class Recorded:
         if self.calls <= WARM_UP:
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):
-                results = self.program(**tensors)
+                results = self.function(**tensors)
             torch.cuda.current_stream().wait_stream(self.stream)
             return results
         if self.graph is None:
-            self._record(tensors)
+            self._capture(tensors)
         for name, tensor in tensors.items():
             self.tensors[name].copy_(tensor, non_blocking=True)
         self.graph.replay()
-        return self.results
+        # the next replay overwrites the results
+        return self.results and {name: result.clone() for name, result in self.results.items()}
 
-    def _record(self, tensors):
+    def _capture(self, tensors):
         self.tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         self.graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
-                self.results = self.program(**self.tensors)
+                self.results = self.function(**self.tensors)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            raise UserError(f"a step cannot be recorded as a CUDA graph ({str(error).splitlines()[0]}); training does "
-                            "without where --cuda_graph is left out") from None
-
-
-def is_recorded(config, process):
-    """Whether steps are recorded: if `config` says so, on one GPU. Several talk within a step, fp16 decides there."""
-    return config.cuda_graph and process.device.type == "cuda" and not process.distributed and config.amp != "fp16"
+            raise UserError(f"a step cannot be captured as a CUDA graph ({str(error).splitlines()[0]}); leave out "
+                            "--cuda_graph") from None

@@ -1,4 +1,4 @@
-"""One epoch of training, and validation."""
+"""The step of training, one epoch of steps, and validation."""
 
 import contextlib
 import math
@@ -11,6 +11,7 @@ from amodal_fusion.data.tensors import inputs_of, to_arrays
 from amodal_fusion.evaluation.metrics import compare_methods, gap_closed
 from amodal_fusion.evaluation.rules import apply_rules, oracle
 from amodal_fusion.precision import training_precision
+from amodal_fusion.training.cuda_graph import use_cuda_graphs, uses_cuda_graphs
 from amodal_fusion.training.loaders import read_batches
 from amodal_fusion.training.optimizers import set_rate
 from amodal_fusion.training.shutdown import Stopped
@@ -20,92 +21,96 @@ def to_device(batch, device):
     return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
 
-def gradients_by(run, network, criterion, perceptual):
-    """A function that adds the gradients of a batch's loss to those of the weights.
+class TrainStep:
+    """One step of training: forward, loss, backward, clip, optimizer, EMA.
 
     Args:
-        network: run.model, or its DistributedDataParallel.
-        criterion: `fusion_loss`.
-
-    Returns:
-        function of a batch, on the device, and oracle_weight, a tensor or None → the loss and its parts, scalars.
+        run: Run; network: run.model, or its DistributedDataParallel.
+        criterion: `fusion_loss`; perceptual: PerceptualLoss, or None.
     """
-    config, device = run.config, run.process.device
-    half = training_precision(config.amp, device)
-    coherence = config.switching_weight, config.hedging_weight
-    coherence = coherence if any(coherence) else None
 
-    def gradients(oracle_weight=None, **batch):
-        with torch.autocast(device.type, half, enabled=half is not None):
-            out = network(**inputs_of(batch))
-            loss, parts = criterion(out, batch, perceptual, config.lpips_weight, oracle_weight, config.psnr_weight,
-                                    coherence)
-        run.scaler.scale(loss / config.accumulate).backward()
-        return loss.detach(), {name: values.detach().mean() for name, values in parts.items()}
+    def __init__(self, run, network, criterion, perceptual):
+        self.run, self.network, self.criterion, self.perceptual = run, network, criterion, perceptual
+        self.half = training_precision(run.config.amp, run.process.device)
+        if uses_cuda_graphs(run.config, run.process):
+            use_cuda_graphs(self)
 
-    return gradients
+    def __call__(self, batches):
+        """Take the next `accumulate` batches from an iterator, and train on them.
+
+        Returns:
+            norm of the gradient, a list of the terms of the loss per batch, and a list of the indices of their scenes.
+        """
+        run, config, process = self.run, self.run.config, self.run.process
+        set_rate(run.optimizer, run.rate)
+        pull = {"oracle_weight": torch.full((), run.oracle_weight, device=process.device)} if run.oracle_weight else {}
+        terms, scenes = [], []
+        for part in range(config.accumulate):
+            batch = to_device(next(batches), process.device)
+            last = part == config.accumulate - 1  # in its backward pass the processes average their gradients
+            with contextlib.nullcontext() if last or not process.distributed else self.network.no_sync():
+                terms.append(self.backward(**batch, **pull))
+            scenes.append(batch["index"])
+        run.scaler.unscale_(run.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(run.parameters, config.grad_clip or math.inf)
+        if torch.isfinite(norm):  # a NaN on one rank is in the gradient of all ranks now, so all decide alike
+            run.scaler.step(run.optimizer)
+            run.ema.update_parameters(run.model)
+        run.scaler.update()
+        run.optimizer.zero_grad(set_to_none=False)
+        return norm, terms, scenes
+
+    def backward(self, oracle_weight=None, **batch):
+        """Add the gradient of a batch's loss to that of the weights; returns the loss's terms, scalars by name."""
+        config = self.run.config
+        coherence = (config.switching_weight, config.hedging_weight)
+        coherence = coherence if any(coherence) else None
+        with torch.autocast(batch["mask"].device.type, self.half, enabled=self.half is not None):
+            out = self.network(**inputs_of(batch))
+            loss, terms = self.criterion(out, batch, self.perceptual, config.lpips_weight, oracle_weight,
+                                         config.psnr_weight, coherence)
+        self.run.scaler.scale(loss / config.accumulate).backward()
+        return {name: values.detach().mean() for name, values in terms.items()}
 
 
-def train_one_epoch(run, network, gradients, loader, sampler, stop_signal):
-    """Train from where `run` stands to the end of its epoch, a signal or max_steps.
+def train_one_epoch(step, loader, sampler, stop_signal):
+    """Train from where the run stands to the end of its epoch, a signal or max_steps.
 
     Args:
-        network: run.model, or its DistributedDataParallel; gradients: see `gradients_by`.
-        stop_signal: StopSignal.
+        step: TrainStep; stop_signal: StopSignal.
 
     Returns:
         True when a signal asked to stop. The caller saves.
     """
-    config, process = run.config, run.process
+    run, config, process = step.run, step.run.config, step.run.process
     steps = run.steps_left
     if not steps:  # stopped during validation, or fewer scenes are left than one step takes now
         return False
     sampler.epoch, sampler.start, sampler.stop = run.epoch, run.scenes_done, run.scenes_done + steps * run.batch
-    network.train()
-    parameters = list(run.model.parameters())
+    step.network.train()
     batches = read_batches(loader)
     quiet = None if process.is_main else True  # None: a bar only where there is a terminal
     sums, summed, skipped, logged_at = {}, 0, 0, time.monotonic()  # sums: of each term, and over how many batches
     bar = tqdm(range(steps), desc=f"epoch {run.epoch + 1}/{config.epochs}", disable=quiet, leave=False)
     for number in bar:
         rate, oracle_weight = run.rate, run.oracle_weight
-        set_rate(run.optimizer, rate)
-        terms = {"oracle_weight": torch.full((), oracle_weight, device=process.device)} if oracle_weight else {}
-        scenes, losses = [], []
-        for part in range(config.accumulate):
-            batch = to_device(next(batches), process.device)
-            scenes.append(batch["index"])
-            last = part == config.accumulate - 1
-            with contextlib.nullcontext() if last or not process.distributed else network.no_sync():
-                loss, parts = gradients(**terms, **batch)
-            losses.append(loss.clone())
-            for name, value in parts.items():
-                total, count = sums.get(name, (0, 0))
-                sums[name] = total + value, count + 1
-
-        run.scaler.unscale_(run.optimizer)
+        norm, terms, scenes = step(batches)
         summed += 1
-        # A NaN on any rank is in everybody's gradient by now, so all ranks decide alike.
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf)
+        add_up(sums, terms)
         if torch.isfinite(norm):
-            run.move()
-            run.ema.update_parameters(run.model)
             run.bad_steps = 0
         else:
             skipped += 1
-            # fp16 begins with a factor on the loss that is too large, on purpose: an overflow is nobody's fault
-            if run.scaler.get_scale() <= 1 or process.any(not all(map(math.isfinite, losses))):
+            # fp16 starts with a factor on the loss that is too large, on purpose: an overflow is no bad scene
+            finite = all(math.isfinite(part["objective"]) for part in terms)
+            if run.scaler.get_scale() <= 1 or process.any(not finite):
                 run.report_bad_step([str(loader.dataset.scene_ids[index]) for index in torch.cat(scenes).tolist()])
-        run.scaler.update()
-        run.optimizer.zero_grad(set_to_none=not run.recorded)
         run.advance()
 
         stopped = stop_signal.agreed(process)
-        if run.is_due(config.log_every) or number == steps - 1 or stopped:  # every step stands in a line
-            names = sorted(sums)
-            means = process.sum([float(sums[name][0]) / sums[name][1] for name in names])
-            record = {name: mean / process.world_size for name, mean in zip(names, means)}
+        if run.is_due(config.log_every) or number == steps - 1 or stopped:  # each step is in one line of the log
             seconds, logged_at = time.monotonic() - logged_at, time.monotonic()
+            record = means_over_processes(sums, process)
             record |= {"lr": rate, "oracle_weight": oracle_weight, "grad_norm": float(norm), "skipped": skipped,
                        "scenes_per_second": run.batch * summed / seconds}
             run.log("train", record)
@@ -118,16 +123,30 @@ def train_one_epoch(run, network, gradients, loader, sampler, stop_signal):
     return False
 
 
+def add_up(sums, terms):
+    """Add dicts of terms, one per batch, to `sums`: name → (sum, number of batches)."""
+    for name, value in ((name, value) for part in terms for name, value in part.items()):
+        total, count = sums.get(name, (0, 0))
+        sums[name] = total + value, count + 1
+
+
+def means_over_processes(sums, process):
+    """name → mean over the batches of all processes, which have equally many."""
+    names = sorted(sums)
+    means = process.sum([float(sums[name][0]) / sums[name][1] for name in names])
+    return {name: mean / process.world_size for name, mean in zip(names, means)}
+
+
 @torch.no_grad()
 def evaluate(model, criterion, loader, perceptual, config, process, stop_signal):
-    """Validate the bare model on this rank's share of the scenes and add up over the ranks.
+    """Validate the bare model on this rank's share of the scenes, and reduce over the ranks.
 
     Returns:
-        dict of means over all validation scenes (loss, l1, lpips; PSNR in dB in the hole and in the overlap, for
-        the model, for visible fit and for the oracle; gap_closed), and the first scenes for a figure.
+        dict of means over all validation scenes (loss, l1, lpips; PSNR in dB in the hole and in the overlap, of
+        the network, visible fit and the oracle; gap_closed), and the first scenes for a figure.
 
     Raises:
-        Stopped: a signal asked to, on this rank or another.
+        Stopped: a signal asked to stop, on this rank or another.
     """
     model.eval()
     quiet = None if process.is_main else True
@@ -150,7 +169,7 @@ def evaluate(model, criterion, loader, perceptual, config, process, stop_signal)
             drawn += to_arrays(scenes)[: config.figure_scenes - len(drawn)]
     if process.any(stop_signal.number is not None):
         raise Stopped
-    # a rank without a validation scene still has to take part in the sum
+    # a rank without a validation scene takes part in the sum, too
     names = sorted(["loss", "l1", *(["lpips"] if perceptual else []), *(
         f"{who}psnr{where}" for who in ("", "visible_fit_", "oracle_") for where in ("", "_overlap"))])
     flat = [number for name in names for number in sums.get(name, (0, 0))]

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import subprocess
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from amodal_fusion.checkpoints import export_weights, load_checkpoint, rng_state
 from amodal_fusion.errors import UserError
 from amodal_fusion.evaluation.figures import draw_curves, draw_scenes
 from amodal_fusion.files import write_text
-from amodal_fusion.training.cuda_graph import Recorded, is_recorded
+from amodal_fusion.training.cuda_graph import uses_cuda_graphs
 from amodal_fusion.training.optimizers import average, learning_rate, make_optimizer
 from amodal_fusion.training.tensorboard import add_figure, add_record, open_board
 
@@ -81,8 +80,7 @@ class Run:
         self.ema = AveragedModel(self.model, multi_avg_fn=average(config.ema_decay), use_buffers=True)
         self.optimizer = make_optimizer(model, config, process)
         self.scaler = torch.amp.GradScaler(enabled=config.amp == "fp16" and process.device.type == "cuda")
-        self.recorded = is_recorded(config, process)
-        self.move = Recorded(self.optimizer.step) if self.recorded else partial(self.scaler.step, self.optimizer)
+        self.parameters = list(model.parameters())
         self.training_scenes, self.validation = training_scenes, validation
         self.batch = self.nominal_batch = process.world_size * config.batch_size * config.accumulate
         self.epoch = self.step = self.scenes_done = self.bad_steps = 0  # scenes_done: of this epoch, over all ranks
@@ -168,12 +166,13 @@ class Run:
             self.board = open_board(self.config, self.step) if self.config.log_dir else None
             count = sum(p.numel() for p in self.model.parameters())
             print(json.dumps(dataclasses.asdict(self.config)))
+            graphs = uses_cuda_graphs(self.config, self.process)
             print(f"{git_state()}, torch {torch.__version__}, {self.process.world_size} × {self.process.device.type}, "
                   f"{count / 1e6:.2f} M parameters, {self.training_scenes} training scenes, {self.batch} a step, "
                   f"{self.epoch_scenes // self.batch} steps an epoch, starting at step {self.step}"
-                  + ", steps are recorded" * self.recorded, flush=True)
-            if self.config.cuda_graph and not self.recorded:
-                print("cuda_graph has no effect here: it wants one GPU, and bf16 or fp32")
+                  + ", as CUDA graphs" * graphs, flush=True)
+            if self.config.cuda_graph and not graphs:
+                print("cuda_graph has no effect here: it needs one GPU, and bf16 or fp32")
 
     def begin_epoch(self):
         """Go on from the last scene of an epoch to the first of the next."""
