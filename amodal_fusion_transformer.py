@@ -44,7 +44,7 @@ from amodal_fusion.training.loaders import load_data
 from amodal_fusion.training.loop import TrainStep, evaluate, train_one_epoch
 from amodal_fusion.training.run import Run, check_same_model
 from amodal_fusion.training.run_folder import check_export, checkpoint_to_resume, lock_checkpoint_dir
-from amodal_fusion.training.shutdown import Stopped, StopSignal, ending
+from amodal_fusion.training.shutdown import Stopped, StopSignal, clean_shutdown
 
 # ----------------------------------------------------------------------------
 # Network. B scenes of M = N + 1 candidates each: the fill of the hole, then N completions.
@@ -532,7 +532,7 @@ def train(config, process, stop_signal, build=build_model):
 def main(build=build_model):
     config = parse(TrainConfig, __doc__, yaml_file=True)
     stop_signal = StopSignal()
-    with ending(config, stop_signal):
+    with clean_shutdown(config, stop_signal):
         has_scenes = config.train_dir or config.synthesize or (config.layers and config.layers_share == 1)
         if not config.data_dir and not (config.val_dir and has_scenes):
             raise ConfigError("no data set: give --data_dir, or data_dir in the YAML file")

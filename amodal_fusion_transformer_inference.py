@@ -35,7 +35,7 @@ from amodal_fusion.checkpoints import PRETRAINED, check_writable
 from amodal_fusion.config import check_values, option, parse
 from amodal_fusion.data.scenes import Scene
 from amodal_fusion.data.tensors import INPUTS, as_scene, to_tensors
-from amodal_fusion.distributed import Sharing, check_gpus, launch, under_launcher
+from amodal_fusion.distributed import NoMeeting, check_gpus, join_group, launch, under_launcher
 from amodal_fusion.errors import ConfigError, SceneError, UserError, is_out_of_memory, message_of
 from amodal_fusion.model.blending import blend_hole
 from amodal_fusion.output.folder import check_options, choose_device, run_folder
@@ -218,12 +218,12 @@ class FusionPredictor:
 
 def run(config: InferenceConfig) -> int:
     """Fuse the folder, together with the other processes of a launcher; returns the exit status."""
-    sharing = Sharing()
-    predictor = FusionPredictor(config.checkpoint, choose_device(config, sharing), config.img_size, config.amp,
+    process = join_group()
+    predictor = FusionPredictor(config.checkpoint, choose_device(config, process), config.img_size, config.amp,
                                 config.sharpness)
     made_by = {"checkpoint": predictor.digest, "network": NETWORK_VERSION, "img_size": predictor.img_size,
                "n_max_completions": config.n_max_completions, "amp": config.amp, "sharpness": config.sharpness}
-    return run_folder(config, predictor, made_by, sharing)
+    return run_folder(config, predictor, made_by, process)
 
 
 def export(config: InferenceConfig) -> str:
@@ -236,7 +236,7 @@ def export(config: InferenceConfig) -> str:
 
 def main() -> None:
     config = parse(InferenceConfig, __doc__)
-    quiet = int(os.environ.get("RANK", "0")) > 0  # one process of a launcher speaks
+    quiet = os.environ.get("RANK", "0") != "0"  # one process of a launcher reports
     try:
         if config.export_onnx:
             print(export(config))
@@ -251,7 +251,7 @@ def main() -> None:
         print("stopped; finished scenes stay, the same command resumes", file=sys.stderr)
         status = 130
     except (UserError, OSError) as error:
-        if not quiet:
+        if not quiet or isinstance(error, NoMeeting):
             print(f"error: {message_of(error)}", file=sys.stderr)
         status = 2 if isinstance(error, ConfigError) else 1
     sys.exit(status)

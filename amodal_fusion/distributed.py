@@ -1,11 +1,13 @@
-"""Several processes under PyTorch's own launcher."""
+"""Several processes under PyTorch's own launcher: one class, `Process`, for training and inference."""
 
+import contextlib
 import datetime
 import os
+import signal
 import socket
 import sys
-from dataclasses import dataclass
-from datetime import timedelta
+import threading
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
@@ -16,18 +18,28 @@ from torch.utils.data import Sampler
 
 from amodal_fusion.errors import UserError
 
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]  # not on Windows
+MEETING = datetime.timedelta(minutes=10)  # limit for all processes to arrive
+SILENCE = 10  # seconds of waiting for them before a line says so
 PATIENCE = datetime.timedelta(days=1)  # while one process downloads a backbone or reads 100,000 scenes, others wait
+
+
+class NoMeeting(UserError):
+    """The processes of a launch do not find each other. Each of them reports it."""
 
 
 @dataclass
 class Process:
-    """This process's place among its group."""
+    """This process's place in its group."""
 
     rank: int
     world_size: int
     device: torch.device
-    # What processes tell each other apart from gradients goes over gloo: it costs the GPU nothing, and may take long.
+    store: "dist.Store | None" = None
+    # Messages other than gradients use gloo: it takes no GPU time, and may take long.
     messages: "dist.ProcessGroup | None" = None
+    numbers: count = field(default_factory=count)  # of the only process
+    finished: int = 0
 
     @property
     def is_main(self):
@@ -38,12 +50,19 @@ class Process:
         return self.world_size > 1
 
     def gather(self, item):
-        """The items of all processes, by rank."""
+        """The items of all processes, by rank. Waits for the slowest."""
         if not self.distributed:
             return [item]
         items = [None] * self.world_size
         dist.all_gather_object(items, item, group=self.messages)
         return items
+
+    def from_main(self, value):
+        """The main process's value, on all of them."""
+        values = [value]
+        if self.distributed:
+            dist.broadcast_object_list(values, group=self.messages)
+        return values[0]
 
     def sum(self, values):
         """Element-wise sum of a list of numbers over all processes, in float64."""
@@ -63,30 +82,66 @@ class Process:
             dist.all_reduce(total, operation, group=self.messages)
         return total.tolist()
 
+    def take(self, total):
+        """0 … total − 1, each for one of the processes: the next number goes to the one that asks first."""
+        while (number := self.store.add("taken", 1) - 1 if self.distributed else next(self.numbers)) < total:
+            yield number
+
+    def finish(self, number):
+        """Count `number` more items as finished; returns the count over all processes."""
+        self.finished += number
+        return self.store.add("finished", number) if self.distributed else self.finished
+
+    def leave(self):
+        """Leave the group. Without it the threads of the group may abort the interpreter at its end."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+# ----------------------------------------------------------------------------
+# The launcher's variables
+
 
 def under_launcher():
     """True for a process that torchrun started, or a scheduler that sets the same variables."""
     return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ)
 
 
+def number_in(name, default=0, least=0, most=1 << 31):
+    """An environment variable of the launcher as a number.
+
+    Raises:
+        NoMeeting: it is no whole number from `least` to `most`.
+    """
+    text = os.environ.get(name, str(default))
+    if not (text.strip().isascii() and text.strip().isdigit() and least <= int(text) <= most):
+        raise NoMeeting(f"the environment variable {name} is {text!r}, expected a whole number from {least} to {most}; "
+                        "start with torchrun, which sets it, or unset RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT")
+    return int(text)
+
+
 def local_rank():
     """This process's number among those of its machine."""
-    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+    return number_in("LOCAL_RANK") if "LOCAL_RANK" in os.environ else number_in("SLURM_LOCALID")
 
 
 def restarted():
     """True when the launcher has started this group again after one of its processes died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return number_in("TORCHELASTIC_RESTART_COUNT") > 0
 
 
 def launch_name():
-    """What tells this launch from others, and stays when the launcher starts the group again."""
+    """A name for this launch, the same after the launcher has started the group again."""
     launcher = os.getppid()
-    try:  # a number alone comes again; the 22nd field, the second of which is a name in brackets
+    try:  # process numbers are used again: field 22 is the start time; field 2, the name, is in brackets
         began = Path(f"/proc/{launcher}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19]
     except OSError:
         began = ""
     return f"{os.environ.get('TORCHELASTIC_RUN_ID', '')} {socket.gethostname()} {launcher} {began}"
+
+
+# ----------------------------------------------------------------------------
+# Starting and joining
 
 
 def check_gpus(wanted):
@@ -98,9 +153,9 @@ def check_gpus(wanted):
 
 
 def launch(gpus):
-    """Be torchrun for one process per GPU with the same command line; does not return.
+    """Become torchrun for one process per GPU with the same command line; does not return.
 
-    The processes say what went wrong; torchrun's own traceback about them is left out.
+    The processes report their errors; torchrun's own traceback about them is left out.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -118,7 +173,7 @@ def launch(gpus):
 
 
 def join(gpus):
-    """Join the launcher's group, become the launcher of one, or stay alone.
+    """Join the launcher's group for training, become the launcher of one, or stay alone.
 
     Args:
         gpus: 0 computes on the CPU over gloo, anything else gives each local process its own GPU over NCCL.
@@ -127,30 +182,82 @@ def join(gpus):
         Process.
 
     Raises:
-        UserError: there are fewer GPUs than processes.
+        UserError: there are fewer GPUs than processes, or the processes do not meet.
+    """
+    if under_launcher():
+        return join_group(gpus)
+    check_gpus(gpus)
+    if gpus > 1:
+        launch(gpus)
+    return Process(0, 1, torch.device("cuda", 0) if gpus else torch.device("cpu"))
+
+
+def join_group(gpus=0):
+    """Join the launcher's group; gpus as in `join`. Alone, on the CPU, where there is no launcher.
+
+    Until all have joined signals end the process at once: the waiting is in C++, where Python cannot answer them.
+
+    Raises:
+        NoMeeting: a variable of the launcher is wrong, or the processes do not meet within MEETING.
     """
     if not under_launcher():
-        check_gpus(gpus)
-        if gpus > 1:
-            launch(gpus)
-        return Process(0, 1, torch.device("cuda", 0) if gpus else torch.device("cpu"))
-    # A key space per restart: after a crash the old keys would confuse the new group (pytorch#135712).
-    store, rank, world_size = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    device = own_gpu(store, rank, world_size) if gpus else torch.device("cpu")
-    dist.init_process_group(
-        "nccl" if gpus else "gloo", store=store, rank=rank, world_size=world_size, device_id=device if gpus else None
-    )
-    return Process(rank, world_size, device, dist.new_group(backend="gloo", timeout=PATIENCE))
+        return Process(0, 1, torch.device("cpu"))
+    world_size = number_in("WORLD_SIZE", least=1)
+    rank, port = number_in("RANK", most=world_size - 1), number_in("MASTER_PORT", most=65535)
+    attempt, where = number_in("TORCHELASTIC_RESTART_COUNT"), f"{os.environ['MASTER_ADDR']}:{port}"
+    try:
+        socket.getaddrinfo(os.environ["MASTER_ADDR"], port)
+        with default_signals(), note_when_waiting(f"{world_size} processes", where):
+            # A key space per restart: after a crash the old keys would confuse the new group (pytorch#135712).
+            store = dist.PrefixStore(f"attempt_{attempt}", next(dist.rendezvous("env://", timeout=MEETING))[0])
+            device = own_gpu(store, rank, world_size) if gpus else torch.device("cpu")
+            dist.init_process_group("nccl" if gpus else "gloo", store=store, rank=rank, world_size=world_size,
+                                    device_id=device if gpus else None)
+            return Process(rank, world_size, device, store, dist.new_group(backend="gloo", timeout=PATIENCE))
+    except socket.gaierror as error:
+        raise NoMeeting(f"MASTER_ADDR: the host {os.environ['MASTER_ADDR']!r} is unknown here ({error.strerror}); all "
+                        "machines must reach the first one under this name") from None
+    except dist.DistError as error:
+        raise NoMeeting(f"process {rank} of {world_size} did not meet the others at {where} (MASTER_ADDR:MASTER_PORT) "
+                        f"within {MEETING.seconds // 60} minutes: {str(error).splitlines()[0][:200]}. Start all of "
+                        "them with the same address, and with a port that is free and open") from None
+
+
+@contextlib.contextmanager
+def default_signals():
+    """Within it SIGTERM, Ctrl-C and a closed terminal end the process at once; ignored signals stay ignored."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def note_when_waiting(who, where):
+    """After SILENCE seconds within it, print a line that says who is expected where."""
+    text = (f"waiting for {who} at {where} (MASTER_ADDR:MASTER_PORT), {MEETING.seconds // 60} minutes at most; Ctrl-C "
+            "ends it")
+    timer = threading.Timer(SILENCE, print, (text,), {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def own_gpu(store, rank, world_size):
-    """The GPU of this process. A scheduler may show every process its own alone, which then is number 0 to each."""
+    """The GPU of this process. A scheduler may show each process only its own GPU, which is number 0 to it."""
     number = local_rank()
     if torch.cuda.device_count() == 1:
         number = 0
     else:
-        check_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", number + 1)))
+        check_gpus(number_in("LOCAL_WORLD_SIZE", number + 1))
     device = torch.device("cuda", number)
     torch.cuda.set_device(device)
     store.set(f"gpu_{rank}", f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid}")
@@ -161,7 +268,7 @@ def own_gpu(store, rank, world_size):
 
 
 def parallel(model, process):
-    """The model for several processes, which average their gradients; itself for one."""
+    """DistributedDataParallel of the model, or the model itself where there is one process."""
     if not process.distributed:
         return model
     device_ids = [process.device] if process.device.type == "cuda" else None
@@ -174,8 +281,8 @@ def parallel(model, process):
 class EpochSampler(Sampler):
     """One process's share of an epoch: (epoch, index) of every world_size-th scene from `start` to `stop`.
 
-    The order depends on seed and epoch alone, so an epoch can be finished by another number of processes. The epoch
-    travels with the index because persistent workers keep an old copy of the data set.
+    The order depends on seed and epoch alone, so another number of processes can finish an epoch. The epoch travels
+    with the index because persistent workers keep an old copy of the data set.
     """
 
     epoch = start = 0
@@ -192,56 +299,3 @@ class EpochSampler(Sampler):
         order = torch.randperm(self.count, generator=generator).tolist() if self.shuffle else range(self.count)
         mine = order[self.start : self.stop][self.process.rank :: self.process.world_size]
         return iter([(self.epoch, index) for index in mine])
-
-
-# ----------------------------------------------------------------------------
-# Several processes that share one list of scenes, under PyTorch's own launcher; alone when there is none.
-
-
-
-
-LONG = timedelta(days=30)  # the slowest process may take hours longer than the others
-
-
-class Sharing:
-    """This process's place among those that share the work. Nothing else is exchanged than numbers and messages."""
-
-    def __init__(self):
-        self.rank, self.world_size, self.local_rank = 0, 1, 0
-        self.taken, self.finished = count(), 0
-        if under_launcher():
-            self.local_rank = local_rank()
-            store, self.rank, self.world_size = next(dist.rendezvous("env://", timeout=LONG))
-            # a key space per restart: after a crash the old keys would confuse the new group (pytorch#135712)
-            self.store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-            dist.init_process_group("gloo", store=self.store, rank=self.rank, world_size=self.world_size, timeout=LONG)
-
-    @property
-    def is_main(self):
-        return self.rank == 0
-
-    def take(self, total):
-        """0 … total − 1, each for one of the processes: whoever is ready takes the next."""
-        while (number := next(self.taken) if self.world_size == 1 else self.store.add("taken", 1) - 1) < total:
-            yield number
-
-    def finish(self, number):
-        """Count so many more scenes as finished; returns how many are, over all processes."""
-        self.finished += number
-        return self.finished if self.world_size == 1 else self.store.add("finished", number)
-
-    def from_main(self, value):
-        """The main process's value, on all of them."""
-        values = [value]
-        if self.world_size > 1:
-            dist.broadcast_object_list(values)
-        return values[0]
-
-    def gather(self, items):
-        """The dicts of all processes as one; waits for the slowest. The last that they exchange."""
-        if not dist.is_initialized():
-            return items
-        dicts = [None] * self.world_size
-        dist.all_gather_object(dicts, items)
-        dist.destroy_process_group()  # left to the interpreter's end, its threads may abort the process
-        return {key: value for items in dicts for key, value in items.items()}

@@ -45,7 +45,7 @@ def is_out_of_memory(error):
 
 
 @contextlib.contextmanager
-def told():
+def exit_with_message():
     """Around a small program's `main`: an error for the user ends it with the message."""
     try:
         yield

@@ -22,7 +22,7 @@ from amodal_fusion.data.datasets import WithLayers
 from amodal_fusion.data.scenes import find_scenes, read_scene
 from amodal_fusion.data.tensors import INPUTS, inputs_of, to_tensors
 from amodal_fusion.distributed import Process
-from amodal_fusion.errors import told
+from amodal_fusion.errors import exit_with_message
 from amodal_fusion.evaluation.metrics import compare_methods, undecided_share
 from amodal_fusion.evaluation.perceptual import PerceptualLoss
 from amodal_fusion.evaluation.rules import apply_rules, oracle
@@ -251,5 +251,5 @@ def main():
 
 
 if __name__ == "__main__":
-    with told():
+    with exit_with_message():
         main()

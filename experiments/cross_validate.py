@@ -19,7 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from amodal_fusion.errors import UserError, told
+from amodal_fusion.errors import UserError, exit_with_message
 from amodal_fusion.evaluation.tables import write_metrics
 
 ROOT = Path(__file__).parent.parent
@@ -113,5 +113,5 @@ def main():
 
 
 if __name__ == "__main__":
-    with told():
+    with exit_with_message():
         main()

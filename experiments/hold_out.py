@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from amodal_fusion.data.images import IMAGE_SUFFIXES, resize
-from amodal_fusion.errors import UserError, told
+from amodal_fusion.errors import UserError, exit_with_message
 from amodal_fusion.files import write_text
 
 HELD_OUT = 8  # every eighth file
@@ -149,5 +149,5 @@ def main():
 
 
 if __name__ == "__main__":
-    with told():
+    with exit_with_message():
         main()

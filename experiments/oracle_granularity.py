@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from amodal_fusion.data.scenes import find_scenes, read_scene
-from amodal_fusion.errors import told
+from amodal_fusion.errors import exit_with_message
 from amodal_fusion.evaluation.markdown import print_gaps
 from amodal_fusion.evaluation.metrics import compare_methods
 from amodal_fusion.evaluation.rules import apply_rules, oracle
@@ -106,5 +106,5 @@ def main():
 
 
 if __name__ == "__main__":
-    with told():
+    with exit_with_message():
         main()

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from amodal_fusion.data.tensors import inputs_of, to_tensors
-from amodal_fusion.errors import told
+from amodal_fusion.errors import exit_with_message
 from amodal_fusion.evaluation.markdown import print_gaps
 from amodal_fusion.evaluation.metrics import compare_methods, region_psnr
 from amodal_fusion.evaluation.rules import apply_rules, oracle
@@ -107,5 +107,5 @@ def main():
 
 
 if __name__ == "__main__":
-    with told():
+    with exit_with_message():
         main()

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from amodal_fusion.errors import told
+from amodal_fusion.errors import exit_with_message
 from amodal_fusion.evaluation.markdown import print_table
 from amodal_fusion.model.blending import blend_hole
 from amodal_fusion.output.order import order_of
@@ -61,5 +61,5 @@ def main():
 
 
 if __name__ == "__main__":
-    with told():
+    with exit_with_message():
         main()

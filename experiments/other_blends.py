@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from amodal_fusion.data.scenes import find_scenes, read_scene
 from amodal_fusion.data.tensors import inputs_of, to_tensors
-from amodal_fusion.errors import told
+from amodal_fusion.errors import exit_with_message
 from amodal_fusion.evaluation.markdown import print_table
 from amodal_fusion.evaluation.perceptual import PerceptualLoss
 from amodal_fusion.model.compositing import OPAQUE, add_fill, composite
@@ -83,5 +83,5 @@ def main():
 
 
 if __name__ == "__main__":
-    with told():
+    with exit_with_message():
         main()

@@ -16,7 +16,7 @@ import numpy as np
 
 from amodal_fusion.data.images import read_image, resize
 from amodal_fusion.data.scenes import Scene, write_scene
-from amodal_fusion.errors import UserError, told
+from amodal_fusion.errors import UserError, exit_with_message
 
 MOST_MISSES = 1000  # failed draws in a row
 
@@ -89,5 +89,5 @@ def main():
 
 
 if __name__ == "__main__":
-    with told():
+    with exit_with_message():
         main()

@@ -23,7 +23,7 @@ from amodal_fusion.distributed import own_gpu
 from amodal_fusion.errors import UserError, is_out_of_memory
 from amodal_fusion.files import temporary_path
 from amodal_fusion.training.loaders import read_batches
-from amodal_fusion.training.shutdown import Stopped, ending, ignore_signals
+from amodal_fusion.training.shutdown import Stopped, clean_shutdown, ignore_signals
 from tests.conftest import SCRIPT, arguments, records, wait_for
 from tests.scripts import ROOT, Running, run, succeed, torchrun
 
@@ -83,7 +83,7 @@ def test_nobody_waits_for_loaders_after_a_signal():
     busy = multiprocessing.get_context("fork").Process(target=lambda: (ignore_signals(), time.sleep(60)))
     busy.start()
     asked = SimpleNamespace(number=signal.SIGTERM, held=True)
-    with pytest.raises(SystemExit), ending(SimpleNamespace(checkpoint_dir="run"), asked):
+    with pytest.raises(SystemExit), clean_shutdown(SimpleNamespace(checkpoint_dir="run"), asked):
         raise Stopped
     busy.join(30)
     assert busy.exitcode == -signal.SIGKILL

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from amodal_fusion.data.names import is_utf8, printable
 from amodal_fusion.data.scenes import find_scenes, read_list
+from amodal_fusion.distributed import local_rank
 from amodal_fusion.errors import ConfigError, LpipsUnavailable, SceneError, UserError
 from amodal_fusion.evaluation.inpainters import check_command
 from amodal_fusion.evaluation.perceptual import PerceptualLoss
@@ -29,27 +30,29 @@ from amodal_fusion.output.scene_writer import SceneWriter
 from amodal_fusion.pools import Failure, Helpers
 
 
-def run_folder(config, predictor, made_by, sharing):
+def run_folder(config, predictor, made_by, process):
     """Fuse the folder of scenes, together with the other processes; returns the exit status.
 
     Args:
-        predictor: FusionPredictor; made_by: what decides its results, for the records; sharing: Sharing.
+        predictor: FusionPredictor; made_by: what decides its results, for the records; process: Process.
 
     Raises:
         UserError, OSError: the run as a whole cannot go on; scenes that fail are in failed.csv.
     """
     output_dir = Path(config.output_dir)
     command = check_command(config.inpaint_command) if config.inpaint_command else None
-    scene_ids, has_originals = on_main(sharing, list_scenes, config)
-    locks = on_main(sharing, list_locks, config.lock, config.locks, config.data_dir, scene_ids)
+    scene_ids, has_originals = on_main(process, list_scenes, config)
+    locks = on_main(process, list_locks, config.lock, config.locks, config.data_dir, scene_ids)
     held = []  # the lock, until the function ends
-    on_main(sharing, lambda: held.append(take_output(output_dir)))
-    perceptual = perceptual_if_available(config, sharing) if config.metrics and has_originals else None
+    on_main(process, lambda: held.append(take_output(output_dir)))
+    perceptual = perceptual_if_available(config, process) if config.metrics and has_originals else None
     writer = SceneWriter(Path(config.data_dir), output_dir, made_by, config.n_max_completions, config.figures,
                          config.metrics, config.evaluate, command, config.seam, locks, perceptual)
-    todo = on_main(sharing, find_work, config, scene_ids, writer)
-    failed = sharing.gather(fuse_folder(config, predictor, todo, sharing, writer))
-    if not sharing.is_main:
+    todo = on_main(process, find_work, config, scene_ids, writer)
+    parts = process.gather(fuse_folder(config, predictor, todo, process, writer))
+    process.leave()
+    failed = {scene_id: fault for part in parts for scene_id, fault in part.items()}
+    if not process.is_main:
         return 0
     fused = [scene_id for scene_id in scene_ids if scene_id not in failed]
     try:
@@ -67,15 +70,15 @@ def run_folder(config, predictor, made_by, sharing):
     return 1 if failed else 0
 
 
-def on_main(sharing, function, *arguments):
+def on_main(process, function, *arguments):
     """What the function returns in the main process, in all of them; an error for the user is raised in all."""
     result = None
-    if sharing.is_main:
+    if process.is_main:
         try:
             result = function(*arguments)
         except (UserError, OSError) as error:
             result = error
-    result = sharing.from_main(result)
+    result = process.from_main(result)
     if isinstance(result, Exception):
         raise result
     return result
@@ -129,7 +132,7 @@ def create_command(config):
     return f"python prepare_dataset.py create --input_dir {data_dir} --output_dir {data_dir}_scenes"
 
 
-def perceptual_if_available(config, sharing):
+def perceptual_if_available(config, process):
     """LPIPS for the metrics; None, and a line, without a backbone. One process goes first: it may have to download."""
     def load():
         try:
@@ -138,17 +141,17 @@ def perceptual_if_available(config, sharing):
             print(f"no LPIPS in the metrics: {error.for_terminal()}", file=sys.stderr)
             return None
 
-    perceptual = load() if sharing.is_main else None
-    available = sharing.from_main(perceptual is not None)
-    return load() if available and not sharing.is_main else perceptual
+    perceptual = load() if process.is_main else None
+    available = process.from_main(perceptual is not None)
+    return load() if available and not process.is_main else perceptual
 
 
-def choose_device(config, sharing):
+def choose_device(config, process):
     """Name of the device of this process: one GPU each where several processes share the scenes."""
     if config.gpus == 0:
         return "cpu"
-    if sharing.world_size > 1 and config.device != "cpu" and torch.cuda.is_available():
-        return f"cuda:{sharing.local_rank % torch.cuda.device_count()}"
+    if process.world_size > 1 and config.device != "cpu" and torch.cuda.is_available():
+        return f"cuda:{local_rank() % torch.cuda.device_count()}"
     return config.device
 
 
@@ -206,18 +209,18 @@ def has_all(config, writer, scene_id, record):
 class Progress:
     """Counts finished scenes over all processes, on one progress bar, and keeps what went wrong."""
 
-    def __init__(self, total, sharing):
+    def __init__(self, total, process):
         self.failed = {}  # scene id → fault
-        self.sharing = sharing
-        self.bar = tqdm(total=total, desc="fuse", disable=None if sharing.is_main else True)
+        self.process = process
+        self.bar = tqdm(total=total, desc="fuse", disable=None if process.is_main else True)
 
     def record(self, scene_id, outcome):
         if isinstance(outcome, Failure):
             self.failed[scene_id] = str(outcome)
-        self.bar.update(self.sharing.finish(1) - self.bar.n)
+        self.bar.update(self.process.finish(1) - self.bar.n)
 
 
-def fuse_folder(config, predictor, todo, sharing, writer):
+def fuse_folder(config, predictor, todo, process, writer):
     """Fuse and write this process's share of the scenes `todo`.
 
     Args:
@@ -227,7 +230,7 @@ def fuse_folder(config, predictor, todo, sharing, writer):
         dict scene id → what went wrong.
     """
     reader = SceneReader(Path(config.data_dir), config.n_max_completions, predictor.img_size)
-    progress, ahead, pending = Progress(len(todo), sharing), 2 * max(1, config.workers), deque()
+    progress, ahead, pending = Progress(len(todo), process), 2 * max(1, config.workers), deque()
 
     def finish(writers, at_most):
         while len(pending) > at_most:  # bounds the memory that waiting scenes take
@@ -235,7 +238,7 @@ def fuse_folder(config, predictor, todo, sharing, writer):
             progress.record(scene_id, writers.outcome(job))
 
     with progress.bar, Helpers(reader, config.workers) as readers, Helpers(writer, config.workers) as writers:
-        outcomes = readers.map(share_of(todo, config.batch_size, sharing), ahead)
+        outcomes = readers.map(share_of(todo, config.batch_size, process), ahead)
         for group in batches(whole_readings(outcomes, predictor.img_size, progress)):
             for scene_id, scene, logits, digest in predict_group(predictor, group, progress):
                 pending.append((scene_id, writers.submit(scene_id, scene, logits, digest)))
@@ -244,9 +247,9 @@ def fuse_folder(config, predictor, todo, sharing, writer):
     return progress.failed
 
 
-def share_of(todo, batch_size, sharing):
+def share_of(todo, batch_size, process):
     """(chunk number, scene id), … of this process: it takes a chunk of the list whenever it is ready."""
-    for chunk in sharing.take(math.ceil(len(todo) / batch_size)):
+    for chunk in process.take(math.ceil(len(todo) / batch_size)):
         for scene_id in todo[chunk * batch_size : (chunk + 1) * batch_size]:
             yield chunk, scene_id
 

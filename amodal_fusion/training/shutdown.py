@@ -1,4 +1,4 @@
-"""How a training run ends early: a signal asks it to, or something goes wrong. One line and an exit status."""
+"""Early shutdown of a training run, after a signal or an error: one line and an exit status."""
 
 import multiprocessing
 import os
@@ -9,10 +9,8 @@ from contextlib import contextmanager
 
 import torch
 
-from amodal_fusion.distributed import under_launcher
+from amodal_fusion.distributed import SIGNALS, under_launcher
 from amodal_fusion.errors import ConfigError, UserError, is_out_of_memory
-
-SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]  # not on Windows
 
 
 class Stopped(BaseException):
@@ -20,9 +18,9 @@ class Stopped(BaseException):
 
 
 class StopSignal:
-    """SIGTERM, Ctrl-C or a closed terminal. Until `hold` it ends what is going on at once, by raising Stopped.
+    """SIGTERM, Ctrl-C or a closed terminal. Until `hold` a signal raises Stopped at once.
 
-    From then on it is only written down, in `number`, and asked for where the run can be saved.
+    After `hold` its number is only stored, in `number`. The loop asks for it where the run can be saved.
     """
 
     def __init__(self):
@@ -40,13 +38,13 @@ class StopSignal:
 
     def hold(self):
         self.held = True
-        if self.number is not None:  # raised where Python swallows exceptions, in a destructor for one
+        if self.number is not None:  # Python swallows an exception in some places, such as a destructor
             raise Stopped
 
     def agreed(self, process):
-        """Once a step, by all processes: True for all of them at the same step when one was asked to stop.
+        """Called once a step by all processes: True on all of them, at the same step, when one got a signal.
 
-        An answer has to wait for every process, so they ask each other every two seconds or so, not at every step.
+        An answer waits for every process, so they ask each other about every two seconds, not at every step.
         """
         if not process.distributed:
             return self.number is not None
@@ -63,7 +61,7 @@ class StopSignal:
 
 
 def ignore_signals():
-    """In a loading process: Ctrl-C and job schedulers signal the whole group, but who stops is the training process."""
+    """In a loading process: Ctrl-C and schedulers signal the whole group, and the training process decides to stop."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -71,18 +69,17 @@ def ignore_signals():
 def kill_loaders():
     """End the loading processes of a run that ends early.
 
-    PyTorch would wait until each has made what it was last asked for, ten seconds at most, and Python for ever: both
-    would ask by SIGTERM, which they ignore.
+    PyTorch and Python would send SIGTERM, which these processes ignore, and wait: ten seconds each, or for ever.
     """
     for process in multiprocessing.active_children():
         process.kill()
 
 
 @contextmanager
-def ending(config, stop_signal):
-    """What ends a run early as one line and an exit status: 1 something failed, 2 wrong usage, 128 + n after signal n.
+def clean_shutdown(config, stop_signal):
+    """Turn errors and signals into one line and an exit status: 1 error, 2 wrong usage, 128 + n after signal n.
 
-    Under torchrun a run that was stopped and saved ends with 0: for any other status the group would be started again.
+    Under torchrun a run that was stopped and saved ends with 0: any other status would start the group again.
     """
     try:
         try:
@@ -101,15 +98,15 @@ def ending(config, stop_signal):
         if not is_out_of_memory(error):
             raise
         reason = str(error).split("\n")[0].split(". ")[0]
-        sys.exit(f"error: out of memory ({reason}); lower --batch_size and raise --accumulate as much, which keeps the "
-                 "effective batch, or lower --img_size or --n_max_completions; then go on with --resume auto")
+        sys.exit(f"error: out of memory ({reason}); lower --batch_size and raise --accumulate by the same factor, "
+                 "which keeps the effective batch, or lower --img_size or --n_max_completions; then --resume auto")
     except Stopped:
-        status = 128 + (stop_signal.number or signal.SIGTERM)  # perhaps another process of the group was asked
+        status = 128 + (stop_signal.number or signal.SIGTERM)  # the signal may be another process's
         if not stop_signal.held:
-            print("stopped by a signal before the first step, nothing is lost", file=sys.stderr)
+            print("stopped by a signal before the first step; nothing is lost", file=sys.stderr)
             sys.exit(status)
         if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-            print(f"stopped by a signal after saving {config.checkpoint_dir}/last.pth; go on with --resume auto")
+            print(f"stopped by a signal after saving {config.checkpoint_dir}/last.pth; resume with --resume auto")
         status = 0 if under_launcher() else status
     else:
         status = 0
