@@ -1,4 +1,4 @@
-"""What a network that knows photographs sees in a picture."""
+"""Frozen ImageNet features: they know what objects look like."""
 
 import torch
 import torchvision
@@ -12,20 +12,20 @@ WEIGHTS = PRETRAINED / "squeezenet1_1_features.pth"
 class ImageNetFeatures(nn.Module):
     """Frozen features of SqueezeNet 1.1 (Iandola et al. 2016, arXiv 1602.07360), trained on ImageNet.
 
-    A few hundred cut-outs do not teach what things look like; a million labelled photographs have. The weights are
-    torchvision's and lie in `pretrained/`. They are buffers and in no checkpoint, as nothing ever changes them.
+    The training material is too small to teach what objects look like. The weights are torchvision's, stored in
+    `pretrained/`. They never change, so they are buffers and no checkpoint stores them.
 
     Raises:
         UserError: that file is missing or damaged.
     """
 
-    TAPS, CHANNELS = (4, 7, 12), (128, 256, 512)  # which layers, the last at strides 4, 8 and 16
+    TAPS, CHANNELS = (4, 7, 12), (128, 256, 512)  # the last layer at each of the strides 4, 8 and 16
 
     def __init__(self):
         super().__init__()
         self.layers = torchvision.models.squeezenet1_1().features
         self.layers.load_state_dict(load_checkpoint(WEIGHTS)["model"])
-        self.layers[0].padding = (1, 1)  # torchvision's have a row less than the stride says
+        self.layers[0].padding = (1, 1)  # without padding, torchvision's features have one row less than H / stride
         for layer in self.layers.modules():
             for name, weight in list(layer.named_parameters(recurse=False)):
                 delattr(layer, name)
@@ -37,7 +37,7 @@ class ImageNetFeatures(nn.Module):
     def forward(self, pictures):
         """pictures (B,3,H,W) in [0,1], H and W multiples of 16 → (B,128,H/4,W/4), (B,256,H/8,W/8), (B,512,H/16,W/16).
 
-        Like LPIPS (Zhang et al. 2018), by their direction alone: each place has length 1, times the root of the
+        As in LPIPS (Zhang et al. 2018), only directions count: each place is scaled to length 1, times the root of the
         number of channels.
         """
         mean, deviation = self.statistics

@@ -1,6 +1,6 @@
-"""The network's weights at a scene's own size: computed at the pixels of its hole alone, a block at a time.
+"""The network's weights at a scene's own size, computed only at the pixels of the hole, in blocks.
 
-Nothing of the size (M,H,W) is ever made, so that photographs of many megapixels and hundreds of completions fit.
+No array of size (M,H,W) is needed, so photos of many megapixels with hundreds of completions fit into memory.
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from amodal_fusion.errors import SceneError
 from amodal_fusion.model.compositing import composite, fill_hole
 
-BLOCK = 2**20  # candidates times pixels at a time
+BLOCK = 2**20  # candidates × pixels in a block
 
 
 @dataclass
 class Blend:
-    """What the candidates make of a hole of P pixels, in the order in which `mask` lists them."""
+    """Weights and fused colours at the P pixels of a hole, in row-major order of `mask`."""
 
     mask: np.ndarray  # (H,W) bool
     weights: np.ndarray  # (N,P) float32, or uint16 with 65535 for 1
@@ -43,18 +43,18 @@ class Blend:
 
 
 def blend_hole(scene, logits, exact=True):
-    """Scale the network's logits up to the scene's size, where they meet the alpha of its completions.
+    """Enlarge the logits to the scene's size, then compute weights and fused colours.
 
     Args:
         scene: Scene of any size (H,W) with N completions.
-        logits: (M,h,w) float32 on the CPU, M = N + 1, the fill first, what the network said of a smaller copy.
+        logits: (M,h,w) float32 on the CPU, M = N + 1, the fill first, predicted for a smaller copy.
         exact: weights as float32; else as uint16, half the memory.
 
     Returns:
         Blend.
 
     Raises:
-        SceneError: the result is no finite number.
+        SceneError: the result is not finite.
     """
     fill = fill_pixels(scene)  # before the completions are in memory
     count, size = len(scene.completions), len(fill)
@@ -64,7 +64,7 @@ def blend_hole(scene, logits, exact=True):
     weights, residual = (np.empty(shape, np.float32 if exact else np.uint16) for shape in ((count, size), (size,)))
     colours = np.empty((size, 3), np.float32)
     enlarged = enlarge_at(logits, scene.mask)
-    step = max(64, BLOCK // (count + 1) // 64 * 64)  # whole vectors: the same bytes whatever the block
+    step = max(64, BLOCK // (count + 1) // 64 * 64)  # whole vectors: bytes do not depend on it
     for start in range(0, size, step):
         part = slice(start, start + step)
         rgba = torch.from_numpy(pixels[:, part]).permute(0, 2, 1).float() / 255  # (N,4,b)
@@ -82,12 +82,12 @@ def blend_hole(scene, logits, exact=True):
 
 
 def to_levels(weights):
-    """float32 in [0,1] → uint16, 65535 for 1; what is uint16 already stays."""
+    """float32 in [0,1] → uint16, 65535 for 1. uint16 is returned unchanged."""
     return weights if weights.dtype == np.uint16 else np.rint(weights * 65535).astype(np.uint16)
 
 
 def fill_pixels(scene):
-    """The smooth fill at the pixels of the hole, (P,3) float32; by channels, which takes a third of the memory."""
+    """The smooth fill at the pixels of the hole, (P,3) float32. One channel at a time needs a third of the memory."""
     mask = torch.from_numpy(scene.mask)[None, None].float()
     fill = np.empty((scene.mask.sum(), 3), np.float32)
     for channel in range(3):

@@ -73,7 +73,7 @@ def add_fill(partial, mask, completions, valid=None):
 
     Args:
         partial (B,3,H,W) in [0,1]; mask (B,1,H,W), 1 = hole; completions (B,N,4,H,W), straight alpha; valid (B,N)
-            bool, False = padded slot, whatever it holds; None: all are real.
+            bool, False = padded slot, whose content is ignored; None: all are real.
 
     Returns:
         candidates (B,M,4,H,W), M = N + 1, transparent in padded slots, and which of them are real, (B,M) bool.
@@ -86,7 +86,7 @@ def add_fill(partial, mask, completions, valid=None):
 
 
 def composite(logits, candidates, partial, mask):
-    """Weights of all candidates, and the picture that they make in the hole.
+    """Weights of all candidates, and the fused image.
 
     Args:
         logits: (B,M,H,W); candidates: (B,M,4,H,W), the fill first; partial (B,3,H,W); mask (B,1,H,W), 1 = hole.
@@ -101,7 +101,7 @@ def composite(logits, candidates, partial, mask):
 
 
 def candidate_weights(logits, alpha):
-    """Softmax of the logits among all candidates that cover a pixel; transparent ones pass on what they cannot take.
+    """Softmax over the candidates that cover a pixel. What a transparent candidate cannot take goes to the others.
 
     With a = min(1, 4·alpha) and p = softmax(logits) among those with a > 0, candidate j leaves (1 − a_j)·p_j to the
     others, in proportion to their p: w_i = a_i·(p_i + Σ_{j≠i} (1 − a_j)·p_j·p_i / (1 − p_j)). The fill takes the rest.

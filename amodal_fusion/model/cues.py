@@ -12,15 +12,15 @@ from amodal_fusion.model.compositing import push_pull
 
 STRIDE = 4  # cues live on a grid four times coarser than the picture
 TYPICAL_ERROR = 0.04  # mean absolute colour difference, in [0,1], of a completion that was redrawn
-EXACT_ERROR = 0.01  # the same below which a completion copies the photo
+EXACT_ERROR = 0.01  # the same, of a completion that copies the photo
 HALF_BELIEVED = 1e-3  # share of the picture that must be seen for an error to count as much as a typical one
 COPY_SHARE = 0.15  # share of a completion's visible pixels that must be exact to half prove it a copy
-NEGLIGIBLE_OUTSIDE = 0.02  # share of a shape that may lie outside another one and mean nothing
-LEAST_ERROR, LEAST_SHARE = 1e-4, 1e-6  # under logarithms and quotients
+NEGLIGIBLE_OUTSIDE = 0.02  # share of a shape outside another one that still counts as inside
+LEAST_ERROR, LEAST_SHARE = 1e-4, 1e-6  # lower bounds under logarithms and quotients
 
 
 class VisibleCues(NamedTuple):
-    """Six cues per candidate, each (B,M,H/4,W/4); larger is better, or surer.
+    """Six cues per candidate, each (B,M,H/4,W/4); larger is better, or more certain.
 
     Their order is that of the input channels of `ConvEncoder.embed_cues`: trained weights depend on it.
     """
@@ -30,7 +30,7 @@ class VisibleCues(NamedTuple):
     order: torch.Tensor  # log ratio of errors where rivals meet in plain view, over the rivals at this pixel
     containment: torch.Tensor  # log ratio of the shares of their shapes outside each other, over the same
     visible: torch.Tensor  # log share of the picture in which it explains the photo, alike everywhere
-    copied: torch.Tensor  # 0 … 1, how surely it copies the photo, alike everywhere; the fill: mean of those here
+    copied: torch.Tensor  # 0 … 1, confidence that it copies the photo, alike everywhere; the fill: mean of those here
 
 
 def photometric_error(candidates, photo, mask):
@@ -55,7 +55,7 @@ def visible_cues(error, visible, alpha):
         error, visible: (B,M,1,H,W), see `photometric_error`; alpha: (B,M,1,H,W); sides multiples of 4, the fill first.
 
     Returns:
-        VisibleCues, float32 whatever autocast says: ratios of small errors want all their digits.
+        VisibleCues, always float32: ratios of small errors need all digits.
     """
     with torch.autocast(alpha.device.type, enabled=False):
         parts = torch.cat([error, visible, alpha], 2).float()
@@ -115,7 +115,7 @@ def over_rivals(log_handicap, alpha):
 
 
 def copy_share(pixel_error, believed, seen, alpha):
-    """How surely each candidate copies the photo, from the share of its visible pixels that is exact, (B,M,h,w).
+    """Confidence that each candidate copies the photo, from the share of its visible pixels that is exact, (B,M,h,w).
 
     Of a scaled copy only a part is exact. The fill takes the mean of the completions at a pixel.
     """
