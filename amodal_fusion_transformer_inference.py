@@ -10,7 +10,9 @@ folder per scene: partial.png, mask.png (255 = hole), comp1.png …, and origina
 scene, at its own size:
 
     OUT/<id>/fused.png            the completions, weighted and blended
-    OUT/<id>/residual_mask.png    255 where none of them won: what an inpainter should still draw
+    OUT/<id>/residual_mask.png    255 where none of them has the largest weight
+    OUT/<id>/guide.png            each pixel of the hole from one completion, the rest filled: for an inpainter
+    OUT/<id>/inpaint_mask.png     255 where that inpainter should draw
     OUT/<id>/weight_1.png …       16 bit, 65535 = the pixel is this completion's alone
     OUT/<id>/order.json           who is in front of whom
     OUT/<id>/figure.png           all of it in one picture
@@ -39,6 +41,7 @@ from amodal_fusion.distributed import NoMeeting, check_gpus, join_group, launch,
 from amodal_fusion.errors import ConfigError, SceneError, UserError, is_out_of_memory, message_of
 from amodal_fusion.model.blending import blend_hole
 from amodal_fusion.output.folder import check_options, choose_device, run_folder
+from amodal_fusion.output.guide import CONFIDENCE, MIN_REGION
 from amodal_fusion.output.onnx_export import export_onnx
 from amodal_fusion.output.records import weights_digest
 from amodal_fusion.output.scene_reader import network_size
@@ -94,7 +97,11 @@ class InferenceConfig:
                                                "'CMD {image} {mask} {output}'", "output")
     handover: tuple | None = option(None, "also write the fused images for an inpainter: lama, iopaint, mat or "
                                           "diffusers, and a folder", "output", choices=("CONSUMER", "DIR"))
-    seam: int = option(0, "what an inpainter shall draw is grown by so many pixels, inside the hole", "output", least=0)
+    seam: int = option(3, "the inpainting mask is grown by this many pixels, inside the hole", "output", least=0)
+    guide_confidence: float | None = option(None, "the guide takes a completion where its weight is at least this; "
+                                                  "None: what the checkpoint recommends", "output", least=0, most=1)
+    min_region: int = option(MIN_REGION, "smallest region of the guide and of the inpainting mask, px", "output",
+                             least=1)
     locks: str | None = option(None, "YAML file of lines like  scene_7: [1>3, 2>4]  for completion 1 in front of 3 and "
                                      "2 of 4, whatever the network says; 0 is none of them", "output")
     lock: str | None = option(None, "the same for a single scene, as in --lock '1>3, 2>4'", "output")
@@ -142,6 +149,7 @@ class FusionPredictor:
             self.model.to(self.device)
         except RuntimeError as error:  # no such GPU, or another program has filled it
             raise ConfigError(f"device {device}: {str(error).splitlines()[0]}", "device") from None
+        self.guide_confidence: float = config.get("guide_confidence") or CONFIDENCE
         self.img_size: int = options.get("img_size") or config.get("inference_size") or config["img_size"]
 
     def fuse(self, partial: Image.Image | ArrayLike | torch.Tensor, mask: Image.Image | ArrayLike | torch.Tensor,

@@ -193,6 +193,40 @@ def clear_folder(folder):
     return left
 
 
+def ours_in(folder):
+    """Names of the files in a folder that are ours, sorted."""
+    record = _record(folder) or {}
+    return sorted(name for name, states in record.items() if "/" not in name and _has_state(folder / name, states))
+
+
+@contextmanager
+def publish(folder, last=None):
+    """Yield a temporary folder; if the block succeeds, its files go to `folder` in place of all of ours there.
+
+    Args:
+        folder: Path, made if need be.
+        last: name of the file that is removed first and comes last: while it is there, all the others are.
+
+    Raises:
+        UserError: a file of the same name is there that is not ours; nothing has changed then.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stage = temporary_path(folder / "stage")
+    stage.mkdir()
+    try:
+        yield stage
+        names = sorted(os.listdir(stage), key=lambda name: (name == last, name))
+        check_ours([folder / name for name in names])
+        before = ours_in(folder)
+        record_written(folder, {name: stage / name for name in names})
+        for name in sorted(before, key=lambda name: name != last):
+            (folder / name).unlink()
+        for name in names:
+            os.replace(stage / name, folder / name)
+    finally:
+        remove_temporary(stage)
+
+
 def remove_temporary(path):
     """Remove an unfinished file or folder of a run that was killed; its name says that it is ours."""
     assert is_temporary(path.name)

@@ -3,9 +3,11 @@
 import contextlib
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
+import traceback
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -20,6 +22,15 @@ _mine = {}  # in a helper process: its work
 
 class Failure(str):
     """Why a case failed, in words for the user."""
+
+
+def unforeseen(error):
+    """What to say about an error that this program does not foresee: its type, message and place."""
+    cause = error.__cause__ if type(error.__cause__).__name__ == "_RemoteTraceback" else None
+    lines = str(cause).splitlines() if cause else traceback.format_tb(error.__traceback__)
+    places = re.findall(r'File "(.*?)", line (\d+)', "\n".join(lines))
+    place = f"{os.path.basename(places[-1][0])}, line {places[-1][1]}" if places else "an unknown place"
+    return f"unforeseen error, please report it: {type(error).__name__}: {error} ({place})"
 
 
 class Job:
@@ -93,7 +104,7 @@ class Helpers:
 
     def outcome(self, job):
         """What the work returned, or a Failure: an error for the user (UserError, OSError), no memory, or a process
-        that died, also when nothing else ran beside it. Any other error is raised."""
+        that died, also when nothing else ran beside it. Any other error is a Failure that says where it arose."""
         try:
             if not self.count:
                 return self.work(*job.arguments)
@@ -109,6 +120,8 @@ class Helpers:
             return Failure(error.for_terminal())
         except OSError as error:
             return Failure(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
+        except Exception as error:  # one case must not end the work on all others
+            return Failure(unforeseen(error))
 
     def recover(self):
         """A process that dies takes all jobs of its pool with it, and nobody knows whose it was: each of them again,

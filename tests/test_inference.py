@@ -21,7 +21,7 @@ from amodal_fusion.data.scenes import write_scene
 from amodal_fusion.data.toy import draw_scene
 from amodal_fusion.errors import ConfigError
 from amodal_fusion.evaluation.tables import METHODS, gap_with_interval, mean_and_interval, write_metrics
-from amodal_fusion.files import lock_run_dir
+from amodal_fusion.files import WRITTEN, lock_run_dir, write_text
 from amodal_fusion_transformer_inference import FusionPredictor
 from tests.scripts import ROOT, Running, run, torchrun
 
@@ -54,7 +54,8 @@ def test_inference_writes_every_output_at_the_scenes_size(tmp_path, checkpoint, 
         partial = read_image(folder / "partial.png", "RGB")
         count = min(3, len(list(folder.glob("comp*.png"))))
         names = {f"weight_{k}.png" for k in range(1, count + 1)} | {
-            "fused.png", "residual_mask.png", "figure.png", "order.json", "scene.json"}
+            "fused.png", "residual_mask.png", "guide.png", "inpaint_mask.png",
+            "figure.png", "order.json", "scene.json", WRITTEN}
         assert {path.name for path in (output / folder.name).iterdir()} == names
         fused = read_image(output / folder.name / "fused.png", "RGB")
         assert np.array_equal(fused[~mask], partial[~mask]) and fused[mask].any()
@@ -62,6 +63,9 @@ def test_inference_writes_every_output_at_the_scenes_size(tmp_path, checkpoint, 
         assert set(np.unique(residual)) <= {0, 255} and not residual[~mask].any()
         covered = np.max([read_image(folder / f"comp{k}.png", "RGBA")[..., 3] for k in range(1, count + 1)], 0) > 0
         assert (residual[mask & ~covered] == 255).all()
+        guide = read_image(output / folder.name / "guide.png", "RGB")
+        todo = read_image(output / folder.name / "inpaint_mask.png", "L") > 0
+        assert np.array_equal(guide[~mask], partial[~mask]) and not todo[~mask].any()
         total = np.zeros(mask.shape)
         for k in range(1, count + 1):
             with Image.open(output / folder.name / f"weight_{k}.png") as image:
@@ -151,14 +155,13 @@ def test_a_run_goes_on_and_never_takes_other_outputs_for_its_own(tmp_path, check
 
     # interrupted: what was done stays, metrics included
     (output / "tall" / "fused.png").unlink()
-    (output / "metrics.csv").write_text("foreign,table\n1,2\n")
     write_image(data / "wide 1" / "comp2.png", read_image(data / "wide 1" / "comp1.png", "RGBA"))
     marker = output / "넓은 장면" / "fused.png"
-    marker.write_bytes(b"mine")
+    time_before = marker.stat().st_mtime_ns
     process = fuse(data, output, checkpoint, backbone, "--img_size", 64)
     assert process.returncode == 0, process.stderr
     assert "2 of 4 scenes are done already" in process.stdout and "2 scenes are recomputed" in process.stdout
-    assert marker.read_bytes() == b"mine" and (output / "tall" / "fused.png").exists()
+    assert marker.stat().st_mtime_ns == time_before and (output / "tall" / "fused.png").exists()
     again = rows_of(output)
     assert {name for name in rows if again[name] == rows[name]} == {"tall", "넓은 장면"}
 
@@ -170,11 +173,11 @@ def test_a_run_goes_on_and_never_takes_other_outputs_for_its_own(tmp_path, check
     for weights, size, sharpness in ((checkpoint, 80, 1), (checkpoint, 64, 2), (tmp_path / "weights.pth", 64, 1)):
         process = fuse(data, output, weights, backbone, "--img_size", size, "--sharpness", sharpness)
         assert process.returncode == 2 and "were made by other weights, by another version" in process.stderr
-    assert marker.read_bytes() == b"mine" and rows_of(output) == again
+    assert marker.stat().st_mtime_ns == time_before and rows_of(output) == again
 
     # with --overwrite nothing stays of the earlier runs
     process = fuse(data, output, checkpoint, backbone, "--overwrite", "--no-figures", "--n_max_completions", 2)
-    assert process.returncode == 0 and marker.read_bytes() != b"mine"
+    assert process.returncode == 0 and marker.stat().st_mtime_ns != time_before
     assert not list(output.glob("*/weight_3.png")) and not list(output.glob("*/figure.png"))
     for folder in data.iterdir():
         total = sum(read_weight(output / folder.name / f"weight_{k}.png") for k in (1, 2))
@@ -182,11 +185,11 @@ def test_a_run_goes_on_and_never_takes_other_outputs_for_its_own(tmp_path, check
     assert (output / "summary.md").read_text() != text
 
     # nor a table or a report of them, when this run makes none
-    (output / "report.html").write_text("of an earlier run")
-    process = fuse(data, output, checkpoint, backbone, "--no-figures", "--n_max_completions", 2, "--no-metrics")
+    process = fuse(data, output, checkpoint, backbone, "--no-figures", "--n_max_completions", 2, "--no-metrics",
+                   "--report")
     assert process.returncode == 0 and (output / "metrics.csv").exists() and (output / "report.html").exists()
     process = fuse(data, output, checkpoint, backbone, "--no-figures", "--overwrite", "--no-metrics")
-    assert process.returncode == 0 and [path.name for path in output.iterdir() if path.is_file()] == [".lock"]
+    assert process.returncode == 0 and {path.name for path in output.iterdir() if path.is_file()} == {".lock", WRITTEN}
 
 
 def test_a_scene_that_fails_leaves_nothing_of_an_earlier_run(tmp_path, checkpoint, backbone):
@@ -194,10 +197,10 @@ def test_a_scene_that_fails_leaves_nothing_of_an_earlier_run(tmp_path, checkpoin
     assert fuse(data, output, checkpoint, backbone, "--no-figures").returncode == 0
     (output / "tall" / "mine.txt").write_text("stays")
     (data / "tall" / "comp1.png").write_bytes(b"broken since")
-    (output / "wide 1" / "scene.json").write_text("{}")
     process = fuse(data, output, checkpoint, backbone, "--no-figures", "--overwrite")
     assert process.returncode == 1 and "Means over 2 scenes" in process.stdout  # of four, one without an original
-    assert "tall" not in rows_of(output) and [path.name for path in (output / "tall").iterdir()] == ["mine.txt"]
+    assert "tall" not in rows_of(output)
+    assert {path.name for path in (output / "tall").iterdir()} == {"mine.txt", WRITTEN}
 
 
 def test_outputs_of_another_network_version_are_refused(tmp_path, checkpoint, backbone):
@@ -205,7 +208,7 @@ def test_outputs_of_another_network_version_are_refused(tmp_path, checkpoint, ba
     fuse(data, output, checkpoint, backbone, "--no-figures", "--no-metrics")
     record = json.loads((output / "tall" / "scene.json").read_text())
     record["made_by"]["network"] = 0
-    (output / "tall" / "scene.json").write_text(json.dumps(record))
+    write_text(output / "tall" / "scene.json", json.dumps(record), owned=True)
     process = fuse(data, output, checkpoint, backbone, "--no-figures", "--no-metrics")
     assert process.returncode == 2 and "1 of the scenes" in process.stderr and '"network": 0' in process.stderr
     process = fuse(data, output, checkpoint, backbone, "--no-figures", "--no-metrics", "--overwrite")
@@ -216,7 +219,8 @@ def test_another_lpips_is_measured_anew(tmp_path, checkpoint, backbone):
     data, output = write_test_folder(tmp_path / "test"), tmp_path / "out"
     fuse(data, output, checkpoint, backbone, "--no-figures")
     record = json.loads((output / "tall" / "scene.json").read_text())
-    (output / "tall" / "scene.json").write_text(json.dumps(record | {"asked": record["asked"] | {"lpips": "vgg"}}))
+    other = json.dumps(record | {"asked": record["asked"] | {"lpips": "vgg"}})
+    write_text(output / "tall" / "scene.json", other, owned=True)
     process = fuse(data, output, checkpoint, backbone, "--no-figures")
     assert "3 of 4 scenes are done already" in process.stdout
     assert json.loads((output / "tall" / "scene.json").read_text()) == record
@@ -268,7 +272,8 @@ def test_several_processes_write_the_bytes_of_one(tmp_path, checkpoint, backbone
     for process in (one, two):
         assert process.stdout.count("10 scenes fused into") == 1 and process.stdout.count("Means over 9 scenes") == 1
         assert process.stderr.count("bad/mask.png") == 1, process.stderr
-    files = [{path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = [{path.relative_to(folder): path.read_bytes() for path in folder.rglob("*")
+              if path.is_file() and path.name != WRITTEN}
              for folder in (tmp_path / "one", tmp_path / "two")]
     assert files[0].keys() == files[1].keys() and len(files[0]) > 50
     assert [name for name in files[0] if files[0][name] != files[1][name]] == []
@@ -357,7 +362,7 @@ def test_names_that_people_bring_and_links(tmp_path, checkpoint):
     for name in ("config train.yaml", "d_model 256", "nhead 8"):
         assert process.stderr.count(f"{name} is not used: the checkpoint decides") == 1
     assert (output / "no_original" / "fused.png").exists()
-    assert "tall: a link, which is not followed" in process.stderr and not any((tmp_path / "elsewhere").iterdir())
+    assert "tall: a link; links are not followed" in process.stderr and not any((tmp_path / "elsewhere").iterdir())
     assert "is the scene's own folder" in process.stderr and not (data / "wide 1" / "fused.png").exists()
 
 
@@ -417,3 +422,57 @@ def test_without_fcntl_and_on_an_ascii_terminal(tmp_path, checkpoint):
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60,
                              check=False, env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert process.returncode == 1 and "??/mask.png" in process.stderr and "Traceback" not in process.stderr
+
+
+FOREIGN = ("metrics.csv", "summary.md", "report.html", "failed.csv", "fused.png", "figure.png", "weight_7.png",
+           "order.json", ".draft.tmp.md", ".notes.tmp", ".git", "thesis.txt", "scenes.csv", "guide.png", "mine.png")
+
+
+def scatter(rng, folders):
+    """Put files of somebody else into folders, each with some of FOREIGN; {path: bytes}."""
+    written = {}
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in rng.choice(FOREIGN, rng.integers(0, 4), replace=False):
+            if not (folder / name).exists():
+                written[folder / name] = rng.bytes(20)
+                (folder / name).write_bytes(written[folder / name])
+    return written
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_files_of_others_survive_every_run(tmp_path, checkpoint, backbone, seed):
+    rng = np.random.default_rng(seed)
+    data, output, to = write_test_folder(tmp_path / "test"), tmp_path / "out", tmp_path / "to"
+    (data / "wide 1" / "comp2.png").write_bytes(b"broken")
+    if seed % 2:
+        fuse(data, output, checkpoint, backbone, "--handover", "iopaint", to)
+    foreign = scatter(rng, [tmp_path, output, output / "tall", output / "wide 1", output / "other", to, to / "images"])
+    options = (("--report", "--handover", "iopaint", to), ("--overwrite", "--no-metrics", "--no-figures"),
+               ("--overwrite", "--handover", "lama", to), ("--n_max_completions", 1))
+    for number in rng.permutation(len(options))[:3]:
+        process = fuse(data, output, checkpoint, backbone, *options[number])
+        assert process.returncode in (1, 2) and "Traceback" not in process.stderr
+        assert {path: path.read_bytes() for path in foreign} == foreign
+
+
+def test_linked_scene_folders_keep_their_files(tmp_path, checkpoint, backbone):
+    data, output = write_test_folder(tmp_path / "test"), tmp_path / "out"
+    output.mkdir()
+    (data / "tall").rename(output / "tall")
+    (data / "tall").symlink_to(output / "tall")
+    foreign = scatter(np.random.default_rng(0), [output / "tall"] * 9)
+    before = {path: path.read_bytes() for path in (output / "tall").iterdir()}
+    process = fuse(data, output, checkpoint, backbone, "--overwrite")
+    assert process.returncode == 1 and "is the scene's own folder" in process.stderr
+    assert len(foreign) > 5 and {path: path.read_bytes() for path in (output / "tall").iterdir()} == before
+
+
+@pytest.mark.parametrize("letter", ["\r", "\x85", "\u2029", "\x1b"])
+def test_names_that_no_font_draws_are_fused(tmp_path, checkpoint, backbone, letter):
+    for name in (f"a{letter}b", "plain"):
+        (tmp_path / "test" / name).mkdir(parents=True)
+        write_scene(tmp_path / "test" / name, draw_scene(1, 64, 2))
+    process = fuse(tmp_path / "test", tmp_path / "out", checkpoint, backbone)
+    assert process.returncode == 0, process.stderr
+    assert (tmp_path / "out" / f"a{letter}b" / "figure.png").exists()

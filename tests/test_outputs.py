@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from amodal_fusion.data.images import read_image, write_image
+from amodal_fusion.data.images import read_image, resize, write_image
 from amodal_fusion.data.scenes import write_scene
 from amodal_fusion.data.toy import draw_scene
 from amodal_fusion.errors import ConfigError, SceneError
 from amodal_fusion.evaluation.inpainters import check_command, grow, run_command
-from amodal_fusion.model.blending import blend_hole
+from amodal_fusion.files import WRITTEN
+from amodal_fusion.model.blending import Blend, blend_hole
 from amodal_fusion.output.folder import check_options
+from amodal_fusion.output.guide import make_guide, small_regions
 from amodal_fusion.output.handover import CONSUMERS, check_handover, write_handover
 from amodal_fusion.output.html_report import write_report
 from amodal_fusion.output.onnx_export import compare
@@ -54,7 +56,9 @@ def write_fused(root, names=("wide", "a_mask_shop"), size=(60, 100)):
         write_scene(data / name, scene)
         first = (scene.completions[0][..., 3] > 0) & scene.mask
         write_image(output / name / "fused.png", scene.original)
-        write_image(output / name / "residual_mask.png", (scene.mask & ~first).astype(np.uint8) * 255)
+        write_image(output / name / "guide.png", scene.original)
+        for mask in ("residual_mask.png", "inpaint_mask.png"):
+            write_image(output / name / mask, (scene.mask & ~first).astype(np.uint8) * 255)
         for k, weight in enumerate((first, np.zeros_like(first)), 1):
             write_image(output / name / f"weight_{k}.png", weight.astype(np.uint16) * 65535)
     return data, output
@@ -72,7 +76,7 @@ def test_handover_is_what_the_inpainter_reads(tmp_path, consumer):
         masks = sorted(folder.glob("**/*mask*.png"))
         pictures = [path.with_name(path.name.rsplit("_mask", 1)[0] + ".png") for path in masks]
     else:  # these take two folders in the order of their names, or by equal stems
-        pictures, masks = (sorted((folder / name).iterdir()) for name in ("images", "masks"))
+        pictures, masks = (sorted((folder / name).glob("*.png")) for name in ("images", "masks"))
         assert [path.name for path in pictures] == [path.name for path in masks]
     assert [path.name for path in pictures] == sorted(row["file"] for row in rows.values())
     for scene_id, row in rows.items():
@@ -80,12 +84,19 @@ def test_handover_is_what_the_inpainter_reads(tmp_path, consumer):
         picture, mask = read_image(pictures[place], "RGB"), read_image(masks[place], "L")
         assert set(np.unique(mask)) == {0, 255} and picture.shape[:2] == mask.shape
         multiple = {"mat": 512, "diffusers": 8}.get(consumer, 1)
+        size = tuple(int(row[name]) for name in ("height", "width"))
         assert mask.shape == tuple(-(-side // multiple) * multiple for side in (60, 100))
         left, top, right, bottom = (int(row[name]) for name in ("left", "top", "right", "bottom"))
         crop = np.s_[top:bottom, left:right]
-        assert np.array_equal(picture[crop], read_image(output / scene_id / "fused.png", "RGB"))
+        guide = read_image(output / scene_id / "guide.png", "RGB")
+        assert size == guide.shape[:2] == (60, 100)
         todo = mask[crop] == (0 if consumer == "mat" else 255)
-        residual = read_image(output / scene_id / "residual_mask.png", "L") > 0
+        if consumer == "mat":  # resized, not mirrored: the hole is there once
+            todo = resize(todo.astype(np.uint8) * 255, size) > 127
+            assert np.abs(resize(picture[crop], size).astype(int) - guide).mean() < 3
+        else:
+            assert np.array_equal(picture[crop], guide)
+        residual = read_image(output / scene_id / "inpaint_mask.png", "L") > 0
         hole = read_image(data / scene_id / "mask.png", "L") > 0
         assert todo[residual].all() and not todo[~hole].any() and todo.sum() > residual.sum()
     note = (folder / "README.txt").read_text()
@@ -100,10 +111,11 @@ def test_handover_leaves_nothing_stale_and_touches_nothing_foreign(tmp_path):
     folder = tmp_path / "to"
     write_handover("lama", folder, data, output, ["wide", "a_mask_shop"])
     write_handover("lama", folder, data, output, ["wide"])
-    assert {path.name for path in folder.iterdir()} == {"wide.png", "wide_mask.png", "scenes.csv", "README.txt"}
+    names = {"wide.png", "wide_mask.png", "scenes.csv", "README.txt", WRITTEN}
+    assert {path.name for path in folder.iterdir()} == names
     (folder / "my_mask.png").write_bytes((folder / "wide_mask.png").read_bytes())
     for consumer in ("iopaint", "mat"):
-        with pytest.raises(SceneError, match=r"wide_mask\.png: of an earlier handover for another inpainter"):
+        with pytest.raises(SceneError, match=r"wide(_mask)?\.png: of an earlier handover for another inpainter"):
             write_handover(consumer, folder, data, output, ["wide"])
     assert not (folder / "images").exists()
     write_handover("iopaint", tmp_path / "other", data, output, ["wide"])
@@ -117,6 +129,60 @@ def test_handover_leaves_nothing_stale_and_touches_nothing_foreign(tmp_path):
         check_handover("lama", tmp_path, data, output)
     with pytest.raises(ConfigError, match="none of lama, iopaint"):
         check_handover("lamma", folder, data, output)
+
+
+def test_handover_of_long_and_formula_names(tmp_path):
+    names = ["=HYPERLINK(1)", "x" * 252, "x" * 251 + "y"]
+    data, output = write_fused(tmp_path, names)
+    for consumer in ("lama", "iopaint"):
+        folder = tmp_path / consumer
+        assert write_handover(consumer, folder, data, output, names)[0] == 3
+        with open(folder / "scenes.csv", newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["scene"] for row in rows] == ["'=HYPERLINK(1)", *names[1:]]
+        assert len({row["file"] for row in rows}) == 3 and rows[0]["file"].startswith("'=")
+
+
+def noisy_blend(seed=0, size=(80, 120), count=4):
+    """A scene and a Blend whose weights are noise, rougher than any network's."""
+    rng = np.random.default_rng(seed)
+    scene = draw_scene(seed, size, count)
+    weights = rng.dirichlet(np.full(count + 1, 0.3), scene.mask.sum()).T.astype(np.float32)
+    coarse = rng.dirichlet(np.full(count + 1, 0.1), (10, 15)).transpose(2, 0, 1)
+    weights = 0.3 * weights + 0.7 * coarse.repeat(8, 1).repeat(8, 2)[:, scene.mask].astype(np.float32)
+    weights[1:] *= np.stack([completion[..., 3][scene.mask] > 0 for completion in scene.completions])
+    weights /= weights.sum(0)
+    fill = np.zeros((weights.shape[1], 3), np.float32)
+    return scene, Blend(scene.mask, weights[1:], weights[0], fill, fill)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_guide_has_whole_regions_alone(seed):
+    scene, blend = noisy_blend(seed)
+    for least in (1, 30, 64):
+        guide, todo = make_guide(scene, blend, 0.5, least)
+        assert np.array_equal(guide[~scene.mask], scene.partial[~scene.mask]) and not todo[~scene.mask].any()
+        labels = np.where(scene.mask, np.where(todo, 0, 1), -1)
+        assert not [around for label in (0, 1) for *_, around in small_regions(labels, label, least) if around]
+    rough, whole = (np.where(scene.mask, np.where(make_guide(scene, blend, 0.5, least)[1], 0, 1), -1)
+                    for least in (1, 64))
+    assert len(list(small_regions(rough, 0, 64))) > 3 and len(list(small_regions(whole, 0, 64))) <= 1
+
+
+def test_guide_takes_single_completions_by_alpha():
+    scene = draw_scene(3, 64, 2)
+    alpha = scene.completions[0][..., 3]
+    scene.completions[0][..., 3] = np.where(alpha > 0, 100, 0)  # too thin
+    count = scene.mask.sum()
+    sure = np.stack([np.full(count, 0.8), np.full(count, 0.2)]).astype(np.float32)
+    sure[1] *= scene.completions[1][..., 3][scene.mask] > 0
+    fill = np.full((count, 3), 0.25, np.float32)
+    blend = Blend(scene.mask, sure, np.zeros(count, np.float32), fill, fill)
+    guide, todo = make_guide(scene, blend, 0, 1)
+    second = scene.mask & (scene.completions[1][..., 3] >= 128)
+    assert np.array_equal(todo, scene.mask & ~second) and second.any()
+    assert np.array_equal(guide[second], scene.completions[1][second][:, :3]) and (guide[todo] == 64).all()
+    assert make_guide(scene, blend, 0.5, 1)[1].sum() == count  # 0.2 is not enough
 
 
 def test_grow_is_round():
@@ -352,7 +418,7 @@ def test_the_script_hands_out_what_it_was_asked_for(tmp_path, checkpoint, backbo
     with open(output / "metrics.csv", newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             assert float(row["command_hole_psnr"]) < float(row["telea_hole_psnr"])  # grey is no answer
-    assert {path.name for path in (tmp_path / "to" / "masks").iterdir()} == {"one.png", "two.png"}
+    assert {path.name for path in (tmp_path / "to" / "masks").glob("*.png")} == {"one.png", "two.png"}
 
     def locked(name):
         order = json.loads((output / name / "order.json").read_text())

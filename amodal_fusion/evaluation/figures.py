@@ -17,8 +17,8 @@ WINNER_COLOURS = [colormaps["tab20"](i)[:3] for i in range(20)]
 NONE_COLOUR = (0.5, 0.5, 0.5)
 
 
-def save_figure(figure, path):
-    with atomic_file(path) as temporary:
+def save_figure(figure, path, owned=False):
+    with atomic_file(path, owned) as temporary:
         figure.savefig(temporary, format="png", bbox_inches="tight")
 
 
@@ -86,14 +86,19 @@ def draw_grid(path, rows, heading=""):
         top = tops[-1][1] + max(image.height for *_, image in drawn) + gap
     sheet = Image.new("RGB", (max(map(len, rows)) * (tile + gap) + gap, top), "white")
     pen = ImageDraw.Draw(sheet)
-    pen.text((gap, gap), heading, "black", font)
+    pen.text((gap, gap), drawable(heading), "black", font)
     for drawn, (text_top, image_top) in zip(cells, tops):
         for place, (title, _, _, *colour), image in drawn:
             left = gap + place * (tile + gap)
-            short = "\n".join(text if len(text) <= 31 else text[:30] + "…" for text in title.split("\n"))
+            short = "\n".join(text if len(text) <= 31 else text[:30] + "…" for text in map(drawable, title.split("\n")))
             pen.text((left, text_top), short, colour[0] if colour else "black", font, spacing=2)
             sheet.paste(image, (left, image_top))
     write_image(path, np.asarray(sheet))
+
+
+def drawable(text):
+    """Text without characters that no font can draw: a scene's name may hold line breaks or control characters."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def _tile(picture, cmap, width):
@@ -174,7 +179,7 @@ def draw_bars(path, charts):
         axes.invert_yaxis()
         axes.set_title(title, fontsize=9)
     figure.tight_layout()
-    save_figure(figure, path)
+    save_figure(figure, path, owned=True)
 
 
 def draw_selection(path, scenes):

@@ -51,7 +51,7 @@ def write_metrics(output_dir, rows):
             table[column] = numbers
     names = list(photos)
     order = sorted(range(len(scenes)), key=lambda i: scenes[i])
-    with atomic_file(output_dir / "metrics.csv") as temporary, \
+    with atomic_file(output_dir / "metrics.csv", owned=True) as temporary, \
             open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["scene", "photo", *table])
@@ -61,7 +61,7 @@ def write_metrics(output_dir, rows):
     photo = np.array([photo for _, photo in scenes])
     intervals = mean_and_interval(table, photo)
     text = summarize(table, intervals, photo)
-    write_text(output_dir / "summary.md", text)
+    write_text(output_dir / "summary.md", text, owned=True)
     draw_bars(output_dir / "summary.png", {
         title: {method: intervals[f"{method}_{metric}"] for method in METHODS if f"{method}_{metric}" in intervals}
         for metric, title in (("psnr", "PSNR in the hole, dB"), ("psnr_overlap", "PSNR in the overlap, dB"))

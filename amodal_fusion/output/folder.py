@@ -19,7 +19,7 @@ from amodal_fusion.distributed import local_rank
 from amodal_fusion.errors import ConfigError, LpipsUnavailable, SceneError, UserError
 from amodal_fusion.evaluation.inpainters import check_command
 from amodal_fusion.evaluation.perceptual import PerceptualLoss
-from amodal_fusion.files import take_output
+from amodal_fusion.files import check_ours, take_output
 from amodal_fusion.output.handover import check_handover, write_handover
 from amodal_fusion.output.html_report import write_report
 from amodal_fusion.output.order import list_locks
@@ -27,7 +27,7 @@ from amodal_fusion.output.records import read_record, remove_outputs, state_of
 from amodal_fusion.output.run_tables import TABLES, remove_stale, write_failures, write_table
 from amodal_fusion.output.scene_reader import MOST_CANDIDATE_PIXELS, SceneReader, batches
 from amodal_fusion.output.scene_writer import SceneWriter
-from amodal_fusion.pools import Failure, Helpers
+from amodal_fusion.pools import Failure, Helpers, unforeseen
 
 
 def run_folder(config, predictor, made_by, process):
@@ -45,9 +45,12 @@ def run_folder(config, predictor, made_by, process):
     locks = on_main(process, list_locks, config.lock, config.locks, config.data_dir, scene_ids)
     held = []  # the lock, until the function ends
     on_main(process, lambda: held.append(take_output(output_dir)))
+    on_main(process, check_tables, config, has_originals)
     perceptual = perceptual_if_available(config, process) if config.metrics and has_originals else None
     writer = SceneWriter(Path(config.data_dir), output_dir, made_by, config.n_max_completions, config.figures,
-                         config.metrics, config.evaluate, command, config.seam, locks, perceptual)
+                         config.metrics, config.evaluate, command, config.seam,
+                         predictor.guide_confidence if config.guide_confidence is None else config.guide_confidence,
+                         config.min_region, locks, perceptual)
     todo = on_main(process, find_work, config, scene_ids, writer)
     parts = process.gather(fuse_folder(config, predictor, todo, process, writer))
     process.leave()
@@ -126,6 +129,16 @@ def list_scenes(config):
     return scene_ids, any((data_dir / scene_id / "original.png").exists() for scene_id in scene_ids)
 
 
+def check_tables(config, has_originals):
+    """Raise ConfigError when the output folder has a file, not ours, with the name of a table of this run."""
+    names = ["failed.csv", *(TABLES if config.metrics and has_originals else ()),
+             *(["report.html"] if config.report else ())]
+    try:
+        check_ours([Path(config.output_dir) / name for name in names])
+    except UserError as error:
+        raise ConfigError(str(error), "output_dir") from None
+
+
 def create_command(config):
     """The command that makes scenes of raw results."""
     data_dir = config.data_dir.rstrip("/")
@@ -191,7 +204,7 @@ def find_work(config, scene_ids, writer):
 def has_all(config, writer, scene_id, record):
     """Whether a scene's record has everything that this run would write, with the same decisions of the user."""
     metrics, asked, now = record["metrics"], record["asked"], writer.asked(scene_id)
-    named = ["locks", *(["lpips"] if writer.perceptual else []),
+    named = ["locks", "guide", *(["lpips"] if writer.perceptual else []),
              *(["inpaint_command", "seam"] if config.evaluate else [])]
     if any(asked.get(name) != now[name] for name in named):
         return False
@@ -275,9 +288,10 @@ def predict_group(predictor, group, progress):
     """(scene id, scene, logits, digest) of each scene of one forward pass; none when that fails, which is recorded."""
     try:
         logits = predictor.predict_logits([small for _, small, *_ in group])
-    except SceneError as error:
+    except Exception as error:  # also an unforeseen one: the other scenes go on
+        fault = error.for_terminal() if isinstance(error, UserError) else unforeseen(error)
         for scene_id, *_ in group:
-            progress.record(scene_id, Failure(error.for_terminal()))
+            progress.record(scene_id, Failure(fault))
         return
     for (scene_id, _, scene, digest), scene_logits in zip(group, logits):
         yield scene_id, scene, scene_logits.numpy(), digest

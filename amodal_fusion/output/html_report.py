@@ -43,7 +43,7 @@ def write_report(data_dir, output_dir, scene_ids, workers=1):
     report = {"scenes": scenes, "data": _link(data_dir, output_dir), "colours": [to_hex(c) for c in WINNER_COLOURS]}
     # a scene may be called </script>
     text = json.dumps(report, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    write_text(output_dir / "report.html", PAGE.read_text(encoding="utf-8").replace("@REPORT@", text))
+    write_text(output_dir / "report.html", PAGE.read_text(encoding="utf-8").replace("@REPORT@", text), owned=True)
     return output_dir / "report.html"
 
 

@@ -1,23 +1,21 @@
-"""scene.json beside every fused image: what made it, of which files, what was written, and its metrics.
+"""scene.json beside every fused image: weights, options and input files that made it, outputs, and metrics.
 
-It is written before fused.png, which comes last and says that the others are there. Metrics of a run are collected
-from these files, so that an interrupted run loses none, and what another checkpoint or other options made is never
-taken for this run's.
+fused.png comes after it: then all outputs of the scene are there. The metrics of a run are collected from these files,
+so that an interrupted run loses none. Outputs of another checkpoint or of other options are not this run's.
 """
 
 import hashlib
 import json
 import math
 import os
-import re
+from contextlib import contextmanager
 
 from amodal_fusion.errors import SceneError
-from amodal_fusion.files import fingerprint, write_text
+from amodal_fusion.files import clear_folder, fingerprint, publish, remove_ours, write_text
 
 RECORD = "scene.json"
+WHOLE = "fused.png"  # comes last: while it is there, all outputs of the scene are
 KEYS = {"made_by", "input", "files", "metrics", "asked"}
-# all that a run may have written into a scene's folder; with --overwrite nothing of an earlier one stays
-OUTPUT = re.compile(r"fused\.png|residual_mask\.png|figure\.png|order\.json|weight_\d+\.png|scene\.json|\..*\.tmp.*")
 
 
 def input_digest(folder):
@@ -53,11 +51,11 @@ def write_record(folder, made_by, source, metrics, asked):
         made_by: dict of checkpoint digest and options; source: `input_digest`; metrics: a row of `evaluate_scene`, or
             None; asked: what the user decided for this scene alone, a dict.
     """
-    files = [name for name in sorted(os.listdir(folder)) if OUTPUT.fullmatch(name) and not name.startswith(".")]
+    files = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     if metrics is not None:
         metrics = {name: None if isinstance(value, float) and math.isnan(value) else value
                    for name, value in metrics.items()}
-    record = {"made_by": made_by, "input": source, "files": [*files, "fused.png"], "metrics": metrics, "asked": asked}
+    record = {"made_by": made_by, "input": source, "files": [*files, WHOLE], "metrics": metrics, "asked": asked}
     write_text(folder / RECORD, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
 
 
@@ -74,7 +72,7 @@ def state_of(folder, input_folder, made_by, has_all):
     """
     record = read_record(folder)
     if record is None:
-        return "other" if (folder / "fused.png").exists() else "new"
+        return "other" if (folder / WHOLE).exists() else "new"
     if record["made_by"] != made_by:
         return "other"
     try:
@@ -84,21 +82,21 @@ def state_of(folder, input_folder, made_by, has_all):
     return "done" if same and has_all(record) else "changed"
 
 
-def clear_outputs(folder):
-    """Make the output folder of a scene, without anything of an earlier run.
+@contextmanager
+def scene_outputs(folder):
+    """Yield a temporary folder for the outputs of a scene; they take the place of an earlier run's in `folder`.
 
     Raises:
-        SceneError: it is a link: what it points to is nobody's to write to.
+        SceneError: `folder` is a link, or a file in it that is not ours has the name of an output.
     """
     if folder.is_symlink():
-        raise SceneError(f"{folder}: a link, which is not followed; remove it")
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_outputs(folder)
+        raise SceneError(f"{folder}: a link; links are not followed, remove it")
+    with publish(folder, WHOLE) as stage:
+        yield stage
 
 
 def remove_outputs(folder):
-    """Remove what an earlier run wrote of a scene, fused.png first; nothing else, and nothing behind a link."""
+    """Remove what earlier runs wrote of a scene, fused.png first; nothing else, and nothing behind a link."""
     if folder.is_dir() and not folder.is_symlink():
-        for name in sorted(os.listdir(folder), key=lambda name: name != "fused.png"):
-            if OUTPUT.fullmatch(name):
-                (folder / name).unlink(missing_ok=True)
+        remove_ours(folder / WHOLE)
+        clear_folder(folder)

@@ -6,7 +6,7 @@ import sys
 
 from amodal_fusion.data.names import photo_of
 from amodal_fusion.evaluation.tables import write_metrics
-from amodal_fusion.files import atomic_file, plain_cell
+from amodal_fusion.files import atomic_file, plain_cell, remove_ours
 from amodal_fusion.output.records import read_record
 
 MOST_PRINTED = 20
@@ -34,9 +34,9 @@ def write_table(output_dir, scene_ids, made_by, group_by=None):
 
 
 def remove_stale(output_dir, names):
-    """Remove what an earlier run says of scenes that have been recomputed since."""
+    """Remove tables and reports that earlier runs wrote of scenes that have been recomputed since."""
     for name in names:
-        (output_dir / name).unlink(missing_ok=True)
+        remove_ours(output_dir / name)
 
 
 def write_failures(output_dir, failed):
@@ -50,8 +50,8 @@ def write_failures(output_dir, failed):
         print(f"error: {scene_id}: {fault}", file=sys.stderr)
     if len(failed) > MOST_PRINTED:
         print(f"error: … and {len(failed) - MOST_PRINTED} more, see {path}", file=sys.stderr)
-    path.unlink(missing_ok=True)
+    remove_ours(path)
     if failed:
-        with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        with atomic_file(path, owned=True) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             cells = ([plain_cell(cell) for cell in pair] for pair in failed.items())
             csv.writer(file).writerows([("scene", "fault"), *cells])

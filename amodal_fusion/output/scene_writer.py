@@ -14,8 +14,9 @@ from amodal_fusion.errors import SceneError
 from amodal_fusion.evaluation.figures import draw_scene
 from amodal_fusion.evaluation.scores import evaluate_scene, photo_digest
 from amodal_fusion.model.blending import blend_hole, to_levels
+from amodal_fusion.output.guide import CONFIDENCE, MIN_REGION, make_guide
 from amodal_fusion.output.order import lock_blend, order_of, write_order
-from amodal_fusion.output.records import clear_outputs, input_digest, write_record
+from amodal_fusion.output.records import WHOLE, input_digest, scene_outputs, write_record
 
 LARGEST_FIGURE = 200  # side of a scene in its figure, px
 MOST_DRAWN = 24  # completions in a figure, those with most weight
@@ -38,13 +39,16 @@ class SceneWriter:
     evaluate: bool = False
     inpaint_command: list | None = None  # of `check_command`
     seam: int = 0
+    guide_confidence: float = CONFIDENCE
+    min_region: int = MIN_REGION
     locks: dict = field(default_factory=dict)  # scene id → of `parse_locks`
     perceptual: torch.nn.Module | None = field(default=None, repr=False)
 
     def asked(self, scene_id):
-        """What the user decided for a scene, and what its record keeps: outputs made otherwise are made anew."""
+        """What the user decided for a scene, as its record keeps it; other decisions mean recomputing."""
         return {"locks": [list(lock) for lock in self.locks.get(scene_id, [])],
                 "inpaint_command": self.inpaint_command, "seam": self.seam,
+                "guide": [self.guide_confidence, self.min_region],
                 "lpips": None if self.perceptual is None else self.perceptual.net}
 
     def __call__(self, scene_id, scene, logits, digest):
@@ -77,11 +81,14 @@ class SceneWriter:
             row = self.measure(scene, blend)
         elif wanted:
             row = self.measure_smaller(scene, logits)
-        clear_outputs(folder)
-        write_outputs(folder, scene, blend, describe(scene_id, row), self.figures)
-        write_order(folder / "order.json", scene_id, order_of(scene, blend, logits, self.locks.get(scene_id, ())))
-        write_record(folder, self.made_by, digest, row, self.asked(scene_id))
-        write_image(folder / "fused.png", blend.fused(scene.partial))
+        with scene_outputs(folder) as stage:
+            write_outputs(stage, scene, blend, describe(scene_id, row), self.figures)
+            guide, inpaint_mask = make_guide(scene, blend, self.guide_confidence, self.min_region)
+            write_image(stage / "guide.png", guide)
+            write_image(stage / "inpaint_mask.png", inpaint_mask.astype(np.uint8) * 255)
+            write_order(stage / "order.json", scene_id, order_of(scene, blend, logits, self.locks.get(scene_id, ())))
+            write_record(stage, self.made_by, digest, row, self.asked(scene_id))
+            write_image(stage / WHOLE, blend.fused(scene.partial))
 
     def blend(self, scene, logits, exact=True):
         blend = blend_hole(scene, torch.from_numpy(logits), exact)
@@ -138,7 +145,7 @@ def describe(scene_id, row):
 
 
 def write_outputs(folder, scene, blend, title, figure):
-    """Write all pictures of one scene but fused.png, which says that the others are there."""
+    """Write all pictures of one scene except fused.png, which comes last."""
     for number, weight in enumerate(blend.weights, 1):
         write_image(folder / f"weight_{number}.png", blend.on_picture(to_levels(weight)))
     write_image(folder / "residual_mask.png", blend.none_wins().astype(np.uint8) * 255)
