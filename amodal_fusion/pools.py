@@ -58,7 +58,7 @@ class Helpers:
 
     def __init__(self, work, count):
         self.work, self.count = work, count
-        self.pool, self.begun = None, []  # jobs of this pool whose outcome nobody has asked for
+        self.pool, self.begun = None, []  # jobs of this pool whose outcome was not collected yet
 
     def __enter__(self):
         try:
@@ -69,7 +69,7 @@ class Helpers:
         return self
 
     def __exit__(self, *_):
-        """Ends jobs that nobody waits for any more, too, as after Ctrl-C."""
+        """Also ends jobs whose outcome is no longer needed, as after Ctrl-C."""
         if self.pool:
             end(self.pool)
 
@@ -124,8 +124,9 @@ class Helpers:
             return Failure(unforeseen(error))
 
     def recover(self):
-        """A process that dies takes all jobs of its pool with it, and nobody knows whose it was: each of them again,
-        by itself."""
+        """Repeat each lost job in a process of its own.
+
+        A process that dies ends all jobs of its pool, and the pool does not say which job it ran."""
         end(self.pool)  # a process that was killed has not ended the programs that it ran
         for job in self.begun:
             if isinstance(job.future.exception(), BrokenProcessPool) and not job.alone:
@@ -139,7 +140,7 @@ class Helpers:
         self.restart()
 
     def map(self, items, ahead):
-        """(item, outcome of work(item)) in order, with so many items under way."""
+        """(item, outcome of work(item)) in order, with up to `ahead` items under way."""
         jobs, items = deque(), iter(items)
         while True:
             for item in items:

@@ -176,7 +176,7 @@ def test_partial_is_made_from_original_and_mask(tmp_path):
     files = raw(tmp_path, image__png=scene.original, mask__png=scene.mask.astype(np.uint8) * 255,
                 amodal_1__png=scene.completions[0])
     found, report = read_raw_scene(files, 5, mask_hole="white")
-    assert np.array_equal(found.partial, scene.partial) and report["hole"] == "white in the mask (as told)"
+    assert np.array_equal(found.partial, scene.partial) and report["hole"] == "white in the mask (as given)"
     told, _ = read_raw_scene(files, 5, mask_hole="black")
     assert np.array_equal(told.mask, ~scene.mask)
 

@@ -171,7 +171,7 @@ def test_a_mask_that_is_no_hole_is_refused_unless_told(tmp_path):
         read_raw_scene(write(tmp_path / "a", original__png=made.photo, mask__png=modal,
                              partial__png=np.where(modal[..., None] > 0, 0, made.photo), **comps), 5)
     told, report = read_raw_scene(find_raw_scenes(tmp_path / "a")[0][0], 5, mask_hole="white")
-    assert np.array_equal(told.mask, modal > 127) and report["hole"] == "white in the mask (as told)"
+    assert np.array_equal(told.mask, modal > 127) and report["hole"] == "white in the mask (as given)"
     with pytest.raises(SceneError, match=r"partial.png: shows in the hole what original.png shows, nothing is blanked"):
         read_raw_scene(write(tmp_path / "b", original__png=made.photo, partial__png=made.photo, mask__png=made.mask,
                              **comps), 5)
@@ -179,7 +179,7 @@ def test_a_mask_that_is_no_hole_is_refused_unless_told(tmp_path):
     assert np.array_equal(told.partial, made.partial)
     files = write(tmp_path / "told", partial__png=made.partial, mask__png=made.mask, **comps)
     _, report = read_raw_scene(files, 5, mask_hole="black")
-    assert "partial.png is blank where mask.png is white, the hole was told to be black" in report["notes"]
+    assert "partial.png is blank where mask.png is white, mask_hole says black" in report["notes"]
     # a flat object is as blank as a hole, and still the photo
     flat = made.photo.copy()
     flat[8:56, 10:54] = (200, 40, 40)

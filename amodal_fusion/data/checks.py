@@ -55,8 +55,9 @@ def _list_faults(data_dir):
 
 
 def check_scene(folder, need_original=False, max_completions=None):
-    """All faults of a scene, one a line: what `read_scene` refuses, files that nobody would read or that are cut off,
-    pictures that contradict each other; None when all is well."""
+    """All faults of a scene, one a line, or None.
+
+    Faults are what `read_scene` refuses, ignored or truncated files, and pictures that contradict each other."""
     folder = Path(folder)
     try:
         scene = read_files(folder, max_completions, need_original, with_visible=True)
@@ -166,7 +167,7 @@ def check_scenes(data_dir, scene_ids, max_completions, known, quiet=True):
     """Read the files of training scenes, in threads: decoding and waiting let others run.
 
     Args:
-        max_completions: only so many are read of each.
+        max_completions: completions to read per scene; None reads all.
         known: scene id → `files_state`; scenes that are still as they were then are not read again.
 
     Returns:
@@ -189,7 +190,7 @@ def check_scenes(data_dir, scene_ids, max_completions, known, quiet=True):
                     faults.append(fault)
                 elif state:
                     states[scene_id] = state
-        except BaseException:  # a signal: what is left is read for nobody
+        except BaseException:  # a signal: the remaining results are not needed
             pool.shutdown(cancel_futures=True)
             raise
     return faults, states

@@ -130,7 +130,7 @@ def clear_leftovers(output):
 
 
 RECORDS = "made_from.csv"
-TO_BE_MADE = "to be made anew"  # no digest
+TO_BE_MADE = "to be made again"  # no digest
 RECORD_COLUMNS = ("scene", "made_from", "files")
 
 
@@ -154,8 +154,9 @@ def tidy_records(output, scene_ids):
 
 
 def is_done(output, scene_id, records, made_from):
-    """Whether the scene is there, whole, and from the same files with the same options. Without a record it is not: a
-    run that was stopped may have written its folder and no more, and what it was made from nobody knows."""
+    """Whether the scene is complete and was made from the same files with the same options.
+
+    A scene without a record is not: a stopped run may have written its folder, but its sources are unknown."""
     return records.get(scene_id) == (made_from, _files(Path(output) / scene_id))
 
 

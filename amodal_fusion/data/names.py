@@ -1,4 +1,4 @@
-"""Names of scenes and folders: which can be used, which are nobody's data, how to print any of them."""
+"""Names of scenes and folders: which are valid, which belong to the system, how to print any of them."""
 
 import unicodedata
 

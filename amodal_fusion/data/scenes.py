@@ -35,7 +35,7 @@ class Scene:
     mask: np.ndarray  # (H, W) bool, True = hole
     completions: list  # N × (H, W, 4), straight alpha
     original: np.ndarray | None = None  # (H, W, 3)
-    visible: list | None = None  # N × (H, W) bool or None, modal masks; None when there are none, or nobody asked
+    visible: list | None = None  # N × (H, W) bool or None, modal masks; None if absent or not read
 
     def resized(self, size):
         """The scene at `size` = (height, width); nearest for the mask, premultiplied area for the rest."""
@@ -93,7 +93,7 @@ def find_scenes(data_dir):
 
 
 def _may_hold(folder, name):
-    """Whether there is such a file, or nobody may look: then reading the scene tells."""
+    """Whether the file exists. Also true without permission to look: reading the scene then reports it."""
     try:
         return (folder / name).exists()
     except OSError:
@@ -136,7 +136,7 @@ def read_list(path, data_dir):
         shown = "\n  ".join(faults[:20]) + (f"\n  … and {len(faults) - 20} more" if len(faults) > 20 else "")
         raise SceneError(f"{path}:\n  {shown}")
     if not scene_ids:
-        raise SceneError(f"{path}: names no scene; add ids, one per line, or write it anew with: "
+        raise SceneError(f"{path}: names no scene; add ids, one per line, or write it again with: "
                          f"python prepare_dataset.py split --data_dir {data_dir}")
     return scene_ids
 
@@ -154,7 +154,7 @@ def read_scene(folder, max_completions=None, need_original=False, with_visible=F
 
     Args:
         folder: DATA/<id>.
-        max_completions: keep the first so many (`create` puts the most useful first); None keeps all, 0 reads none.
+        max_completions: how many to keep (`create` puts the most useful first); None keeps all, 0 none.
         need_original: a missing original.png is an error.
         with_visible: read the modal masks as well.
 
@@ -257,7 +257,7 @@ def check_alpha(name, completion):
 
 
 def _is_raw(completion, partial, mask):
-    """An opaque picture whose whole border is flat, and not because the photo's is: a background nobody keyed out."""
+    """An opaque picture with a flat border where the photo has none: its background was not keyed out."""
     if np.count_nonzero(completion[..., 3] < 250) > FEW * mask.size:
         return False
     edge, photo, hole = (border(picture) for picture in (completion, partial, mask))

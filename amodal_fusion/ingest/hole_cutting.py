@@ -95,7 +95,7 @@ def make_hole(raw, photo, completions, visible, new_hole):
         out: with any, the photo shows in the hole what is gone, and is no target.
 
     Raises:
-        SceneError: nobody asked for a hole, no draw of the policy lies over objects, no such object, or the photo does
+        SceneError: no hole was requested, no draw of the policy lies over objects, no such object, or the photo does
             not show what was completed.
     """
     if new_hole is None or not (new_hole.policy or new_hole.remove):

@@ -48,7 +48,7 @@ def find_hole(raw, pictures, mask_hole="auto"):
     if mask_hole != "auto":
         _drop_blank_original(raw, pictures, sides[mask_hole])
         _note_contradiction(raw, pictures, sides, mask_hole)
-        return _grown_to_blank(raw, pictures, mask_hole), f"{mask_hole} in the mask (as told)"
+        return _grown_to_blank(raw, pictures, mask_hole), f"{mask_hole} in the mask (as given)"
     _check_outline(raw, pictures, sides)
     if pictures.partial is None:
         for hole in sides.values():
@@ -71,7 +71,7 @@ def _note_contradiction(raw, pictures, sides, told):
     other = "white" if told == "black" else "black"
     blank = {name: blank_share(pictures.partial, hole) for name, hole in sides.items()}
     if blank[told] < 0.9 <= blank[other]:
-        pictures.notes.append(f"{raw.partial.name} is blank where {raw.mask.name} is {other}, the hole was told to be "
+        pictures.notes.append(f"{raw.partial.name} is blank where {raw.mask.name} is {other}, mask_hole says "
                               f"{told}")
 
 
@@ -165,9 +165,8 @@ def _check_partial(raw, pictures, hole):
 def _redrawn_side(raw, pictures, sides):
     """Without a partial image: the side of the mask on which completions leave the photo.
 
-    A completer copies or redraws what it sees, and makes up what it does not. What counts at a pixel is the nearest
-    completion there. An object that is hidden by something nobody completed is off the photo, too, but in part of a
-    side only.
+    A completer copies or redraws what it sees and invents the rest. At each pixel the completion nearest to the photo
+    counts. An object behind something that has no completion also differs from the photo, but only in part of a side.
     """
     photo = pictures.original
     size = tuple(max(1, round(side * min(1, 128 / max(photo.shape[:2])))) for side in photo.shape[:2])
