@@ -25,7 +25,7 @@ named, and in OUT/failed.csv), 2 wrong usage, 130 after Ctrl-C.
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +36,11 @@ from PIL import Image
 from amodal_fusion.checkpoints import PRETRAINED, check_writable
 from amodal_fusion.config import check_values, option, parse
 from amodal_fusion.data.scenes import Scene
-from amodal_fusion.data.tensors import INPUTS, as_scene, to_tensors
+from amodal_fusion.data.tensors import INPUTS, as_scene, distinct, to_tensors
 from amodal_fusion.distributed import NoMeeting, check_gpus, join_group, launch, under_launcher
 from amodal_fusion.errors import ConfigError, SceneError, UserError, is_out_of_memory, message_of
 from amodal_fusion.model.blending import blend_hole
+from amodal_fusion.model.compositing import ABSENT
 from amodal_fusion.output.folder import check_options, choose_device, run_folder
 from amodal_fusion.output.guide import CONFIDENCE, MIN_REGION
 from amodal_fusion.output.onnx_export import export_onnx
@@ -199,13 +200,16 @@ class FusionPredictor:
             scenes: list of Scene, all of one size (h,w).
 
         Returns:
-            per scene its logits times sharpness, (M,h,w) float32 on the CPU, M = N + 1, the fill first.
+            per scene its logits times sharpness, (M,h,w) float32 on the CPU, M = N + 1, the fill first. Of exact
+            copies the first has the logits; the others, like transparent completions, have ABSENT and no weight.
 
         Raises:
             SceneError: there is not enough memory.
         """
-        slots = max(len(scene.completions) for scene in scenes)
-        tensors = [to_tensors(scene, slots) for scene in scenes]
+        kept = [distinct(scene.completions) for scene in scenes]
+        slots = max(map(len, kept))
+        tensors = [to_tensors(replace(scene, completions=[scene.completions[i] for i in which]), slots)
+                   for scene, which in zip(scenes, kept)]
         half = HALF_PRECISION[self.amp]
         try:
             batch = {name: torch.stack([scene[name] for scene in tensors]).to(self.device) for name in INPUTS}
@@ -217,7 +221,10 @@ class FusionPredictor:
                 raise
             raise SceneError(f"out of memory on {self.device}; use fewer scenes at a time or a smaller img_size",
                              "batch_size", "img_size") from None
-        return [logits[i, : len(scene.completions) + 1] for i, scene in enumerate(scenes)]
+        full = [torch.full((len(scene.completions) + 1, *logits.shape[2:]), ABSENT) for scene in scenes]
+        for scene_logits, found, which in zip(full, logits, kept):
+            scene_logits[[0, *(i + 1 for i in which)]] = found[: len(which) + 1]
+        return full
 
 
 # ----------------------------------------------------------------------------

@@ -281,3 +281,28 @@ def test_messages_name_flags_on_terminals_alone():
     texts = [node.value for statement in raised for node in ast.walk(statement)
              if isinstance(node, ast.Constant) and isinstance(node.value, str)]
     assert len(texts) > 40 and not [text for text in texts if "--" in text]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_copies_and_transparent_completions_change_nothing(predictor, seed):
+    scene = draw_scene(seed, (60, 90), 3)
+    alone = predictor.fuse(scene.partial, scene.mask, scene.completions)
+    empty, copy = np.zeros_like(scene.completions[0]), scene.completions[1].copy()
+    empty[..., :3] = 200
+    copy[copy[..., 3] == 0] = (9, 9, 9, 0)
+    more = [empty, *scene.completions, copy, copy, empty, copy, copy]
+    result = predictor.fuse(scene.partial, scene.mask, more)
+    assert np.abs(result["fused"].astype(int) - alone["fused"]).max() <= 1
+    assert np.allclose(result["weights"][1:4], alone["weights"], atol=1e-4)
+    assert not result["weights"][[0, 4, 5, 6, 7, 8]].any()
+
+
+def test_the_network_ignores_transparent_completions():
+    model = AmodalFusionTransformer(width=32, heads=2).eval()
+    torch.nn.init.normal_(model.head.correction.weight, std=0.15)
+    inputs = inputs_of({name: value[None] for name, value in to_tensors(draw_scene(1, (48, 64), 3), 3).items()})
+    more = inputs | {"completions": F.pad(inputs["completions"], (0, 0, 0, 0, 0, 0, 1, 2)), "valid": None}
+    with torch.no_grad():
+        alone, padded = model(**inputs), model(**more)
+    assert torch.allclose(alone["logits"][:, 1:], padded["logits"][:, 2:5], atol=1e-4)
+    assert torch.allclose(alone["fused"], padded["fused"], atol=1e-4)

@@ -1,5 +1,8 @@
 """Scenes as tensors, the network's inputs and outputs, and as arrays for figures."""
 
+import hashlib
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -32,6 +35,23 @@ def to_tensors(scene: Scene, slots: int) -> dict[str, torch.Tensor]:
     if scene.original is not None:
         tensors["original"] = tensor(scene.original)
     return tensors
+
+
+def distinct(completions: Sequence[np.ndarray]) -> list[int]:
+    """Indices of the completions that count: the first of each set of exact copies, none that is all transparent.
+
+    Colours under alpha 0 do not matter. When all are transparent, the first one counts.
+
+    Args:
+        completions: N × (H,W,4) uint8.
+    """
+    seen: dict[bytes, int] = {}
+    for index, completion in enumerate(completions):
+        alpha = completion[..., 3:]
+        if alpha.any():
+            pixels = np.where(alpha > 0, completion, 0).tobytes()
+            seen.setdefault(hashlib.blake2b(pixels, digest_size=16).digest(), index)
+    return list(seen.values()) or [0]
 
 
 def to_arrays(batch: dict[str, torch.Tensor]) -> list[dict[str, np.ndarray]]:

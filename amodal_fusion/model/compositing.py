@@ -76,13 +76,15 @@ def add_fill(partial, mask, completions, valid=None):
             bool, False = padded slot, whose content is ignored; None: all are real.
 
     Returns:
-        candidates (B,M,4,H,W), M = N + 1, transparent in padded slots, and which of them are real, (B,M) bool.
+        candidates (B,M,4,H,W), M = N + 1, transparent in padded slots, and which of them are real, (B,M) bool: an
+        entirely transparent completion is not, it counts no more than a padded slot.
     """
     if valid is None:
         valid = torch.ones(completions.shape[:2], dtype=torch.bool, device=completions.device)
     fill = torch.cat([fill_hole(partial, mask), torch.ones_like(mask)], 1)
     completions = completions.masked_fill(~valid[:, :, None, None, None], 0)
-    return torch.cat([fill[:, None], completions], 1), F.pad(valid, (1, 0), value=True)
+    present = valid & (completions[:, :, 3].amax((2, 3)) > 0)
+    return torch.cat([fill[:, None], completions], 1), F.pad(present, (1, 0), value=True)
 
 
 def composite(logits, candidates, partial, mask):
