@@ -42,7 +42,8 @@ from amodal_fusion.precision import HALF_PRECISION
 from amodal_fusion.training.config_aliases import CONFIG_ALIASES
 from amodal_fusion.training.loaders import load_data
 from amodal_fusion.training.loop import TrainStep, evaluate, train_one_epoch
-from amodal_fusion.training.run import Run, check_same_model
+from amodal_fusion.training.optimizers import USUAL_RATES, choose_optimizer
+from amodal_fusion.training.run import Run
 from amodal_fusion.training.run_folder import check_export, checkpoint_to_resume, lock_checkpoint_dir
 from amodal_fusion.training.shutdown import Stopped, StopSignal, clean_shutdown
 
@@ -420,10 +421,11 @@ class TrainConfig:
     batch_size: int = option(16, "scenes per process and forward pass; times processes times accumulate = effective",
                              "optimisation", least=1)
     accumulate: int = option(1, "forward passes per step: a larger batch in the same memory", "optimisation", least=1)
-    optimizer: str = option("muon", "muon learns more from as many scenes, in longer steps", "optimisation",
-                            ("muon", "adamw"))
-    lr: float = option(1e-3, "peak learning rate", "optimisation", least=0,
-                       aliases={"learning_rate": "the peak, after a warm-up and before a cosine decay"})
+    optimizer: str | None = option(None, "muon learns more per scene, in longer steps; None: muon, or adamw for an lr "
+                                   "that is usual there", "optimisation", tuple(USUAL_RATES))
+    lr: float | None = option(None, f"peak learning rate; None: the usual one of the optimizer, {USUAL_RATES}",
+                              "optimisation", least=0,
+                              aliases={"learning_rate": "the peak, after a warm-up and before a cosine decay"})
     warmup_steps: int = option(200, "steps of linear warm-up; then a cosine to a hundredth", "optimisation", least=0)
     weight_decay: float = option(0.05, "weight decay, on matrices only", "optimisation", least=0)
     grad_clip: float = option(1.0, "largest gradient norm; 0: no limit", "optimisation", least=0)
@@ -466,6 +468,10 @@ class TrainConfig:
                                     aliases={"vis_dir": ""})
 
 
+    def __post_init__(self):
+        self.optimizer, self.lr = choose_optimizer(self.optimizer, self.lr)
+
+
 MODEL_OPTIONS = ("width", "encoder_layers", "decoder_layers", "heads")
 
 
@@ -483,13 +489,34 @@ def load_model(path):
     state = load_checkpoint(path)
     try:
         config, weights = state["config"], averaged_weights(state)
-        check_values({name: config[name] for name in (*MODEL_OPTIONS, "img_size")}, TrainConfig, "its config")
+        checked = {name: config[name] for name in (*MODEL_OPTIONS, "img_size")}
+        if config.get("inference_size") is not None:
+            checked["inference_size"] = config["inference_size"]
+        check_values({name: value if type(value) is int else [value] for name, value in checked.items()}, TrainConfig,
+                     "its config")
         check_shapes(build_model, config, weights)
         model = build_model(config)
         model.load_state_dict(weights)
     except (KeyError, AttributeError, TypeError, ValueError, RuntimeError, UserError) as error:
         raise UserError(f"{path}: its weights do not fit this network ({error!r}); use another file") from None
     return model.eval(), config
+
+
+def take_shape(config, checkpoint, process):
+    """Set the network's options in `config` to those of --init_from, or of the checkpoint to resume, which win.
+
+    Returns:
+        the network of --init_from; None when a checkpoint is resumed.
+    """
+    weights, stored = load_model(config.init_from) if checkpoint is None else (None, load_checkpoint(checkpoint))
+    stored = stored if checkpoint is None else stored.get("config", {})
+    for name in MODEL_OPTIONS:
+        if type(stored.get(name)) is int and stored[name] != getattr(config, name):
+            if process.is_main:
+                print(f"note: {name} {getattr(config, name)} is ignored, {checkpoint or config.init_from} has "
+                      f"{stored[name]}", flush=True)
+            setattr(config, name, stored[name])
+    return weights
 
 
 def train(config, process, stop_signal, build=build_model):
@@ -506,14 +533,14 @@ def train(config, process, stop_signal, build=build_model):
     perceptual = load_perceptual(config, process)
 
     torch.manual_seed(config.seed)
+    weights = take_shape(config, checkpoint, process) if config.init_from else None
     model = build(vars(config)).to(process.device)
-    if config.init_from and checkpoint is None:
-        weights, stored = load_model(config.init_from)
-        check_same_model(config.init_from, stored, config, MODEL_OPTIONS)
+    if weights is not None:
         model.load_state_dict(weights.state_dict())
     run = Run(model, config, process, len(train_loader.dataset), val_digest)
     run.resume(checkpoint, MODEL_OPTIONS)
     if config.compile:
+        torch._dynamo.config.suppress_errors = True  # where the compiler fails, PyTorch warns and runs uncompiled
         model.compile()  # in place: state dict keys stay clean
     step = TrainStep(run, distributed.parallel(model, process), fusion_loss, perceptual)
 

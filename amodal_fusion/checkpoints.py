@@ -1,5 +1,6 @@
 """Checkpoints that are whole or not there, and that run no code when they are read."""
 
+import contextlib
 import os
 import pickle
 import tempfile
@@ -32,11 +33,19 @@ def save_checkpoint(path, state):
             torch.save({"kind": KIND, "version": VERSION, **state}, file)
             file.flush()
             os.fsync(file.fileno())
-        folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
-        os.fsync(folder)  # the new name itself has to reach the disk
-        os.close(folder)
+        sync_folder(os.path.dirname(os.path.abspath(path)))
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise UserError(f"{path}: could not be written ({error}); the file from before is untouched") from error
+
+
+def sync_folder(folder):
+    """Have a new name in the folder reach the disk, where the file system can do that; the file itself is whole."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def check_writable(path):
@@ -60,6 +69,8 @@ def load_checkpoint(path):
         UserError: missing, truncated, a flipped bit, pickled code, not a checkpoint of this program, or its weights are
             not finite.
     """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path}: is not a regular file, so no checkpoint")
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch.load ignores the checksums that torch.save wrote (pytorch#126952)
@@ -79,12 +90,10 @@ def load_checkpoint(path):
                         "train this one on your data, best from the weights that ship (--init_from)")
     if not isinstance(state, dict) or state.get("kind") != KIND:
         raise UserError(f"{path}: not a checkpoint of amodal_fusion_transformer.py")
-    if state["version"] != VERSION:
-        message = f"{path}: checkpoint format {state['version']}, this program reads {VERSION}"
-        if state["version"] in EARLIER:
-            message += (f"; the file belongs to an earlier program (up to commit {EARLIER[state['version']]}), whose "
-                        "network was another one: train anew, or fine-tune the weights that ship (--init_from)")
-        raise UserError(message)
+    check_version(path, state.get("version"))
+    odd = next(odd_tensors(state), None)
+    if odd:
+        raise UserError(f"{path}: {odd}; checkpoints of this program hold ordinary tensors only, use another one")
     for part in ("model", "ema"):
         weights = state[part].items() if isinstance(state.get(part), dict) else ()
         broken = [name for name, tensor in weights if torch.is_tensor(tensor) and not tensor.isfinite().all()]
@@ -92,6 +101,32 @@ def load_checkpoint(path):
             raise UserError(f"{path}: {len(broken)} of its tensors hold numbers that are not finite ({broken[0]}, …): "
                             "the run that wrote it had gone wrong; use an older checkpoint")
     return state
+
+
+def check_version(path, version):
+    """Raise UserError unless `version` is that of the format this program reads."""
+    if type(version) is not int:
+        raise UserError(f"{path}: its version is no number, so it is not a checkpoint of this program")
+    if version in EARLIER:
+        raise UserError(f"{path}: checkpoint format {version} of an earlier program (up to commit {EARLIER[version]}), "
+                        "whose network was another one; train from the start, or fine-tune the weights that ship "
+                        "(--init_from)")
+    if version != VERSION:
+        raise UserError(f"{path}: checkpoint format {version}, this program reads {VERSION}")
+
+
+def odd_tensors(value, name="it"):
+    """Lines about tensors within `value` without ordinary numbers: sparse, quantized, complex or empty of data."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from odd_tensors(inner, str(key))
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from odd_tensors(inner, name)
+    elif torch.is_tensor(value):
+        kinds = {"sparse": value.layout != torch.strided, "without data": value.is_meta,
+                 "quantized": value.is_quantized, "complex": value.is_complex()}
+        yield from (f"{name} is a tensor that is {kind}" for kind, found in kinds.items() if found)
 
 
 def averaged_weights(state):

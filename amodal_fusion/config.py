@@ -160,13 +160,13 @@ def check_values(values, config_class, source):
             continue
         if key not in names:
             raise ConfigError(f"{source}: unknown key {_shown(key)}; " + _hint(str(key), {**names, **others}))
-        field, note = names[key]
+        field, remark = names[key]
         value = _checked(field, given, f"{source}: {key}")
         if checked.get(field.name, value) != value:
             raise ConfigError(f"{source}: {given_as[field.name]} and {key} are one option here, with two values; "
                               "remove one of them")
         checked[field.name], given_as[field.name] = value, key
-        _note(note and f"{key} is {field.name} here: {note}")
+        note(remark and f"{key} is {field.name} here: {remark}")
     return checked
 
 
@@ -240,11 +240,11 @@ def _hint(name, known):
     return f"known: {', '.join(known)}"
 
 
-def _note(note):
+def note(text):
     """Print a note once: not in every process of a launcher, nor again in those that `--gpus 6` starts."""
     me = str(os.getpid())
-    if note and os.environ.get("RANK", "0") == "0" and os.environ.setdefault("AMODAL_FUSION_NOTES_BY", me) == me:
-        print(f"note: {note}", file=sys.stderr)
+    if text and os.environ.get("RANK", "0") == "0" and os.environ.setdefault("AMODAL_FUSION_NOTES_BY", me) == me:
+        print(f"note: {text}", file=sys.stderr)
 
 
 # ----------------------------------------------------------------------------
@@ -273,7 +273,7 @@ def _build(parser, config_class, given, unknown, path=None):
         others = {name: values.pop(name) for name in _other_keys(config_class) if name in values}
         config = config_class(**values)
         for name, value in others.items():
-            _note(_other_keys(config_class)[name][1](value, config))
+            note(_other_keys(config_class)[name][1](value, config))
     except ConfigError as error:
         parser.error(str(error))
     return config

@@ -405,4 +405,4 @@ def test_fine_tuning_starts_from_weights_alone(dataset, checkpoint, tmp_path):
     assert all(torch.equal(value, given[f"module.{name}"]) for name, value in kept.items())
     shipped = ROOT / "pretrained" / "amodal_fusion_transformer.pth"
     process = run(SCRIPT, *arguments(dataset, tmp_path / "other", "--resume", shipped))
-    assert process.returncode == 1 and f"start from them by --init_from {shipped}" in process.stderr
+    assert process.returncode == 1 and f"start from them with --init_from {shipped}" in process.stderr

@@ -125,7 +125,7 @@ def test_resume_from_a_path_loses_nothing(dataset, tmp_path):
     assert "starting at step 2" in process.stdout and load_checkpoint(second / "last.pth")["step"] == 2
     save_checkpoint(second / "last.pth", {**load_checkpoint(second / "last.pth"), "optimizer": {}})
     process = run(SCRIPT, *arguments(dataset, second, "--resume", "auto"))
-    assert process.returncode == 1 and "last.pth: not a state that training can go on from" in process.stderr
+    assert process.returncode == 1 and "last.pth: training cannot resume from this state" in process.stderr
     assert "Traceback" not in process.stderr
 
 
@@ -203,7 +203,7 @@ def test_losses_of_other_validation_scenes_are_not_compared(dataset, tmp_path):
     names = (data / "val_list.txt").read_text().split()
     (data / "val_list.txt").write_text("\n".join(names[1:]))
     process = succeed(SCRIPT, *arguments(data, folder, "--epochs", 2, "--resume", "auto"))
-    assert "other validation scenes" in process.stdout and "the validation loss means something else" in process.stdout
+    assert "other validation scenes" in process.stdout and "the validation loss has another meaning" in process.stdout
     assert "other validation" not in succeed(SCRIPT, *arguments(data, folder, "--epochs", 3, "--resume", "auto")).stdout
 
 

@@ -2,15 +2,21 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps, get_data_path
-from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
 
-from amodal_fusion.data.images import resize, write_image
-from amodal_fusion.files import atomic_file
+backend = os.environ.pop("MPLBACKEND", None)  # a notebook's backend may be missing here, which stops the import
+from matplotlib import colormaps, get_data_path  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from PIL import Image, ImageDraw, ImageFont  # noqa: E402
+
+from amodal_fusion.data.images import resize, write_image  # noqa: E402
+from amodal_fusion.files import atomic_file  # noqa: E402
+
+if backend is not None:
+    os.environ["MPLBACKEND"] = backend
 
 # one colour per candidate in winner maps; the last, grey, is "none of these"
 WINNER_COLOURS = [colormaps["tab20"](i)[:3] for i in range(20)]

@@ -4,6 +4,8 @@ from amodal_fusion.errors import ConfigError
 
 
 def feedforward(value, config):
+    if config.init_from:
+        return f"dim_feedforward {value} is ignored: the weights of init_from decide"
     if value != 4 * config.width:
         raise ConfigError(f"dim_feedforward: the layers are 4 × width = {4 * config.width} channels wide inside, not "
                           f"{value}; leave the key out, or change width (d_model)")

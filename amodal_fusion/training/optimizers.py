@@ -5,7 +5,26 @@ from collections import defaultdict
 
 import torch
 
+from amodal_fusion.config import note
 from amodal_fusion.precision import training_precision
+
+USUAL_RATES = {"muon": 1e-3, "adamw": 3e-4}  # peak learning rates
+
+
+def choose_optimizer(optimizer, lr):
+    """The optimizer and its learning rate, for options that may be None; notes what the user may not expect.
+
+    A rate below a third of Muon's usual one is an AdamW rate: Muon hardly learns with it.
+    """
+    if optimizer is None and lr is not None and 3 * lr < USUAL_RATES["muon"]:
+        note(f"lr {lr:g} is a learning rate for AdamW, so the optimizer is adamw; muon with lr {USUAL_RATES['muon']:g} "
+             "learns more per scene")
+        return "adamw", lr
+    optimizer = optimizer or "muon"
+    usual = USUAL_RATES[optimizer]
+    if lr is not None and not usual / 5 <= lr <= usual * 5:
+        note(f"lr {lr:g} is far from {usual:g}, the usual rate of {optimizer}; expect slow or unstable learning")
+    return optimizer, usual if lr is None else lr
 
 
 def make_optimizer(model, config, process):

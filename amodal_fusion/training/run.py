@@ -13,18 +13,21 @@ from amodal_fusion import distributed
 from amodal_fusion.checkpoints import export_weights, load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from amodal_fusion.errors import UserError
 from amodal_fusion.evaluation.figures import draw_curves, draw_scenes
-from amodal_fusion.files import write_text
+from amodal_fusion.files import atomic_file
 from amodal_fusion.training.cuda_graph import uses_cuda_graphs
 from amodal_fusion.training.optimizers import average, learning_rate, make_optimizer
 from amodal_fusion.training.tensorboard import add_figure, add_record, open_board
 
 
-def logged_after(line, scenes):
-    """Whether a line of metrics.jsonl was written when more `scenes` had been seen; no other line is judged."""
+def is_current(line, scenes, validated_at):
+    """Whether a line of metrics.jsonl, bytes, belongs to a run at `scenes`, validated last at `validated_at`."""
     try:
-        return json.loads(line)["scenes"] > scenes
-    except (ValueError, KeyError, TypeError):
+        record = json.loads(line)
+        return record["scenes"] <= (validated_at if record["kind"] == "val" else scenes)
+    except UnicodeDecodeError:
         return False
+    except (ValueError, KeyError, TypeError):
+        return True  # written by another program
 
 
 def check_same_model(path, stored, config, model_options):
@@ -165,6 +168,9 @@ class Run:
         if self.process.is_main:
             self.board = open_board(self.config, self.step) if self.config.log_dir else None
             count = sum(p.numel() for p in self.model.parameters())
+            if self.config.figure_every > self.config.epochs and self.config.figure_scenes:
+                print(f"note: figure_every {self.config.figure_every} is in epochs, and the run has "
+                      f"{self.config.epochs}: the only figure comes at the end; figure_every 1 draws one per epoch")
             print(json.dumps(dataclasses.asdict(self.config)))
             graphs = uses_cuda_graphs(self.config, self.process)
             print(f"{git_state()}, torch {torch.__version__}, {self.process.world_size} × {self.process.device.type}, "
@@ -172,7 +178,7 @@ class Run:
                   f"{self.epoch_scenes // self.batch} steps an epoch, starting at step {self.step}"
                   + ", as CUDA graphs" * graphs, flush=True)
             if self.config.cuda_graph and not graphs:
-                print("cuda_graph has no effect here: it needs one GPU, and bf16 or fp32")
+                print("note: cuda_graph has no effect here: it needs one GPU, and bf16 or fp32")
 
     def begin_epoch(self):
         """Go on from the last scene of an epoch to the first of the next."""
@@ -268,43 +274,80 @@ class Run:
             self.save("last.pth")  # what a restart goes on from
 
     def cut_log(self):
-        """Leave out of metrics.jsonl half a line, and what is about to be done again: a killed run has logged more than
-        it saved."""
+        """Remove from metrics.jsonl half and damaged lines, and those newer than the checkpoint."""
         log = self.folder / "metrics.jsonl"
+        if log.exists() and not log.is_file():
+            raise UserError(f"{log}: is not a regular file; move it elsewhere")
         if log.exists():
-            lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and not logged_after(line, self.scenes)]
+            lines = log.read_bytes().splitlines(keepends=True)
+            kept = [line for line in lines
+                    if line.endswith(b"\n") and is_current(line, self.scenes, self.validated_at)]
             if len(kept) < len(lines):
-                write_text(log, "".join(kept))
+                with atomic_file(log) as temporary:
+                    temporary.write_bytes(b"".join(kept))
 
     def _restore(self, path, model_options):
         state = load_checkpoint(path)
         if "optimizer" not in state:
-            raise UserError(f"{path}: weights alone, no training run to go on with; start from them by "
-                            f"--init_from {path}")
+            raise UserError(f"{path}: weights alone, no training run; start from them with --init_from {path}")
         try:
-            stored = {"optimizer": "adamw", **state["config"]}  # the only one before there was a choice
+            stored = {"optimizer": "adamw", **state["config"]}  # files from before there was a choice
             check_same_model(path, stored, self.config, (*model_options, "optimizer"))
-            if "betas" not in state["optimizer"]["param_groups"][0]:
-                raise ValueError("Muon's of an earlier commit")
-            for group, own in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups):
-                group |= {name: own[name] for name in ("lr", "weight_decay", "capturable")}
-            for part in self.PARTS:
-                if state[part] or part != "scaler":  # empty after any precision but fp16
-                    getattr(self, part).load_state_dict(state[part])
-            if "earlier_scenes" not in state:  # of an earlier commit
-                of_an_epoch = state["training_scenes"] // state["nominal_batch"] * state["nominal_batch"]
-                earlier = state["epoch"] * of_an_epoch
-                state |= {"earlier_scenes": earlier, "validated_at": earlier + state["scenes_done"]}
-            for count in self.COUNTS:
-                setattr(self, count, state[count])
-            then = {**state["config"], "processes": len(state["rng"]), "training_scenes": state["training_scenes"]}
-            then["validation scenes"] = state.get("validation", self.validation)  # not in older files
-            then["scenes per step"] = then["processes"] * then["batch_size"] * then["accumulate"]
+            self._load_parts(state)
+            self._load_counts(state)
+            changed = self._changes(self._circumstances(state))
             if len(state["rng"]) == self.process.world_size:
                 set_rng_state(state["rng"][self.process.rank], self.process.device)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise UserError(f"{path}: not a state that training can go on from ({error!r}); use another file") from None
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
+            raise UserError(f"{path}: training cannot resume from this state ({error!r}); use another file") from None
+        if changed and self.process.is_main:
+            print(f"resumed from {path} with other options: {', '.join(changed.values())}", flush=True)
+        self._keep_best(changed)
+        self.previous_scenes = self.scenes
+        self.check_batch()
+
+    def _load_parts(self, state):
+        """Weights, EMA, optimizer and scaler."""
+        groups = state["optimizer"]["param_groups"]
+        if "betas" not in groups[0]:
+            raise ValueError("Muon's of an earlier commit")
+        for group, own in zip(groups, self.optimizer.param_groups):
+            group |= {name: own[name] for name in ("lr", "weight_decay", "capturable")}
+        for part in self.PARTS:
+            if state[part] or part != "scaler":  # empty after any precision but fp16
+                getattr(self, part).load_state_dict(state[part])
+        for parameter, moments in self.optimizer.state.items():
+            for name, value in moments.items():
+                if not torch.is_tensor(value) or value.shape not in (parameter.shape, ()):
+                    raise ValueError(f"{name} of the optimizer does not fit a parameter of shape "
+                                     f"{tuple(parameter.shape)}")
+
+    def _load_counts(self, state):
+        if "earlier_scenes" not in state:  # of an earlier commit
+            of_an_epoch = state["training_scenes"] // state["nominal_batch"] * state["nominal_batch"]
+            earlier = state["epoch"] * of_an_epoch
+            state |= {"earlier_scenes": earlier, "validated_at": earlier + state["scenes_done"]}
+        for name in self.COUNTS:
+            value = state[name]
+            if name == "metrics":
+                right = isinstance(value, dict)
+            elif name == "best":
+                right = type(value) in (int, float) and not math.isnan(value)
+            else:
+                right = type(value) is int and value >= (name == "nominal_batch")
+            if not right:
+                raise ValueError(f"{name} is {str(value)[:50]}")
+            setattr(self, name, value)
+
+    def _circumstances(self, state):
+        """The options and circumstances of a checkpoint's run."""
+        then = {**state["config"], "processes": len(state["rng"]), "training_scenes": state["training_scenes"]}
+        then["validation scenes"] = state.get("validation", self.validation)  # not in older files
+        then["scenes per step"] = then["processes"] * then["batch_size"] * then["accumulate"]
+        return then
+
+    def _changes(self, then):
+        """What is different now: name → text."""
         now = {**dataclasses.asdict(self.config), "processes": self.process.world_size,
                "training_scenes": self.training_scenes, "validation scenes": self.validation,
                "scenes per step": self.batch}
@@ -312,13 +355,13 @@ class Run:
                    if name in then and then[name] != value and name not in ("resume", "max_steps")}
         if "validation scenes" in changed:  # two digests say nothing
             changed["validation scenes"] = "other validation scenes"
-        if changed and self.process.is_main:
-            print(f"resumed from {path} with other options: {', '.join(changed.values())}", flush=True)
+        return changed
+
+    def _keep_best(self, changed):
+        """Forget the best loss where it cannot be compared, and keep its weights under another name."""
         best, judged = self.folder / "best_model.pth", not changed.keys().isdisjoint(self.JUDGED_BY)
         if judged or not best.exists():
-            self.best = math.inf  # of a loss that means something else now, or of weights that lie in another folder
+            self.best = math.inf  # the loss has another meaning now, or the weights are in another folder
         if judged and best.exists() and self.process.is_main:
             kept = best.rename(self.folder / f"best_model_until_step_{self.step}.pth")
-            print(f"the validation loss means something else now: the best weights so far are kept as {kept}")
-        self.previous_scenes = self.scenes
-        self.check_batch()
+            print(f"the validation loss has another meaning now: the best weights so far are kept as {kept}")

@@ -1,6 +1,7 @@
 """The folder of a run: one run at a time, seen by all its processes, and written over by none that was not asked to."""
 
 import contextlib
+import os
 import secrets
 import time
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 from amodal_fusion import distributed
 from amodal_fusion.checkpoints import check_writable, load_checkpoint
 from amodal_fusion.errors import ConfigError, UserError
-from amodal_fusion.files import lock_run_dir, write_text
+from amodal_fusion.files import is_temporary, lock_run_dir, remove_temporary, write_text
 
 WORD = ".run"  # file of a word that the main process writes and the others look for
 
@@ -73,3 +74,6 @@ def check_export(config):
         raise ConfigError(f"--export {config.export}: would replace a checkpoint of the run by weights alone; choose "
                           "another name")
     check_writable(config.export)
+    for name in os.listdir(export.parent):  # left by a run that was killed while exporting
+        if is_temporary(name) and name.startswith(f".{export.stem[:40]}.") and name.endswith(export.suffix):
+            remove_temporary(export.parent / name)

@@ -8,21 +8,22 @@ from amodal_fusion.data.images import read_image
 
 
 def open_board(config, step):
-    """A SummaryWriter for `config.log_dir` with the config as text, or None and a line where TensorBoard is missing.
+    """A SummaryWriter for `config.log_dir` with the config as text, or None and a note where TensorBoard fails.
 
     Args:
         step: where training stands; what an earlier run logged beyond it is hidden.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        print("log_dir: no TensorBoard here (pip install tensorboard), so nothing is written there; metrics.jsonl and "
-              "curves.png hold the same numbers", flush=True)
+
+        board = SummaryWriter(config.log_dir, purge_step=step + 1 if step else None)
+        text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+        board.add_text("config", "```\n" + text + "```", step)
+        return board
+    except Exception as error:  # an optional part must not stop training, whatever it raises
+        print(f"note: log_dir is not written, TensorBoard does not work here ({error!r}; pip install tensorboard); "
+              "metrics.jsonl and curves.png hold the same numbers", flush=True)
         return None
-    board = SummaryWriter(config.log_dir, purge_step=step + 1 if step else None)
-    text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
-    board.add_text("config", "```\n" + text + "```", step)
-    return board
 
 
 def add_record(board, kind, record, step):
