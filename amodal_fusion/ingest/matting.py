@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 
+from amodal_fusion.data.consistency import largest
 from amodal_fusion.data.images import FEW
 
 SOFT_EDGE = 5  # pixels: how wide a keyed edge is un-mixed
@@ -36,12 +37,16 @@ def cut_out(rgba, background="auto"):
 
 
 def is_silhouette(picture):
-    """Whether a completion, cut out, is black or white and nothing else: a mask that was taken for one."""
+    """Whether a completion, cut out, is black or white and nothing else: a mask with the name of a completion.
+
+    A white or black object has texture or noise; a mask is flat, except where a codec blurs its edge.
+    """
     colours = picture[picture[..., 3] > 127][:, :3].astype(np.int16)
     if len(colours) < 50:
         return False
     colour = np.median(colours, 0)
-    flat = (np.abs(colours - colour).max(1) <= 8).mean() > 0.85  # 0.75 at most in pictures, 0.86 in a mask as JPEG
+    off = np.abs(colours - colour).max(1)
+    flat = (off <= 8).mean() > 0.85 and np.median(off) <= 1  # 0.75 at most in pictures, 0.86 in a mask as JPEG
     return bool(flat and (colour.max() <= 8 or colour.min() >= 247))
 
 
@@ -127,15 +132,19 @@ def masks_beside(drawn, masks):
 
 TOLERANCE = 24  # levels; a diffusion model's white is rarely 255
 BACKGROUNDS = ("auto", "white", "black", "opaque")
+EXACT = 1.5  # levels between the background's mean colour and that of a few pixels of it, besides noise
+CODEC = 3  # pixels around an edge in which a lossy codec changes the background
+SMALLEST_GAP = 20  # pixels
+DARKEST_SHADOW = 120  # levels below the background
 FLAT = 4  # standard deviation in levels of a background that is neither white nor black; JPEG stays below 2
 
 
 def key_background(rgb, background="auto"):
     """Cut an object out of the flat background around it.
 
-    The background is what a flood fill from the picture's border reaches, so a white shirt stays. The object's
-    edge, two pixels wide, is un-mixed: alpha from how far its colour is on the way from the background to the
-    nearest inner pixel, whose colour it takes.
+    The background is what touches the picture's border or repeats its colour and noise in a gap of the object; see
+    `_background`. The object's edge, two pixels wide, is un-mixed: alpha is how far its colour is on the way from the
+    background to the nearest inner pixel, whose colour it takes.
 
     Args:
         rgb: (H,W,3) uint8.
@@ -153,7 +162,7 @@ def key_background(rgb, background="auto"):
         colour = np.median(near, 0) if len(near) else np.full(3, 255.0 if background == "white" else 0.0)
     if background == "opaque":
         return cv2.cvtColor(rgb, cv2.COLOR_RGB2RGBA), "opaque"
-    outside = _flood_from_border(cv2.inRange(rgb, *_range(colour)) > 0)
+    outside = _background(rgb, colour)
     result = np.zeros((*rgb.shape[:2], 4), np.uint8)
     rows, columns = (np.flatnonzero(~outside.all(axis)) for axis in (1, 0))
     if len(rows):
@@ -217,6 +226,78 @@ def _near(colours, name):
 
 def _range(colour):
     return np.ceil(colour - TOLERANCE).clip(0, 255), np.floor(colour + TOLERANCE).clip(0, 255)
+
+
+def _background(rgb, colour):
+    """Where the background is, (H,W) bool.
+
+    The first guess is a flood fill from the border over all that is within TOLERANCE of `colour`. Three things correct
+    it. A gap in the object, which the fill cannot reach, is background when it repeats the background's colour and
+    noise. A reached region that differs from them is the object's own white: it has shading, and an edge around it. A
+    soft shadow differs from them, too, but it has no edge, and its colour is neutral.
+    """
+    like = cv2.inRange(rgb, *_range(colour)) > 0
+    reached = _flood_from_border(like)
+    margin = np.zeros_like(reached)
+    margin[:4] = margin[-4:] = margin[:, :4] = margin[:, -4:] = True
+    margin &= reached
+    if np.count_nonzero(margin) < 50:
+        return reached
+    pixels = rgb[margin].astype(np.float32)
+    colour, noise = pixels.mean(0), float(pixels.std(0).max())
+    mean = cv2.boxFilter(rgb, cv2.CV_32F, (3, 3))
+    variance = cv2.transform(cv2.sqrBoxFilter(rgb, cv2.CV_32F, (3, 3)) - mean * mean, np.full((1, 3), 1 / 3))
+    spread = cv2.sqrt(np.maximum(variance, 0))
+    edge = ~reached
+    ring = spread[_dilated(edge, 13) & ~_dilated(edge, 5)]
+    rings = max(noise, float(np.percentile(ring, 75))) if len(ring) else noise  # a lossy codec's noise beside edges
+    repeats = like & (largest(np.abs(mean - colour)) <= EXACT + 0.7 * rings) & (spread <= 2 * rings + 1)
+    if noise > 0.5:
+        repeats &= cv2.blur(spread, (5, 5)) >= 0.3 * noise
+    outside = _flood_from_border(repeats | margin)
+    shadow = _shadow(rgb, outside, colour, noise, spread)
+    own_white = reached & ~_dilated(outside, 3)
+    core = cv2.erode(own_white.astype(np.uint8), np.ones((2 * CODEC + 1,) * 2, np.uint8)) > 0
+    own_white &= _dilated(core, 2 * CODEC + 1) & ~(shadow & _dilated(like, 3))
+    return (reached & ~own_white) | (_gaps(rgb, repeats & ~reached, colour, noise, rings) & like) | shadow
+
+
+def _gaps(rgb, repeats, colour, noise, rings):
+    """The parts of a region that have the background's mean colour and noise as a whole, one pixel wider."""
+    count, labels, boxes, _ = cv2.connectedComponentsWithStats(repeats.astype(np.uint8), connectivity=4)
+    if count == 1:
+        return repeats
+    places, number = labels[repeats], np.maximum(boxes[:, 4], 1)
+    pixels = rgb[repeats].astype(np.float32).T
+    sums = np.stack([[np.bincount(places, plane**power, count) for plane in pixels] for power in (1, 2)]) / number
+    off = np.abs(sums[0] - colour[:, None]).max(0)
+    spread = np.sqrt(np.maximum(sums[1] - sums[0] ** 2, 0)).max(0)
+    is_gap = (boxes[:, 4] >= SMALLEST_GAP) & (off <= 1 + 2 * noise / np.sqrt(number) + 0.5 * (rings - noise))
+    is_gap &= (spread <= 1.5 * rings + 0.7) & (spread >= 0.5 * noise - 0.3)
+    is_gap[0] = False
+    return _dilated(is_gap[labels], 3)
+
+
+def _shadow(rgb, outside, colour, noise, spread):
+    """Smooth neutral regions beside the background that begin without an edge, (H,W) bool."""
+    mean = cv2.boxFilter(rgb, cv2.CV_32F, (5, 5))
+    red, green, blue = cv2.split(np.float32(colour) - mean)  # how much darker than the background
+    unequal = cv2.max(cv2.max(red, green), blue) - cv2.min(cv2.min(red, green), blue)
+    neutral = (unequal <= 3 + 0.1 * green) & (green > -1) & (green < DARKEST_SHADOW) & (spread <= 2 * noise + 1.5)
+    slope = cv2.magnitude(*(cv2.Sobel(green, cv2.CV_32F, *order, scale=0.125) for order in ((1, 0), (0, 1))))
+    soft = (neutral & (slope <= 1.5 + 0.3 * noise) & ~outside).astype(np.uint8)
+    soft = cv2.morphologyEx(soft, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    count, labels, boxes, _ = cv2.connectedComponentsWithStats(soft, connectivity=4)
+    rim = _dilated(outside, 7) & ~outside & (soft > 0)
+    begins = np.bincount(labels[rim], minlength=count)
+    gently = rim & (cv2.max(cv2.max(red, green), blue) <= 2 * EXACT + noise)
+    is_shadow = (begins >= 12) & (np.bincount(labels[gently], minlength=count) >= 0.7 * begins) & (boxes[:, 4] >= 40)
+    is_shadow[0] = False
+    return _dilated(is_shadow[labels], 5) & neutral
+
+
+def _dilated(region, side):
+    return cv2.dilate(region.astype(np.uint8), np.ones((side, side), np.uint8)) > 0
 
 
 def _flood_from_border(like_background):
