@@ -29,7 +29,7 @@ import numpy as np
 from tqdm import tqdm
 
 from amodal_fusion.data.images import read_image, resize
-from amodal_fusion.errors import SceneError, UserError, told
+from amodal_fusion.errors import SceneError, UserError, exit_with_message
 from amodal_fusion.evaluation.markdown import print_table
 from amodal_fusion.synthesis.assets import Material
 from amodal_fusion.synthesis.synthesizer import STYLES, Synthesizer
@@ -249,5 +249,5 @@ def main():
 
 
 if __name__ == "__main__":
-    with told():
+    with exit_with_message():
         main()
