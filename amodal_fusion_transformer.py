@@ -452,6 +452,8 @@ class TrainConfig:
     seed: int = option(0, "of initial weights, order and augmentation", "compute", least=0)
 
     checkpoint_dir: str = option("checkpoints/transformer_run1", "folder of checkpoints, logs and figures", "output")
+    init_share: float = option(0.0, "share of the weights of init_from in the exported ones; a mean of both often "
+                               "generalizes better than either", "output", least=0, most=1)
     init_from: str | None = option(None, "weights to start from, pretrained/… for one, to fine-tune them", "output")
     resume: str | None = option(None, "'auto': from CHECKPOINT_DIR/last.pth if it is there; or a path", "output")
     export: str | None = option(None, "file for the best averaged weights alone, when the run has ended", "output")

@@ -149,16 +149,26 @@ def check_shapes(build, config, weights):
             raise ValueError(f"{name} has shape {tuple(weights[name].shape)}, its config says {tuple(tensor.shape)}")
 
 
-def export_weights(checkpoint, path, **options):
+def export_weights(checkpoint, path, start=None, start_share=0.0, **options):
     """Write a training checkpoint's averaged weights alone, a quarter of its size, with the options that made them.
 
     Options that are paths are left out: they mean nothing elsewhere. Those given as `options` have other values.
+
+    Args:
+        start, start_share: checkpoint that fine-tuning started from, and its share of the exported weights, in [0,1].
+            The line between weights before and after fine-tuning generalizes better than its ends (Wortsman et al.
+            2022, Robust fine-tuning of zero-shot models, equation 1).
     """
     state = load_checkpoint(checkpoint)
+    weights = averaged_weights(state)
+    if start_share:
+        before = averaged_weights(load_checkpoint(start))
+        weights = {name: torch.lerp(value, before[name].to(value.dtype), start_share) if value.is_floating_point()
+                   else value for name, value in weights.items()}
     config = {name: value for name, value in state["config"].items()
-              if not isinstance(value, str) or name in ("optimizer", "lpips_net", "amp")} | options
+              if not isinstance(value, (str, tuple)) or name in ("optimizer", "lpips_net", "amp")} | options
     kept = {name: state[name] for name in ("metrics", "epoch", "step")}
-    save_checkpoint(path, {"model": averaged_weights(state), "config": config, **kept})
+    save_checkpoint(path, {"model": weights, "config": config, **kept})
 
 
 def rng_state(device):

@@ -4,13 +4,15 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
+from amodal_fusion.checkpoints import export_weights, load_checkpoint
 from amodal_fusion.data.datasets import SceneDataset, WithLayers
 from amodal_fusion.data.images import write_image
 from amodal_fusion.data.toy import draw_scene, write_dataset
 from amodal_fusion.errors import SceneError
 from amodal_fusion.synthesis.layers import LayeredScenes
-from tests.conftest import TINY, records
+from tests.conftest import SMALL, TINY, records
 from tests.scripts import run, succeed
 
 
@@ -81,6 +83,21 @@ def test_training_takes_layers_alone_and_beside(layered, tmp_path):
         succeed("amodal_fusion_transformer.py", *TINY, *options, "--epochs", 1, "--checkpoint_dir", tmp_path / name)
         (line,) = records(tmp_path / name)
         assert line["step"] == 1 and np.isfinite(line["objective"]) and ("switching" in line) == (name == "beside")
+
+
+def test_exported_weights_lie_between(checkpoint, tmp_path):
+    data = write_dataset(tmp_path / "data", train=4, val=2)
+    start = tmp_path / "start.pth"
+    export_weights(checkpoint, start)
+    common = (*SMALL, "--lpips_weight", 0, "--data_dir", data, "--epochs", 1, "--lr", 1e-2, "--init_from", start)
+    for share in (0, 0.25):
+        succeed("amodal_fusion_transformer.py", *common, "--checkpoint_dir", tmp_path / f"run_{share}",
+                "--init_share", share, "--export", tmp_path / f"{share}.pth")
+    files = (start, tmp_path / "0.pth", tmp_path / "0.25.pth")
+    before, after, mean = (load_checkpoint(path)["model"] for path in files)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    for name in before:
+        assert torch.allclose(mean[name], 0.25 * before[name] + 0.75 * after[name], atol=1e-6), name
 
 
 def test_damaged_layers_stop_training_before_it_starts(layered, tmp_path):

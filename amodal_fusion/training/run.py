@@ -224,7 +224,7 @@ class Run:
         if self.process.is_main and self.config.export:
             best = self.folder / "best_model.pth"  # a run from elsewhere that had ended has none here
             export_weights(best if best.exists() else self.folder / "last.pth", self.config.export,
-                           inference_size=self.config.inference_size)
+                           self.config.init_from, self.config.init_share, inference_size=self.config.inference_size)
             print(f"exported to {self.config.export}")
 
     def save(self, name):

@@ -73,6 +73,8 @@ def check_export(config):
     if export in (folder / "last.pth", folder / "best_model.pth"):
         raise ConfigError(f"--export {config.export}: would replace a checkpoint of the run by weights alone; choose "
                           "another name")
+    if config.init_share and not config.init_from:
+        raise ConfigError("--init_share: needs the weights of --init_from")
     check_writable(config.export)
     for name in os.listdir(export.parent):  # left by a run that was killed while exporting
         if is_temporary(name) and name.startswith(f".{export.stem[:40]}.") and name.endswith(export.suffix):
