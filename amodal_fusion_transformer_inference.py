@@ -39,6 +39,7 @@ from amodal_fusion.data.scenes import Scene
 from amodal_fusion.data.tensors import INPUTS, as_scene, distinct, to_tensors
 from amodal_fusion.distributed import NoMeeting, check_gpus, join_group, launch, under_launcher
 from amodal_fusion.errors import ConfigError, SceneError, UserError, is_out_of_memory, message_of
+from amodal_fusion.ingest.matting import key_background
 from amodal_fusion.model.blending import blend_hole
 from amodal_fusion.model.compositing import ABSENT
 from amodal_fusion.output.folder import check_options, choose_device, run_folder
@@ -154,21 +155,26 @@ class FusionPredictor:
         self.img_size: int = options.get("img_size") or config.get("inference_size") or config["img_size"]
 
     def fuse(self, partial: Image.Image | ArrayLike | torch.Tensor, mask: Image.Image | ArrayLike | torch.Tensor,
-             completions) -> dict[str, np.ndarray] | dict[str, torch.Tensor]:
+             completions, background: str | None = None) -> dict[str, np.ndarray] | dict[str, torch.Tensor]:
         """Weigh and fuse the completions of one scene.
 
         Args:
-            partial: the photo, RGB; mask: white in the hole; completions: list of RGBA pictures of that size. PIL
-                images, numpy arrays or tensors; see `amodal_fusion.data.tensors.as_scene`.
+            partial: the photo, RGB; mask: white in the hole; completions: list of RGBA pictures of that size. Paths,
+                PIL images, numpy arrays or tensors; see `amodal_fusion.data.tensors.as_scene`.
+            background: how to cut out completions without alpha, RGB on a flat background: "auto", "white", "black"
+                or "opaque", as in `prepare_dataset.py create`; None: completions have alpha.
 
         Returns:
             dict of weights, residual and fused. As numpy: (N,H,W) and (H,W) float32, together 1 in the hole and 0
             elsewhere, and (H,W,3) uint8. When `partial` is a tensor: (N,H,W), (1,H,W) and (3,H,W), float32 in [0,1].
 
         Raises:
-            SceneError: the pictures do not fit together.
+            SceneError: the pictures do not fit together. ConfigError: no such background.
         """
-        scene = as_scene(partial, mask, completions)
+        if background not in (None, "auto", "white", "black", "opaque"):
+            raise ConfigError(f"background {background!r} is none of auto, white, black, opaque", "background")
+        key = None if background is None else lambda rgb: key_background(rgb, background)[0]
+        scene = as_scene(partial, mask, completions, key)
         size = network_size(scene.mask.shape, self.img_size, len(scene.completions))
         blend = blend_hole(scene, self.predict_logits([scene.resized(size)])[0])
         if isinstance(partial, torch.Tensor):

@@ -18,6 +18,7 @@ from amodal_fusion.data.scenes import write_scene
 from amodal_fusion.data.toy import draw_scene
 from amodal_fusion.errors import ConfigError, SceneError
 from amodal_fusion.evaluation.inpainters import check_command, grow, run_command
+from amodal_fusion.evaluation.rules import RULES
 from amodal_fusion.files import WRITTEN
 from amodal_fusion.model.blending import Blend, blend_hole
 from amodal_fusion.output.folder import check_options
@@ -329,7 +330,8 @@ def write_reported(root):
     data, output = write_fused(root, names)
     write_image(output / names[1] / "residual_mask.png", read_image(data / names[1] / "mask.png", "L"))
     for name, ours in zip(names, (20.5, 30.25)):
-        metrics = {"ours_psnr": ours, "visible_fit_psnr": 21.0, "oracle_psnr": 35.0, "ours_psnr_overlap": math.nan}
+        metrics = {f"{rule}_psnr": 10.0 for rule in RULES} | {"fill_psnr": 21.0, "oracle_psnr": 35.0}
+        metrics |= {"ours_psnr": ours, "ours_psnr_overlap": math.nan}
         write_record(output / name, {}, "", metrics, {})
     write_order(output / names[0] / "order.json", names[0], {"pairs": [{"front": 2, "behind": 1}],
                                                             "front_to_back": [[2], [1]], "cycles": []})

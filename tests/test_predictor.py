@@ -306,3 +306,29 @@ def test_the_network_ignores_transparent_completions():
         alone, padded = model(**inputs), model(**more)
     assert torch.allclose(alone["logits"][:, 1:], padded["logits"][:, 2:5], atol=1e-4)
     assert torch.allclose(alone["fused"], padded["fused"], atol=1e-4)
+
+
+def test_own_results_are_keyed_and_read_from_paths(predictor, tmp_path):
+    scene = draw_scene(1, (50, 70), 3)
+    write_scene(tmp_path, scene)
+    expected = predictor.fuse(scene.partial, scene.mask, scene.completions)
+    names = [tmp_path / f"comp{number}.png" for number in (1, 2, 3)]
+    result = predictor.fuse(str(tmp_path / "partial.png"), tmp_path / "mask.png", names)
+    assert np.array_equal(result["weights"], expected["weights"])
+    coloured = np.stack([scene.mask * np.uint8(255)] * 3, 2)
+    result = predictor.fuse(scene.partial, Image.fromarray(coloured), scene.completions, background="auto")
+    assert np.array_equal(result["weights"], expected["weights"])  # what has alpha keeps it
+    white = [np.where(c[..., 3:] > 0, c[..., :3], 255).astype(np.uint8) for c in scene.completions]
+    for given in (white, [Image.fromarray(rgb) for rgb in white]):
+        keyed = predictor.fuse(scene.partial, scene.mask, given, background="auto")
+        covered = np.stack(scene.completions)[..., 3] == 0
+        assert (keyed["weights"][covered] == 0).mean() > 0.97 and keyed["weights"].max() > 0.5
+    with pytest.raises(SceneError, match=r'needs alpha.*background="auto"'):
+        predictor.fuse(scene.partial, scene.mask, white)
+    write_image(tmp_path / "white.png", white[0])
+    with pytest.raises(SceneError, match=r"white\.png, a picture of mode RGB; .*needs alpha"):
+        predictor.fuse(scene.partial, scene.mask, tmp_path / "white.png")
+    with pytest.raises(SceneError, match="mask: a picture in colour"):
+        predictor.fuse(scene.partial, scene.original, scene.completions)
+    with pytest.raises(ConfigError, match="none of auto"):
+        predictor.fuse(scene.partial, scene.mask, white, background="grey")

@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from amodal_fusion.data.images import open_picture, read_image
 from amodal_fusion.data.scenes import Scene, check_alpha
 from amodal_fusion.errors import SceneError
 
@@ -79,29 +81,26 @@ def to_arrays(batch: dict[str, torch.Tensor]) -> list[dict[str, np.ndarray]]:
 # A scene out of whatever a program holds its pictures in: PIL images, numpy arrays or tensors.
 
 
-def as_scene(partial, mask, completions) -> Scene:
+def as_scene(partial, mask, completions, key=None) -> Scene:
     """Three arguments of one kind or of several → Scene.
 
     Args:
         partial: the photo, RGB; what it shows in the hole does not matter.
         mask: the hole, white (255, 1 or True) on black.
         completions: any number of RGBA pictures, a list of them or one array; or a single one.
-            PIL images; numpy (H,W), (H,W,C) and (N,H,W,4); or tensors (1,H,W), (C,H,W) and (N,4,H,W).
+            Paths; PIL images; numpy (H,W), (H,W,C) and (N,H,W,4); or tensors (1,H,W), (C,H,W) and (N,4,H,W).
             8-bit values, or floats in [0,1].
+        key: function of RGB (H,W,3) uint8 → RGBA, for completions that are opaque everywhere; None: these must have
+            an alpha channel.
 
     Raises:
         SceneError: says which picture has the wrong shape, values or size, or that there is no hole.
     """
     partial = to_bytes(partial, "partial", (3,))
-    mask = to_bytes(mask, "mask", (1,))[..., 0]
-    if mask.max() <= 1:  # 0 and 1 instead of 0 and 255
-        mask = mask * np.uint8(255)
-    if not np.isin(mask, (0, 255)).all():
-        raise SceneError("mask: has values other than black and white; threshold it first")
-    mask = mask >= 128
-    if isinstance(completions, Image.Image) or getattr(completions, "ndim", 4) == 3:
+    mask = to_mask(mask)
+    if isinstance(completions, (str, Path, Image.Image)) or getattr(completions, "ndim", 4) == 3:
         completions = [completions]
-    completions = [to_bytes(c, f"completion {i}", (4,)) for i, c in enumerate(completions, 1)]
+    completions = [to_rgba(c, f"completion {i}", key) for i, c in enumerate(completions, 1)]
     if not completions:
         raise SceneError("completions: there is none")
     for i, completion in enumerate(completions, 1):
@@ -120,14 +119,62 @@ def as_scene(partial, mask, completions) -> Scene:
     return Scene("scene", np.where(mask[..., None], 0, partial).astype(np.uint8), mask, completions)
 
 
+def to_mask(mask):
+    """A mask, of one channel or of equal ones → (H,W) bool, True in the hole."""
+    mask = to_bytes(mask, "mask", (1, 3, 4))
+    if (mask[..., :3] != mask[..., :1]).any():
+        raise SceneError("mask: a picture in colour; a mask is white in the hole and black elsewhere")
+    mask = mask[..., 0]
+    if mask.max() <= 1:  # 0 and 1 instead of 0 and 255
+        mask = mask * np.uint8(255)
+    if not np.isin(mask, (0, 255)).all():
+        raise SceneError("mask: has values other than black and white; threshold it first")
+    return mask >= 128
+
+
+def to_rgba(picture, name, key):
+    """A completion → (H,W,4) uint8; what has no transparent pixel is keyed by `key`, see `as_scene`."""
+    try:
+        rgba = to_bytes(picture, name, (4,) if key is None else (3, 4))
+    except SceneError as error:
+        if key is None and "needs alpha" in str(error):
+            raise SceneError(f"{error}; background=\"auto\" keys a flat background out") from None
+        raise
+    if key is not None and (rgba.shape[2] == 3 or (rgba[..., 3] == 255).all()):
+        return key(np.ascontiguousarray(rgba[..., :3]))
+    return rgba
+
+
+def from_path(path, name, channels):
+    """The picture of a file as `to_bytes` wants it."""
+    if channels == (4,):
+        with open_picture(path) as picture:
+            if "A" not in picture.getbands() and "transparency" not in picture.info:
+                raise SceneError(f"{name}: {path}, a picture of mode {picture.mode}; a completion needs alpha: RGBA")
+    picture = read_image(path, "L" if channels[0] == 1 else "RGBA" if 4 in channels else "RGB")
+    return picture[..., None] if picture.ndim == 2 else picture
+
+
+def from_pillow(picture, name, channels):
+    """A PIL image in a mode of `channels`; SceneError when it has none of them."""
+    modes = {1: ("1", "L", "RGB", "RGBA", "P"), 3: ("RGB", "RGBA", "L", "P"), 4: ("RGBA", "LA", "PA")}[channels[0]]
+    if picture.mode not in modes:
+        raise SceneError(f"{name}: a picture of mode {picture.mode}; " + (
+            "a completion needs alpha: RGBA" if channels == (4,) else f"expected one of {', '.join(modes)}"))
+    if channels == (3, 4):
+        return picture.convert("RGBA" if picture.mode == "RGBA" or "transparency" in picture.info else "RGB")
+    if channels[0] == 1 and picture.mode not in ("1", "L"):
+        return picture.convert("RGB")
+    return picture.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels[0]])
+
+
 def to_bytes(picture, name, channels):
-    """One picture → uint8 (H,W,C); C must be one of `channels`."""
+    """One picture, or its path → uint8 (H,W,C); C must be one of `channels`, of which it becomes the first if it can.
+    """
+    if isinstance(picture, (str, Path)):
+        return from_path(Path(picture), name, channels)
     if isinstance(picture, Image.Image):
-        modes = {1: ("1", "L"), 3: ("RGB", "RGBA", "L", "P"), 4: ("RGBA", "LA", "PA")}[channels[0]]
-        if picture.mode not in modes:
-            raise SceneError(f"{name}: a picture of mode {picture.mode}; " + (
-                "a completion needs alpha: RGBA" if channels == (4,) else f"expected {modes[-1]}"))
-        picture = np.asarray(picture.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels[0]]))
+        picture = np.asarray(from_pillow(picture, name, channels))
     elif isinstance(picture, torch.Tensor):
         picture = picture.detach().float().cpu().numpy() if picture.is_floating_point() else picture.cpu().numpy()
         picture = np.moveaxis(picture, 0, -1) if picture.ndim == 3 else picture

@@ -14,6 +14,11 @@ from amodal_fusion.model.compositing import paint_over
 RULES = ("fill", "mean", "over_given", "over_random", "over_area", "over_lowest", "visible_fit")
 
 
+def best_rule(row: dict[str, float]) -> str:
+    """Name of the rule with the highest PSNR in one row of `evaluate_scene`."""
+    return max(RULES, key=lambda rule: row[f"{rule}_psnr"])
+
+
 def visible_error(batch: dict[str, Tensor]) -> Tensor:
     """How far each completion is from the photo where both are visible.
 

@@ -13,6 +13,7 @@ from amodal_fusion.data.images import read_image
 from amodal_fusion.data.scenes import completion_paths
 from amodal_fusion.errors import SceneError
 from amodal_fusion.evaluation.figures import WINNER_COLOURS
+from amodal_fusion.evaluation.rules import best_rule
 from amodal_fusion.files import write_text
 from amodal_fusion.output.records import read_record
 
@@ -69,8 +70,8 @@ def describe_scene(data, output):
     metrics = (read_record(output) or {}).get("metrics") or {}
     count = sum(1 for _ in output.glob("weight_*.png"))
     numbers = {name: metrics[column] for name, column in METRICS.items() if metrics.get(column) is not None}
-    if None not in (metrics.get("ours_psnr"), metrics.get("visible_fit_psnr")):
-        numbers["gain"] = metrics["ours_psnr"] - metrics["visible_fit_psnr"]
+    if metrics.get("ours_psnr") is not None:
+        numbers["gain"] = metrics["ours_psnr"] - metrics[f"{best_rule(metrics)}_psnr"]
     return {
         "id": output.name, "width": hole.shape[1], "height": hole.shape[0], "count": count,
         "completions": [path.name for path in completion_paths(data)[:count]],

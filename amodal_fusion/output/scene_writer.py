@@ -12,6 +12,7 @@ from amodal_fusion.data.scenes import read_large
 from amodal_fusion.data.tensors import to_tensors
 from amodal_fusion.errors import SceneError
 from amodal_fusion.evaluation.figures import draw_scene
+from amodal_fusion.evaluation.rules import best_rule
 from amodal_fusion.evaluation.scores import evaluate_scene, photo_digest
 from amodal_fusion.model.blending import blend_hole, to_levels
 from amodal_fusion.output.guide import CONFIDENCE, MIN_REGION, make_guide
@@ -140,7 +141,8 @@ def describe(scene_id, row):
     """Heading of a scene's figure."""
     if row is None:
         return scene_id
-    return (f"{scene_id}: {row['ours_psnr']:.2f} dB in the hole, visible fit {row['visible_fit_psnr']:.2f}, "
+    best = best_rule(row)
+    return (f"{scene_id}: {row['ours_psnr']:.2f} dB in the hole, best rule ({best}) {row[f'{best}_psnr']:.2f}, "
             f"oracle {row['oracle_psnr']:.2f}")
 
 
