@@ -22,7 +22,7 @@ from amodal_fusion.data.images import read_image, write_image
 from amodal_fusion.data.scenes import read_scene
 from amodal_fusion.data.toy import draw_scene
 from amodal_fusion.errors import SceneError
-from amodal_fusion.files import lock_run_dir
+from amodal_fusion.files import lock_run_dir, temporary_path
 from amodal_fusion.pools import Failure, Helpers
 from tests.scripts import ROOT, Running, run, succeed
 from tests.test_processes import alive
@@ -209,9 +209,11 @@ def test_ctrl_c_during_a_fork_is_answered_after_it():
 
 def test_a_scene_whose_writing_was_cut_off_by_a_dying_process_is_written_again(tmp_path):
     scene = draw_scene(0)
-    (tmp_path / f".tmp-{scene.id}").mkdir()
-    (tmp_path / f".tmp-{scene.id}" / "comp9.png").write_bytes(b"half")
+    leftover = temporary_path(tmp_path / "scene")
+    leftover.mkdir()
+    (leftover / "comp9.png").write_bytes(b"half")
     put_scene(tmp_path, scene)
+    assert lock_run_dir(tmp_path) is not None and not leftover.exists()
     assert len(read_scene(tmp_path / scene.id).completions) == 3 and scenes(tmp_path) == [scene.id]
 
 

@@ -1,6 +1,7 @@
 """prepare_dataset.py on trees of the form that the user's pipeline writes, and on what other people bring."""
 
 import csv
+import os
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ from amodal_fusion.data.images import read_image, write_image
 from amodal_fusion.data.scenes import read_list, read_scene
 from amodal_fusion.data.toy import draw_scene, write_dataset
 from amodal_fusion.errors import SceneError
+from amodal_fusion.files import temporary_path
 from amodal_fusion.ingest.layouts import find_raw_scenes
 from amodal_fusion.ingest.matting import key_background
 from amodal_fusion.ingest.raw_scenes import read_raw_scene
@@ -124,11 +126,12 @@ def test_create_continues_where_it_was_interrupted(user_tree, tmp_path):
     for path in (data / "a__abbey__00000001").iterdir():
         path.unlink()
     (data / "a__abbey__00000001").rmdir()
-    (data / ".tmp-a__abbey__00000001").mkdir()  # what a killed run leaves
+    leftover = temporary_path(data / "scene")  # what a killed run leaves
+    leftover.mkdir()
     process = create(user_tree, data)
     assert process.returncode == 0 and "4 already there" in process.stdout
     assert kept.stat().st_mtime_ns == before and (data / "a__abbey__00000001" / "comp1.png").exists()
-    assert not list(data.glob(".tmp-*"))
+    assert not leftover.exists()
     process = create(user_tree, data, "--n_max_completions", 2)
     assert process.returncode == 2 and "n_max_completions=5, not 2" in process.stderr
     assert create(user_tree, data, "--n_max_completions", 2, "--overwrite").returncode == 0
@@ -325,3 +328,22 @@ def test_wrong_usage_exits_with_2(tmp_path):
     for arguments in (("create",), inside, missing, ("split", "--data_dir"), ("create", "--inputdir", "x"), ()):
         process = run(SCRIPT, *arguments)
         assert process.returncode == 2 and "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize("name", [".labels.json", ".git/config", "__pycache__/a.pyc", "notes.txt"])
+def test_files_of_the_user_survive_create(name, user_tree, tmp_path):
+    data = tmp_path / "data"
+    mine = [data / ".tmp-backup" / "thesis.txt", data / ".notes.tmp.txt", data / "a__abbey__00000001" / name]
+    assert create(user_tree, data).returncode == 0
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    for path in user_tree.rglob("*.png"):
+        os.utime(path, (1, 1))
+    process = create(user_tree, data)
+    assert process.returncode == 2 and "not of a data set" in process.stderr
+    assert all(path.read_text() == "mine" for path in mine)
+    mine.pop().unlink()
+    if "/" in name:
+        (data / "a__abbey__00000001" / name).parent.rmdir()
+    assert create(user_tree, data).returncode == 0 and all(path.read_text() == "mine" for path in mine)

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import yaml
 
-from amodal_fusion.data.names import is_rubbish
 from amodal_fusion.data.scenes import SCENE_NAMES, write_scene
 from amodal_fusion.errors import ConfigError
-from amodal_fusion.files import atomic_file, write_text
+from amodal_fusion.files import atomic_file, is_temporary, remove_temporary, temporary_path, write_text
 
 
 def present(output):
@@ -34,7 +33,7 @@ def check_own(output, scene_ids, overwrite):
             raise ConfigError(f"{folder} is there, but no dataset.yaml beside it: this is no data set of ours, and "
                               "would be written over; choose another --output_dir")
         strange = sorted(path.name for path in folder.iterdir()
-                         if not re.fullmatch(rf"({SCENE_NAMES})\.png", path.name) and not is_rubbish(path.name))
+                         if not re.fullmatch(rf"({SCENE_NAMES})\.png", path.name))
         if strange:
             raise ConfigError(f"{folder / strange[0]}: not of a data set, and would be removed with its folder; put it "
                               "elsewhere, or choose another --output_dir")
@@ -103,8 +102,7 @@ def leave_only(scene_ids, output, overwrite, sure=True):
 
 def put_scene(output, scene):
     """Write a scene's folder whole or not at all."""
-    folder, temporary = output / scene.id, output / f".tmp-{scene.id}"
-    remove_scene(temporary)  # when the process that wrote it ended with another that was killed
+    folder, temporary = output / scene.id, temporary_path(output / "scene")
     temporary.mkdir()
     write_scene(temporary, scene)
     remove_scene(folder)
@@ -120,8 +118,8 @@ def remove_scene(folder):
 
 def clear_leftovers(output):
     """Remove the half-written scene folders of a run that was killed."""
-    for leftover in output.glob(".tmp-*"):
-        shutil.rmtree(leftover)
+    for name in filter(is_temporary, os.listdir(output)):
+        remove_temporary(output / name)
 
 
 # ----------------------------------------------------------------------------
