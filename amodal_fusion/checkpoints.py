@@ -168,6 +168,8 @@ def export_weights(checkpoint, path, start=None, start_share=0.0, **options):
     config = {name: value for name, value in state["config"].items()
               if not isinstance(value, (str, tuple)) or name in ("optimizer", "lpips_net", "amp")} | options
     kept = {name: state[name] for name in ("metrics", "epoch", "step")}
+    if start_share:
+        kept["metrics"] = {}  # those of the run are not of these weights
     save_checkpoint(path, {"model": weights, "config": config, **kept})
 
 
