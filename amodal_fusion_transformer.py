@@ -384,12 +384,12 @@ class TrainConfig:
     val_list: str | None = option(None, "validation scenes; None: DATA_DIR/val_list.txt", "data")
     train_dir: str | None = option(None, "folder of training scenes: those of train_list, or all", "data")
     val_dir: str | None = option(None, "folder of validation scenes, likewise", "data")
-    img_size: int = option(256, "side of the square that the network sees, px; cost goes by its area", "data", least=32)
+    img_size: int = option(256, "side of the square that the network sees, px; cost: its area", "data", least=32)
     n_max_completions: int = option(5, "completions per scene; the network itself takes any number", "data", least=1)
     augment: bool = option(True, "mirror and recolour scenes, shuffle and drop completions", "data")
     workers: int = option(4, "data loading processes per GPU; 0 loads in the training process", "data", least=0,
                          aliases={"num_workers": ""})
-    check: bool = option(True, "read every scene before the first step, save those that were read already", "data")
+    check: bool = option(True, "read every scene before the first step, except those that were read before", "data")
 
     synthesize: bool = option(False, "compose training scenes on the fly instead of reading train_list", "synthesis")
     objects: str | None = option(None, "folder of RGBA cut-outs, with --synthesize", "synthesis")
@@ -430,7 +430,7 @@ class TrainConfig:
     weight_decay: float = option(0.05, "weight decay, on matrices only", "optimisation", least=0)
     grad_clip: float = option(1.0, "largest gradient norm; 0: no limit", "optimisation", least=0)
     ema_decay: float = option(0.998, "decay of the averaged weights, those exported", "optimisation", least=0, most=1)
-    max_bad_steps: int = option(20, "give up after so many bad gradients in a row", "optimisation", least=1)
+    max_bad_steps: int = option(20, "bad gradients in a row after which the run stops", "optimisation", least=1)
 
     lpips_weight: float = option(0.5, "factor of LPIPS beside L1 in the hole; 0 turns it off", "loss", least=0)
     lpips_net: str = option("alex", "backbone of LPIPS; vgg costs more than all the rest of a step", "loss",

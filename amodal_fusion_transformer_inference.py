@@ -73,7 +73,7 @@ class InferenceConfig:
     data_dir: str = option("", "folder of scenes", "data", aliases={"input_dir": ""})
     scene_list: str | None = option(None, "fuse only the scenes of this list, one id per line", "data",
                                     aliases={"list": "", "image_list": "one scene id per line"})
-    n_max_completions: int | None = option(None, "use the first so many completions of a scene; None: all",
+    n_max_completions: int | None = option(None, "use this number of completions of a scene, the first ones; None: all",
                                            "data", least=1)
     img_size: int | None = option(None, "the network sees each scene at the area of img_size², px; outputs keep "
                                         "their size; None: what the checkpoint recommends", "data", least=16)

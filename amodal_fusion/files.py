@@ -144,7 +144,7 @@ def _write_record(folder, record):
 
 
 def is_ours(path, grown=False):
-    """Whether this program wrote the file at `path`, and nobody changed it since.
+    """Whether this program wrote the file at `path`, and the file is unchanged.
 
     Args:
         grown: rows may have been appended.

@@ -391,7 +391,7 @@ def test_a_folder_belongs_to_one_run(dataset, tmp_path):
     os.killpg(first.pid, signal.SIGKILL)
     first.finish()
     process = run(SCRIPT, *arguments(dataset, folder))
-    assert process.returncode == 1 and "holds a run already; go on with it by --resume auto" in process.stderr
+    assert process.returncode == 1 and "holds a run already; resume it with --resume auto" in process.stderr
     step = load_checkpoint(folder / "last.pth")["step"]
     process = succeed(SCRIPT, *arguments(dataset, folder, "--resume", "auto", "--epochs", 5000, "--max_steps",
                                          step + 1))

@@ -109,7 +109,7 @@ def test_resume_from_a_path_loses_nothing(dataset, tmp_path):
     succeed(SCRIPT, *fork, "--max_steps", 3)
     # again: what the second folder holds would be overwritten
     process = run(SCRIPT, *fork, "--max_steps", 4, setup=reading_is_forbidden)
-    assert process.returncode == 1 and "second holds a run already; go on with it by --resume auto" in process.stderr
+    assert process.returncode == 1 and "second holds a run already; resume it with --resume auto" in process.stderr
     # the launcher starts the same command again: the second folder has what was done since
     process = succeed(SCRIPT, *fork, "--max_steps", 4, setup=as_after_a_restart)
     assert "starting at step 3" in process.stdout

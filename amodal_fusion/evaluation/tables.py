@@ -75,7 +75,7 @@ def mean_and_interval(table, photo, draws=1000):
     Scenes cut from one photo succeed and fail together: as if independent, they would make an interval too narrow.
 
     Args:
-        table: column → (S,) numbers of so many scenes; nan is left out.
+        table: column → (S,) numbers, one per scene; nan is left out.
         photo: (S,) which photo each scene was cut from, 0, 1, …
 
     Returns:

@@ -65,14 +65,14 @@ def find_hole(raw, pictures, mask_hole="auto"):
     return _grown_to_blank(raw, pictures, name), how
 
 
-def _note_contradiction(raw, pictures, sides, told):
+def _note_contradiction(raw, pictures, sides, given):
     if pictures.partial is None:
         return
-    other = "white" if told == "black" else "black"
+    other = "white" if given == "black" else "black"
     blank = {name: blank_share(pictures.partial, hole) for name, hole in sides.items()}
-    if blank[told] < 0.9 <= blank[other]:
+    if blank[given] < 0.9 <= blank[other]:
         pictures.notes.append(f"{raw.partial.name} is blank where {raw.mask.name} is {other}, mask_hole says "
-                              f"{told}")
+                              f"{given}")
 
 
 def _with_soft_edge(pictures, name):

@@ -82,7 +82,7 @@ def describe_scene(data, output):
 
 
 def _order(path):
-    """2 › 1 › (3 ↻ 4), front to back; "" where nothing overlaps or nobody wrote it."""
+    """2 › 1 › (3 ↻ 4), front to back; "" where nothing overlaps or the file is missing."""
     if not path.exists():
         return ""
     order = json.loads(path.read_text(encoding="utf-8"))

@@ -207,7 +207,7 @@ def sort_locks(locks):
 
 
 def check_numbers(locks, count):
-    """Raise SceneError for a lock on a completion that a scene of so many does not have."""
+    """Raise SceneError for a lock on a completion that the scene does not have."""
     wrong = [f"{front}>{behind}" for front, behind in locks if max(front, behind) > count]
     if wrong:
         raise SceneError(f"lock {', '.join(wrong)}: the scene has completions 1 to {count}")

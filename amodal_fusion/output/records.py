@@ -68,7 +68,7 @@ def state_of(folder, input_folder, made_by, has_all):
 
     Returns:
         "new"; "done"; "changed" when the scene's own files have changed or something is missing; "other" when other
-        weights or options made it, or nobody knows what.
+        weights or options made it, or it is unknown what made it.
     """
     record = read_record(folder)
     if record is None:

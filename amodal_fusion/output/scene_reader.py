@@ -23,7 +23,7 @@ class SceneReader:
     def __call__(self, item):
         _, scene_id = item
         folder = self.data_dir / scene_id
-        digest = input_digest(folder)  # first: what changes from now on is fused anew by the next run
+        digest = input_digest(folder)  # first, so that the next run fuses a file that changes from now on
         large = is_large(folder, self.max_completions)
         scene = (read_large if large else read_scene)(folder, self.max_completions)
         small = scene.resized(network_size(scene.mask.shape, self.img_size, len(scene.completions)))
@@ -33,7 +33,7 @@ class SceneReader:
 def network_size(size, img_size, completions=1):
     """(height, width) that the network sees: the scene's aspect, the area of img_size², multiples of 16.
 
-    Less where so many completions would take too much memory.
+    Less where many completions would take too much memory.
     """
     area = min(img_size**2, MOST_CANDIDATE_PIXELS / (completions + 1))
     scale = math.sqrt(area / (size[0] * size[1]))

@@ -69,7 +69,7 @@ class SceneWriter:
             raise SceneError(f"{folder}: is the scene's own folder; choose another output folder", "output_dir")
         if scene is None:
             if input_digest(source) != digest:
-                raise SceneError(f"{source}: its files have changed meanwhile; the same command fuses them anew")
+                raise SceneError(f"{source}: its files changed during the run; run the same command again")
             scene = read_large(source, self.max_completions)
         wanted = self.metrics and scene.original is not None
         exact = wanted and measured_scale(scene) == 1

@@ -108,7 +108,7 @@ class Run:
 
     @property
     def epoch_scenes(self):
-        """Scenes of an epoch: so many as fill whole nominal batches."""
+        """Scenes of an epoch: those that fill whole nominal batches."""
         return self.training_scenes // self.nominal_batch * self.nominal_batch
 
     @property
@@ -159,7 +159,7 @@ class Run:
         self.scenes_done += self.batch
 
     def is_due(self, steps):
-        """Whether the last step completed a multiple of so many nominal steps."""
+        """Whether the last step completed a multiple of this number of nominal steps."""
         scenes = steps * self.nominal_batch
         return self.scenes // scenes > self.previous_scenes // scenes
 
@@ -207,7 +207,7 @@ class Run:
             print(f"epoch {epoch}, step {self.step}: " + describe(metrics), flush=True)
         if not math.isfinite(metrics["loss"]):
             raise UserError(f"{self.folder}: training has diverged, its validation loss is {metrics['loss']}; begin "
-                            "anew with a lower --lr and another --checkpoint_dir, from best_model.pth by --init_from "
+                            "again with a lower --lr and another --checkpoint_dir, from best_model.pth by --init_from "
                             "if there is one")
         if self.process.is_main:
             draw_curves(self.folder / "curves.png", self.folder / "metrics.jsonl")

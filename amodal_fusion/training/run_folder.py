@@ -62,7 +62,7 @@ def checkpoint_to_resume(config, process):
         if last.exists() and load_checkpoint(last).get("launch") == launch:
             return last  # what was done since --resume PATH is not done again
     if last.exists() and (config.resume is None or Path(config.resume).resolve().parent != folder.resolve()):
-        raise UserError(f"{folder} holds a run already; go on with it by --resume auto, or choose another "
+        raise UserError(f"{folder} holds a run already; resume it with --resume auto, or choose another "
                         "--checkpoint_dir for a new one")
     return config.resume
 
