@@ -384,7 +384,7 @@ class TrainConfig:
     val_list: str | None = option(None, "validation scenes; None: DATA_DIR/val_list.txt", "data")
     train_dir: str | None = option(None, "folder of training scenes: those of train_list, or all", "data")
     val_dir: str | None = option(None, "folder of validation scenes, likewise", "data")
-    img_size: int = option(256, "side of the square that the network sees, px; cost: its area", "data", least=32)
+    img_size: int = option(256, "side of the square network input, px; cost grows with its area", "data", least=32)
     n_max_completions: int = option(5, "completions per scene; the network itself takes any number", "data", least=1)
     augment: bool = option(True, "mirror and recolour scenes, shuffle and drop completions", "data")
     workers: int = option(4, "data loading processes per GPU; 0 loads in the training process", "data", least=0,
