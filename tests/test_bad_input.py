@@ -244,7 +244,7 @@ def test_number_of_cases_and_of_faults(checked, trained):
     faults = sum(case.fault is not None for case in CASES)
     assert f"{len(CASES)} scenes read, {faults} faults" in checked.stdout
     for process in trained:
-        assert "see them all with: python prepare_dataset.py check" in process.stderr
+        assert "list them all with: python prepare_dataset.py check" in process.stderr
         assert f"… and {faults + 1 - 20} more" in process.stderr
 
 
@@ -463,7 +463,7 @@ USAGE = [
     (TRAIN, ("--epoch", 3), "unrecognized arguments: --epoch 3; did you mean epochs?"),
     (FUSE, ("--workers", -1), "workers: expected 0 or more"),
     (FUSE, ("--amp", "fp8"), "invalid choice: 'fp8'"),
-    (FUSE, (), "--data_dir is missing"),
+    (FUSE, (), "a folder is missing (--data_dir)"),
     (PREPARE, ("create", "--val_fraction", 2), "val_fraction: expected from 0 to 1"),
     (PREPARE, ("check",), "check needs --data_dir"),
     (PREPARE, ("destroy",), "invalid choice: 'destroy'"),
