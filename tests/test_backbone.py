@@ -20,7 +20,7 @@ def test_nothing_of_it_is_trained_or_saved():
 
 
 @pytest.mark.parametrize("height, width", [(16, 16), (48, 32), (64, 160)])
-def test_grids_are_those_of_the_strides_and_lengths_are_equal(height, width):
+def test_grids_follow_the_strides_and_lengths_are_equal(height, width):
     features = ImageNetFeatures()(torch.rand(2, 3, height, width))
     assert [f.shape for f in features] == [
         (2, channels, height // stride, width // stride) for channels, stride in ((128, 4), (256, 8), (512, 16))]

@@ -378,7 +378,7 @@ def no_permissions():
         return True
 
 
-def test_a_folder_without_permission_is_named_and_the_rest_done(tmp_path):
+def test_unreadable_folder_is_named_and_the_rest_done(tmp_path):
     if no_permissions():
         pytest.skip("root may read everything")
     results, data, closed = tmp_path / "results", tmp_path / "data", tmp_path / "results" / "closed"
@@ -423,7 +423,7 @@ def test_create_writes_over_nothing_but_what_it_made(tmp_path):
     assert (data / "cat" / "notes.txt").exists()
 
 
-def test_a_scene_that_is_bad_by_its_names_now_leaves_the_data_set(tmp_path):
+def test_scene_with_newly_bad_names_leaves_data_set(tmp_path):
     results, photos, data = tmp_path / "results", tmp_path / "photos", tmp_path / "data"
     for seed, name in enumerate(("x", "y")):
         scene = raw_scene(results / name, seed)

@@ -62,7 +62,7 @@ def test_scenes_are_read_again_only_when_they_changed(tmp_path, read):
     assert not remember(Path("/proc/nothing"), {})
 
 
-def test_a_split_of_many_scenes_looks_at_each_once(tmp_path, monkeypatch):
+def test_splitting_many_scenes_looks_at_each_once(tmp_path, monkeypatch):
     looked = 0
 
     class Name(str):
@@ -81,7 +81,7 @@ def test_a_split_of_many_scenes_looks_at_each_once(tmp_path, monkeypatch):
     ({"width": 16000}, "has shape"), ({"width": 10**12}, ""), ({"width": "32"}, ""), ({"width": None}, ""),
     ({"encoder_layers": 10**9}, "encoder_layers"), ({"heads": 7}, "multiple"), ({"img_size": -1}, "img_size"),
     ({"decoder_layers": 2}, "decoder")])
-def test_a_checkpoint_that_claims_another_network_costs_no_memory(changes, fault, tmp_path, monkeypatch):
+def test_checkpoint_claiming_another_network_costs_no_memory(changes, fault, tmp_path, monkeypatch):
     config = {"width": 32, "encoder_layers": 1, "decoder_layers": 1, "heads": 2, "img_size": 64}
     weights = aft.build_model(config).state_dict()
     save_checkpoint(tmp_path / "model.pth", {"model": weights, "config": {**config, **changes}})

@@ -81,7 +81,7 @@ def hide_tensorboard():
     sys.modules["torch.utils.tensorboard"] = None
 
 
-def test_a_resumed_run_goes_on_in_tensorboard_and_its_absence_is_a_line(dataset, tmp_path):
+def test_resume_continues_tensorboard_or_notes_its_absence(dataset, tmp_path):
     arguments = ("--data_dir", dataset, *SMALL, "--lpips_weight", 0, "--checkpoint_dir", tmp_path / "run", "--log_dir",
                  tmp_path / "logs", "--epochs", 2, "--resume", "auto", "--max_steps")
     process = succeed(TRAIN, *arguments, 1, setup=hide_tensorboard)
@@ -92,7 +92,7 @@ def test_a_resumed_run_goes_on_in_tensorboard_and_its_absence_is_a_line(dataset,
     assert [event.step for event in board.Scalars("train/loss")] == [2, 3, 4]
 
 
-def test_two_scene_folders_and_names_from_elsewhere_as_flags(tmp_path):
+def test_two_scene_folders_and_foreign_flag_names_work(tmp_path):
     """Scene ids may repeat between the folders; figures come every second epoch and after the last."""
     for name, count in (("train", 4), ("val", 2)):
         write_dataset(tmp_path / name, train=count, val=0)
@@ -215,7 +215,7 @@ def test_an_option_of_two_values(capsys, tmp_path):
                                                          config_class=PairConfig)
 
 
-def test_notes_are_told_once_however_many_processes_read_the_options(capsys, monkeypatch):
+def test_notes_are_printed_once_for_all_processes(capsys, monkeypatch):
     monkeypatch.delenv("AMODAL_FUSION_NOTES_BY", raising=False)
     for rank, parent, told in (("0", None, True), ("1", None, False), ("0", "1", False)):
         monkeypatch.setenv("RANK", rank)

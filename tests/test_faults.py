@@ -29,7 +29,7 @@ from tests.scripts import ROOT, Running, run, succeed, torchrun
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_saves_the_exact_step_and_resume_loses_nothing(dataset, tmp_path, number):
+def test_signal_saves_exact_step_and_resume_loses_nothing(dataset, tmp_path, number):
     folder = tmp_path / "run"
     training = Running(SCRIPT, *arguments(dataset, folder, "--epochs", 500, "--workers", 1))
     wait_for((folder / "metrics.jsonl").exists)
@@ -111,7 +111,7 @@ def children(pid):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
-def test_group_restarts_from_the_checkpoint_when_a_rank_is_killed(dataset, tmp_path):
+def test_group_restarts_from_checkpoint_after_rank_is_killed(dataset, tmp_path):
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max-restarts",
                "1", SCRIPT, *arguments(dataset, folder, "--batch_size", 2, "--epochs", 12, "--save_every", 1)]
@@ -157,7 +157,7 @@ def poison_one_scene():
     amodal_fusion.data.datasets.to_tensors = poisoned
 
 
-def test_a_step_without_a_finite_gradient_is_skipped_and_its_scenes_named(dataset, tmp_path):
+def test_step_without_a_finite_gradient_names_its_scenes(dataset, tmp_path):
     folder = tmp_path / "run"
     process = run(SCRIPT, *arguments(dataset, folder, "--epochs", 3), setup=poison_one_scene)
     assert process.returncode == 0, process.stderr
@@ -168,7 +168,7 @@ def test_a_step_without_a_finite_gradient_is_skipped_and_its_scenes_named(datase
     assert state["step"] == 6 and all(torch.isfinite(value).all() for value in state["model"].values())
 
 
-def test_gradient_that_stays_nan_ends_training_with_the_scenes(tmp_path):
+def test_lasting_nan_gradient_ends_training_naming_scenes(tmp_path):
     data = write_dataset(tmp_path / "data", train=20)
     process = run(SCRIPT, *arguments(data, tmp_path / "run", "--epochs", 50, "--max_bad_steps", 3, "--lr", 1e30,
                                      "--warmup_steps", 1))
@@ -177,7 +177,7 @@ def test_gradient_that_stays_nan_ends_training_with_the_scenes(tmp_path):
     assert len(lines) == 3 and "train_" in lines[0]
 
 
-def test_a_run_that_diverged_says_so_and_exports_nothing(dataset, tmp_path):
+def test_diverged_run_says_so_and_exports_nothing(dataset, tmp_path):
     weights = tmp_path / "weights.pth"
     process = run(SCRIPT, *arguments(dataset, tmp_path / "run", "--epochs", 2, "--lr", 1e30, "--warmup_steps", 1,
                                      "--export", weights))
@@ -192,7 +192,7 @@ def scale_the_loss():
     torch.amp.GradScaler = lambda **_: scaler("cpu", init_scale=2.0**125)
 
 
-def test_an_overflow_of_half_precision_is_no_bad_scene(dataset, tmp_path):
+def test_half_precision_overflow_is_no_bad_scene(dataset, tmp_path):
     folder = tmp_path / "run"
     process = run(SCRIPT, *arguments(dataset, folder, "--epochs", 3), setup=scale_the_loss)
     assert process.returncode == 0, process.stderr
@@ -238,7 +238,7 @@ def test_another_precision_goes_on_with_a_run(dataset, tmp_path):
     assert [record["step"] for record in records(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_random_state_of_a_run_on_the_cpu_leaves_the_gpu_alone(monkeypatch):
+def test_random_state_on_cpu_does_not_touch_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_rng_state", None)  # would open it
     set_rng_state(rng_state(torch.device("cpu")), torch.device("cpu"))
@@ -317,7 +317,7 @@ def test_loader_that_dies_names_the_scene(dataset, tmp_path):
     assert "data loading process died" in process.stderr and "while it read: train_5" in process.stderr
 
 
-def test_loader_that_dies_on_its_way_to_a_gpu_names_the_scene():
+def test_loader_that_dies_before_gpu_names_the_scene():
     class Loader:
         num_workers, dataset = 1, SimpleNamespace(reading=torch.tensor([0]), scene_ids=["bus"])
 
@@ -329,7 +329,7 @@ def test_loader_that_dies_on_its_way_to_a_gpu_names_the_scene():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_picture_that_rots_under_the_run_is_named(tmp_path, workers):
+def test_picture_damaged_during_the_run_is_named(tmp_path, workers):
     data = write_dataset(tmp_path / "data")
     training = Running(SCRIPT, *arguments(data, tmp_path / "run", "--workers", workers, "--epochs", 5000))
     wait_for((tmp_path / "run" / "metrics.jsonl").exists)
@@ -343,7 +343,7 @@ def test_a_picture_that_rots_under_the_run_is_named(tmp_path, workers):
     assert f"error: {victim}: damaged" in process.stderr
 
 
-def test_a_cut_off_picture_stops_training_before_the_first_step(tmp_path):
+def test_cut_off_picture_stops_training_before_first_step(tmp_path):
     data = write_dataset(tmp_path / "data")
     victim = data / "train_3" / "comp1.png"
     victim.write_bytes(victim.read_bytes()[:-20])
@@ -354,7 +354,7 @@ def test_a_cut_off_picture_stops_training_before_the_first_step(tmp_path):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_uneven_shards_and_too_few_scenes_do_not_hang(tmp_path):
+def test_uneven_shards_and_few_scenes_do_not_hang(tmp_path):
     data = write_dataset(tmp_path / "data", train=7, val=1)  # 3 and 4 scenes, 1 and 0 validation scenes
     process = torchrun(SCRIPT, *arguments(data, tmp_path / "run", "--batch_size", 2, "--epochs", 2), timeout=90)
     assert process.returncode == 0, process.stderr

@@ -110,7 +110,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_push_pull_keeps_what_is_known_and_is_smooth_elsewhere():
+def test_push_pull_keeps_known_pixels_and_smooths_others():
     x = torch.linspace(0, 1, 50).expand(1, 1, 37, 50)
     mask = torch.zeros(1, 1, 37, 50)
     mask[..., 10:25, 15:35] = 1
@@ -137,7 +137,7 @@ def batch_of_two_squares():
             "valid": torch.ones(1, 2, dtype=torch.bool), "original": original, "fill": fill_hole(partial, mask)}
 
 
-def test_rules_and_oracle_on_a_scene_with_a_known_answer():
+def test_rules_and_oracle_match_a_known_answer():
     batch = batch_of_two_squares()
     error = visible_error(batch)
     assert error[0, 0] == 0 and error[0, 1] > 0.2
@@ -169,7 +169,7 @@ def test_invalid_slots_are_never_painted():
     assert (oracle(batch)[1] != 0).all()
 
 
-def test_undecided_is_where_no_candidate_has_most_of_the_weight():
+def test_undecided_pixels_have_no_candidate_with_most_weight():
     mask, weights = torch.ones(1, 1, 1, 4), torch.tensor([[0.9, 0.5, 0.1, 0.8], [0.1, 0.2, 0.1, 0.1]])[None, :, None]
     mask[..., 3] = 0
     batch = {"mask": mask, "weights": weights, "residual": 1 - weights.sum(1, keepdim=True)}
@@ -240,7 +240,7 @@ def test_lpips_gradient_is_finite_where_features_vanish(backbone, half):
     assert flat.grad.isfinite().all()
 
 
-def test_lpips_with_a_true_backbone_is_zero_for_equals_and_grows_with_noise(tmp_path):
+def test_lpips_is_zero_for_equals_and_follows_noise(tmp_path):
     weights = load_checkpoint(TRAINED)["model"]
     torch.save({f"features.{name}": value for name, value in weights.items()}, tmp_path / "squeezenet.pth")
     loss = PerceptualLoss("squeeze", tmp_path / "squeezenet.pth")

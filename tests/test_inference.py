@@ -97,7 +97,7 @@ def test_metrics_stand_beside_rules_and_oracle(tmp_path, checkpoint, backbone):
     assert (output / "summary.png").stat().st_size > 1000
 
 
-def test_bootstrap_interval_holds_the_mean_and_shrinks_with_photos():
+def test_bootstrap_interval_holds_mean_and_shrinks_with_photos():
     rng = np.random.default_rng(0)
     for count in (20, 2000):
         values = rng.normal(20, 3, count)
@@ -126,7 +126,7 @@ def test_the_gap_has_an_interval_over_photos():
         assert np.isnan(gap_with_interval(table, np.arange(400) % photos, "psnr")[1][1:]).all()
 
 
-def test_what_no_scene_has_is_left_out_of_the_table(tmp_path):
+def test_metrics_without_values_are_left_out_of_table(tmp_path):
     rng = np.random.default_rng(0)
     rows = [{"scene": name, "photo": name[1], "completions": 1, "hole": 0.2, "overlap": 0.0, "winner_accuracy": None,
              "ours_undecided": 0.5} | {f"{method}_{metric}": number for method in METHODS for metric, number in (
@@ -148,7 +148,7 @@ def rows_of(output):
         return {row["scene"]: row for row in csv.DictReader(file)}
 
 
-def test_a_run_goes_on_and_never_takes_other_outputs_for_its_own(tmp_path, checkpoint, backbone):
+def test_resumed_run_never_takes_other_outputs_as_own(tmp_path, checkpoint, backbone):
     data, output = write_test_folder(tmp_path / "test"), tmp_path / "out"
     assert fuse(data, output, checkpoint, backbone, "--img_size", 64).returncode == 0
     rows, text = rows_of(output), (output / "summary.md").read_text()
@@ -192,7 +192,7 @@ def test_a_run_goes_on_and_never_takes_other_outputs_for_its_own(tmp_path, check
     assert process.returncode == 0 and {path.name for path in output.iterdir() if path.is_file()} == {".lock", WRITTEN}
 
 
-def test_a_scene_that_fails_leaves_nothing_of_an_earlier_run(tmp_path, checkpoint, backbone):
+def test_scene_that_fails_loses_its_earlier_outputs(tmp_path, checkpoint, backbone):
     data, output = write_test_folder(tmp_path / "test"), tmp_path / "out"
     assert fuse(data, output, checkpoint, backbone, "--no-figures").returncode == 0
     (output / "tall" / "mine.txt").write_text("stays")
@@ -226,7 +226,7 @@ def test_another_lpips_is_measured_anew(tmp_path, checkpoint, backbone):
     assert json.loads((output / "tall" / "scene.json").read_text()) == record
 
 
-def test_one_run_at_a_time_in_a_folder_and_names_that_are_text(tmp_path, checkpoint, backbone):
+def test_locked_folder_and_undecodable_names_are_refused(tmp_path, checkpoint, backbone):
     data, output = write_test_folder(tmp_path / "test"), tmp_path / "out"
     lock = lock_run_dir(output)
     process = fuse(data, output, checkpoint, backbone)
@@ -279,7 +279,7 @@ def test_several_processes_write_the_bytes_of_one(tmp_path, checkpoint, backbone
     assert [name for name in files[0] if files[0][name] != files[1][name]] == []
 
 
-def test_a_broken_scene_is_named_and_the_others_are_done(tmp_path, checkpoint, backbone):
+def test_broken_scene_is_named_and_others_are_done(tmp_path, checkpoint, backbone):
     data, output = write_test_folder(tmp_path / "test"), tmp_path / "out"
     broken = data / "tall" / "comp2.png"
     broken.write_bytes(broken.read_bytes()[:50])
@@ -376,7 +376,7 @@ def test_raw_results_get_the_command_that_prepares_them(tmp_path, checkpoint):
     assert f"prepare_dataset.py create --input_dir {raw.parent} --output_dir {raw.parent}_scenes" in process.stderr
 
 
-def test_ctrl_c_is_one_line_and_no_helper_outlives_its_parent(tmp_path, checkpoint):
+def test_ctrl_c_is_one_line_and_ends_helpers(tmp_path, checkpoint):
     data = tmp_path / "data"
     for seed in range(300):
         (data / f"s{seed}").mkdir(parents=True)

@@ -87,7 +87,7 @@ def test_one_command_reads_all_layouts(tree, tmp_path):
     assert len({row["file"] for row in rows if row["scene"] == "segment_all__img1"}) > 2  # a row for every object
 
 
-def test_without_a_hole_each_layout_says_why_and_what_to_do(tree, tmp_path):
+def test_layouts_without_hole_explain_why_and_the_remedy(tree, tmp_path):
     folder, _ = tree
     process = create(folder, tmp_path / "data")
     assert process.returncode == 1 and "Traceback" not in process.stderr
@@ -115,7 +115,7 @@ def test_without_a_hole_each_layout_says_why_and_what_to_do(tree, tmp_path):
         assert process.returncode == 2 and f"not {changed[-1]}" in process.stderr
 
 
-def test_a_removed_object_leaves_its_hole_and_is_never_the_target(tree):
+def test_removed_object_leaves_hole_and_is_no_target(tree):
     folder, drawn = tree
     raw_scenes, faults = find_raw_scenes(folder, folder / "photos")
     assert not faults
@@ -140,7 +140,7 @@ def test_a_removed_object_leaves_its_hole_and_is_never_the_target(tree):
         read_raw_scene(raw["auto_process__00000004"], 5, new_hole=NewHole(remove="the one object"))
 
 
-def test_cut_holes_are_the_same_in_any_order_and_of_the_policy_asked_for(tree):
+def test_cut_holes_are_reproducible_and_follow_the_policy(tree):
     folder, _ = tree
     raw = {scene.id: scene for scene in find_raw_scenes(folder, folder / "photos")[0]}["deocclusion__image_0703"]
     masks = [read_raw_scene(raw, 5, new_hole=NewHole(policy, seed=seed))[0].mask
@@ -151,7 +151,7 @@ def test_cut_holes_are_the_same_in_any_order_and_of_the_policy_asked_for(tree):
     assert not np.array_equal(masks[0], masks[3]) and masks[4][31:33, 31:33].all()
 
 
-def test_a_photo_that_was_blanked_before_is_no_target_but_a_window_is_no_hole(tmp_path):
+def test_blanked_photo_is_no_target_but_window_is(tmp_path):
     scene = draw_scene(5)
     soft = np.hypot(*(np.mgrid[:64, :64] - 32)) / 18
     window = scene.original + np.clip(1.6 - soft, 0, 1)[..., None] * 255  # burnt out, with a halo around it
@@ -178,7 +178,7 @@ def test_a_photo_of_something_else_is_refused(tree, tmp_path):
         read_raw_scene(raw, 5, new_hole=NewHole("box"))
 
 
-def test_photos_are_found_by_the_folders_they_lie_in(tmp_path):
+def test_photos_are_found_by_their_folder_names(tmp_path):
     for letter in "ab":
         for number in (1, 2):
             _write(tmp_path / "photos" / letter / f"{number}.png", draw_scene(number).original)
@@ -208,7 +208,7 @@ def test_folders_of_several_kinds_lose_none(tmp_path):
         ("street", "deocclusion demo"), ("street__more", "original")]
 
 
-def test_a_folder_of_a_usual_name_hides_no_pictures(tmp_path):
+def test_folder_with_common_name_hides_no_pictures(tmp_path):
     for name in ("gt", "mask", "partial", "comp1", "comp1_visible", "object_3"):
         _write(tmp_path / "7" / f"{name}.png", draw_scene(0).original)
     (tmp_path / "7" / "debug").mkdir()
@@ -256,7 +256,7 @@ def test_a_role_is_what_remains_after_the_id(names, expected):
     assert found == expected
 
 
-def test_hidden_and_system_folders_are_no_scenes_and_one_bad_name_is_one_bad_scene(tmp_path):
+def test_hidden_folders_are_skipped_and_bad_names_counted(tmp_path):
     tree, data = tmp_path / "results", tmp_path / "data"
     good = ["plain", "inner space", "in\u00a0side", "가\u3000나", "b" * 200]
     for folder in (".ipynb_checkpoints", ".Trash-0", "__MACOSX", "@eaDir", "plain/.ipynb_checkpoints"):
@@ -290,7 +290,7 @@ def test_hidden_and_system_folders_are_no_scenes_and_one_bad_name_is_one_bad_sce
     assert sorted(listed) == sorted(set(good) - {"plain"})
 
 
-def test_scenes_of_one_photo_are_never_in_two_lists(tmp_path):
+def test_scenes_of_one_photo_share_one_list(tmp_path):
     data = write_dataset(tmp_path / "data", train=12, val=0)
     twins = ("train_1", "train_4", "train_7", "train_9")
     photo = read_scene(data / twins[0]).original
@@ -308,7 +308,7 @@ def test_scenes_of_one_photo_are_never_in_two_lists(tmp_path):
         assert len({scene_id for members in lists for scene_id in members}) == 12
 
 
-def test_what_many_scenes_have_in_common_is_said_once(capsys):
+def test_faults_common_to_many_scenes_are_printed_once(capsys):
     raw_scenes = [RawScene(f"s{i}", Path("in", "many" if i < 40 else str(i), f"s{i}"), layout="test")
                   for i in range(45)]
     skipped = {raw.id: f"{raw.folder}: no hole in {raw.id} (why)" for raw in raw_scenes} | {"s3": "in/many/s3: damaged"}
@@ -327,7 +327,7 @@ def test_wrong_usage_of_holes_and_photos(tree, tmp_path):
         assert process.returncode == 2 and arguments[0] in process.stderr
 
 
-def test_raw_results_where_scenes_should_be_are_answered_with_the_command(tree):
+def test_raw_results_in_place_of_scenes_name_command(tree):
     process = run(SCRIPT, "check", "--data_dir", tree[0] / "flat")  # inference finds its scenes the same way
     assert process.returncode == 1
     assert f"run create first: python prepare_dataset.py create --input_dir {tree[0] / 'flat'}" in process.stderr

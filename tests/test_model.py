@@ -35,7 +35,7 @@ def fuse(model, batch):
         return model(**inputs_of(batch))
 
 
-def test_weights_are_shares_and_zero_where_nothing_can_be_seen():
+def test_weights_are_shares_and_zero_where_transparent():
     batch = make_batch(slots=5)
     out = fuse(make_model(), batch)
     weights, residual = out["weights"], out["residual"]
@@ -47,7 +47,7 @@ def test_weights_are_shares_and_zero_where_nothing_can_be_seen():
     assert (weights[~batch["valid"]] == 0).all()
 
 
-def test_weights_are_the_softmax_of_those_that_cover_a_pixel():
+def test_weights_are_the_softmax_of_covering_candidates():
     out = fuse(make_model(), batch := make_batch())
     alpha = torch.cat([torch.ones(2, 1, 64, 64), batch["completions"][:, :, 3]], 1)
     assert set(alpha.unique().tolist()) == {0, 1}
@@ -56,7 +56,7 @@ def test_weights_are_the_softmax_of_those_that_cover_a_pixel():
 
 
 @pytest.mark.parametrize("scale", [1, 10, 100])
-def test_what_a_see_through_candidate_wins_and_cannot_take_goes_to_the_others(scale):
+def test_unused_weight_of_transparent_candidates_goes_to_others(scale):
     torch.manual_seed(0)
     logits = (scale * torch.randn(2, 5, 8, 8, dtype=torch.float64)).requires_grad_()
     alpha = torch.rand(2, 5, 8, 8) * torch.randint(0, 2, (2, 5, 8, 8)) / 3
@@ -118,7 +118,7 @@ def test_any_number_of_completions_and_any_size(size, n):
     assert out["fused"].isfinite().all()
 
 
-def test_fused_equals_partial_outside_the_hole_bit_for_bit():
+def test_fused_equals_partial_exactly_outside_the_hole():
     batch = make_batch()
     fused = fuse(make_model(), batch)["fused"]
     outside = (batch["mask"] == 0).expand_as(fused)
@@ -158,7 +158,7 @@ def square(size, start, stop):
 
 
 @pytest.mark.parametrize("noise, copied", [(0.0, True), (0.1, False)])
-def test_cues_tell_the_better_of_two_and_whether_it_copies_the_photo(noise, copied):
+def test_cues_find_better_candidate_and_copies_of_photo(noise, copied):
     torch.manual_seed(0)
     photo, mask, opaque = torch.rand(1, 3, 64, 64), square(64, 24, 40), torch.ones(1, 1, 64, 64)
     drawn = [(photo + off + noise * torch.randn_like(photo)).clamp(0, 1) for off in (0, 0.1)]
@@ -169,7 +169,7 @@ def test_cues_tell_the_better_of_two_and_whether_it_copies_the_photo(noise, copi
     assert (ahead > 2) == copied and (cues.copied[0] > 0.9).all() == copied and (cues.copied[1] < 0.1).all()
 
 
-def test_cues_put_in_front_what_lies_within_another_one():
+def test_cues_put_contained_candidates_in_front():
     """A small thing wholly in the hole, on a large one that surrounds it: nothing visible tells their order."""
     photo, mask, opaque = torch.full((1, 3, 64, 64), 0.5), square(64, 16, 48), torch.ones(1, 1, 64, 64)
     small, large = torch.cat([photo, square(64, 24, 40)], 1), torch.cat([photo - 0.05, opaque], 1)
@@ -221,7 +221,7 @@ def test_untrained_network_is_the_visible_fit_rule():
     assert (weights[:, 1][inside] > 10 * weights[:, 0][inside]).all()
 
 
-def test_position_encoding_is_the_same_place_at_every_resolution():
+def test_position_encoding_agrees_at_every_resolution():
     fine = position_encoding((8, 16), (8, 16), 32, "cpu").view(8, 16, 32)
     coarse = position_encoding((4, 8), (8, 16), 32, "cpu").view(4, 8, 32)
     middle = (fine[0, 0] + fine[1, 1]) / 2

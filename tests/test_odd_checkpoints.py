@@ -94,7 +94,7 @@ def test_an_inference_size_that_is_none(size, tmp_path):
         aft.load_model(tmp_path / "x.pth")
 
 
-def test_a_pipe_in_place_of_a_file_is_refused(saved):
+def test_pipe_in_place_of_file_is_refused(saved):
     log, pipe = saved.parent / "metrics.jsonl", saved.parent / "pipe.pth"
     os.mkfifo(log)
     os.mkfifo(pipe)
@@ -144,7 +144,7 @@ def test_the_shape_of_given_weights_wins(tmp_path, capsys):
     assert config.width == 128 and "dim_feedforward 1024 is ignored" in capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_synced_is_no_error(tmp_path, monkeypatch):
+def test_folder_that_cannot_sync_is_no_error(tmp_path, monkeypatch):
     fsync = os.fsync
 
     def refuse(handle):

@@ -201,7 +201,7 @@ def write_inpainter(folder):
     return f"{sys.executable} '{folder}/my script.py' {{image}} {{mask}} {{output}}"
 
 
-def test_an_inpainter_of_the_users_is_run_and_its_faults_are_named(tmp_path):
+def test_user_inpainter_runs_and_its_faults_are_named(tmp_path):
     scene = draw_scene(0, 32)
     done = run_command(check_command(write_inpainter(tmp_path)), scene.original, scene.mask)
     assert np.array_equal(done, np.where(scene.mask[..., None], 7, scene.original))
@@ -249,7 +249,7 @@ def test_order_comes_from_weights_and_from_logits(tmp_path):
     assert json.loads((tmp_path / "order.json").read_text(encoding="utf-8")) == {"scene": "상자", **found}
 
 
-def test_logits_tell_the_order_where_two_meet_in_the_hole_and_else_in_view():
+def test_logits_order_candidates_in_hole_first_then_outside():
     alpha, mask = squares()
     logits = np.zeros_like(alpha)
     mask[:, 11:] = 0  # half of where 1 and 2 meet, and nothing of 2 and 3
@@ -266,7 +266,7 @@ def test_cycles_are_legal():
     assert front_to_back(2, []) == [[1], [2]]
 
 
-def test_a_lock_takes_the_losers_weight_where_both_cover():
+def test_lock_moves_weight_where_both_candidates_cover():
     alpha, _ = squares()
     alpha[0, :, 10] = 0.25  # a soft edge lets what is behind show through
     weights = alpha * np.array([0.1, 0.5, 0.2])[:, None, None]
@@ -282,7 +282,7 @@ def test_a_lock_takes_the_losers_weight_where_both_cover():
         check_numbers([(4, 1)], 3)
 
 
-def test_order_and_locks_of_a_scene_do_not_depend_on_how_its_weights_are_kept(monkeypatch):
+def test_order_and_locks_ignore_how_weights_are_stored(monkeypatch):
     torch.manual_seed(0)
     scene, logits = draw_scene(1, (60, 100), 4), torch.randn(5, 16, 16)
     exact, small = (blend_hole(scene, logits, kept) for kept in (True, False))
@@ -338,7 +338,7 @@ def write_reported(root):
     return data, output, names
 
 
-def test_report_knows_the_scenes_and_loads_nothing_from_elsewhere(tmp_path):
+def test_report_lists_scenes_and_loads_nothing_external(tmp_path):
     data, output, names = write_reported(tmp_path)
     page = write_report(data, output, [*names, "not fused"])
     text = page.read_text(encoding="utf-8")
@@ -399,7 +399,7 @@ def test_report_in_a_browser(tmp_path):
     assert np.abs(before[:, 0].min() - after[:, 0].min()) < 3 and before[:, 1].min() < after[:, 1].min()
 
 
-def test_the_script_hands_out_what_it_was_asked_for(tmp_path, checkpoint, backbone):
+def test_script_writes_the_outputs_it_is_asked_for(tmp_path, checkpoint, backbone):
     data, output = tmp_path / "data", tmp_path / "out"
     for seed, name in enumerate(("one", "two")):
         (data / name).mkdir(parents=True)
@@ -449,7 +449,7 @@ def test_the_script_hands_out_what_it_was_asked_for(tmp_path, checkpoint, backbo
     assert list_locks("1>2, 0>3", None, data, ["one"]) == {"one": [(1, 2), (0, 3)]}
 
 
-def test_onnx_gives_what_the_network_gives_for_every_scene(tmp_path, checkpoint):
+def test_onnx_equals_the_network_for_every_scene(tmp_path, checkpoint):
     path = tmp_path / "network.onnx"
     process = run("amodal_fusion_transformer_inference.py", "--export_onnx", path, "--checkpoint", checkpoint,
                   timeout=280)

@@ -94,7 +94,7 @@ def die_late(item):
     return item
 
 
-def test_a_process_that_dies_between_two_jobs_is_no_crash():
+def test_process_dying_between_jobs_is_no_crash():
     found = []
     with Helpers(die_late, 2) as helpers:
         for entry in helpers.map(range(8), 2):
@@ -115,7 +115,7 @@ def be_alone_or_die(folder, number):
     return number
 
 
-def test_jobs_that_were_lost_with_another_one_are_done_again_one_at_a_time(tmp_path):
+def test_lost_jobs_are_repeated_one_at_a_time(tmp_path):
     with Helpers(functools.partial(be_alone_or_die, tmp_path), 3) as helpers:
         assert dict(helpers.map(range(7), 3)) == {number: number for number in range(7)}
 
@@ -127,7 +127,7 @@ def start_a_program(folder, _):
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def test_jobs_that_nobody_waits_for_end_with_the_programs_that_they_have_started(tmp_path):
+def test_abandoned_jobs_end_with_the_programs_they_started(tmp_path):
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt), Helpers(functools.partial(start_a_program, tmp_path), 2) as helpers:
         jobs = [helpers.submit(number) for number in range(4)]
@@ -158,7 +158,7 @@ def die_then_sleep(marker, _):
     time.sleep(60)
 
 
-def test_a_job_that_is_done_again_can_be_interrupted(tmp_path):
+def test_repeated_job_can_be_interrupted(tmp_path):
     def interrupt(*_):
         raise KeyboardInterrupt
     start, before = time.monotonic(), signal.signal(signal.SIGALRM, interrupt)
@@ -173,7 +173,7 @@ def test_a_job_that_is_done_again_can_be_interrupted(tmp_path):
 
 
 @pytest.mark.parametrize("deaths", [3, 1000])
-def test_processes_that_are_killed_as_they_start_are_started_again(deaths, tmp_path, monkeypatch):
+def test_processes_killed_at_start_are_started_again(deaths, tmp_path, monkeypatch):
     def die():
         (tmp_path / str(os.getpid())).touch()
         if len(list(tmp_path.iterdir())) <= deaths:
@@ -201,13 +201,13 @@ if __name__ == "__main__":
 """
 
 
-def test_ctrl_c_during_a_fork_is_answered_after_it():
+def test_ctrl_c_during_fork_takes_effect_after_it():
     process = subprocess.run([sys.executable, "-c", INTERRUPTED_FORK], cwd=ROOT, capture_output=True, text=True,
                              timeout=60, check=False)
     assert (process.stdout, process.stderr) == ("interrupted, 0 left\n", "")
 
 
-def test_a_scene_whose_writing_was_cut_off_by_a_dying_process_is_written_again(tmp_path):
+def test_scene_cut_off_by_dying_process_is_rewritten(tmp_path):
     scene = draw_scene(0)
     leftover = temporary_path(tmp_path / "scene")
     leftover.mkdir()
@@ -236,7 +236,7 @@ def slowly():
     read_with(lambda _: time.sleep(0.2))
 
 
-def test_create_goes_on_when_a_process_is_killed_or_memory_runs_out(tmp_path):
+def test_create_continues_when_process_is_killed_or_starved(tmp_path):
     tree, output = write_raw(tmp_path / "raw", ["a", "b", "c", "killed", "memory"]), tmp_path / "data"
     process = create(tree, output, "--max_bad", 0.5, setup=die_or_run_out)
     assert process.returncode == 0, process.stderr
@@ -330,7 +330,7 @@ def test_done_means_whole_and_still_true(tmp_path):
     assert len(report_rows(output)) == len(set(report_rows(output)))
 
 
-def test_a_scene_that_was_written_and_not_yet_recorded_is_made_again(tmp_path):
+def test_scene_written_but_not_recorded_is_made_again(tmp_path):
     """What a run leaves that is stopped between the two: its raw files may change without anybody's knowing."""
     tree, output = write_raw(tmp_path / "raw", ["a", "b", "c"]), tmp_path / "data"
     create(tree, output, start=succeed)
@@ -349,7 +349,7 @@ def no_memory_for_figures():
     amodal_fusion.prepare.draw_selection = draw_selection
 
 
-def test_a_figure_for_which_there_is_no_memory_costs_nothing_else(tmp_path):
+def test_lack_of_memory_for_figure_loses_nothing_else(tmp_path):
     tree, output = write_raw(tmp_path / "raw", ["a", "b", "c"]), tmp_path / "data"
     process = create(tree, output, "--split", start=succeed, setup=no_memory_for_figures)
     assert "written 3, bad 0" in process.stdout and "report.png: memory ran out" in process.stderr

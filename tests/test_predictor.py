@@ -133,7 +133,7 @@ def test_a_checkpoint_recommends_its_size(tmp_path, checkpoint):
     assert FusionPredictor(tmp_path / "weights.pth", "cpu").img_size == 96
 
 
-def test_numbers_that_are_not_finite_never_become_a_picture(tmp_path, checkpoint, predictor):
+def test_numbers_not_finite_never_become_a_picture(tmp_path, checkpoint, predictor):
     state = load_checkpoint(checkpoint)
     name = next(iter(state["ema"]))
     state["ema"][name] = torch.full_like(state["ema"][name], torch.nan, dtype=torch.float32)
@@ -150,7 +150,7 @@ def test_numbers_that_are_not_finite_never_become_a_picture(tmp_path, checkpoint
         FusionPredictor(tmp_path / "old.pth", "cpu")
 
 
-def test_blending_at_the_pixels_of_the_hole_is_what_the_whole_picture_gives(monkeypatch):
+def test_blending_hole_pixels_equals_blending_the_whole_picture(monkeypatch):
     torch.manual_seed(0)
     for size, count in (((60, 101), 3), ((97, 50), 7)):
         scene, logits = draw_scene(1, size, count), 4 * torch.randn(count + 1, 16, 12)
@@ -168,7 +168,7 @@ def test_blending_at_the_pixels_of_the_hole_is_what_the_whole_picture_gives(monk
         assert np.array_equal(blend_hole(scene, logits, exact=False).weights, np.rint(blend.weights * 65535))
 
 
-def test_large_scenes_stay_on_disk_and_are_fused_alike(tmp_path, predictor, monkeypatch):
+def test_large_scenes_stay_on_disk_and_fuse_alike(tmp_path, predictor, monkeypatch):
     (tmp_path / "data" / "s").mkdir(parents=True)
     write_scene(tmp_path / "data" / "s", draw_scene(3, (80, 120), 5))
     read = SceneReader(tmp_path / "data", 4, 64)
@@ -201,7 +201,7 @@ def test_large_scenes_stay_on_disk_and_are_fused_alike(tmp_path, predictor, monk
     assert speck["photo"] == row["photo"] and np.isfinite(speck["ours_psnr"])  # of one photo, at two scales
 
 
-def test_scenes_of_several_aspects_are_not_fused_at_once(predictor):
+def test_scenes_of_different_aspects_are_not_fused_together(predictor):
     wide, tall = draw_scene(1, (32, 96)), draw_scene(2, (96, 32))
     with pytest.raises(SceneError, match="several aspects"):
         predictor.fuse_scenes([wide, tall])

@@ -68,7 +68,7 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-def test_create_turns_the_users_tree_into_a_clean_data_set(user_tree, tmp_path):
+def test_create_turns_user_folders_into_clean_data_set(user_tree, tmp_path):
     data = tmp_path / "data"
     process = create(user_tree, data, "--n_max_completions", 5, "--img_size", 48, "--resize", "--split")
     assert process.returncode == 0, process.stdout + process.stderr
@@ -101,7 +101,7 @@ def test_create_turns_the_users_tree_into_a_clean_data_set(user_tree, tmp_path):
     succeed(SCRIPT, "check", "--data_dir", data, "--workers", 1)
 
 
-def test_create_reports_all_bad_scenes_and_keeps_the_good(user_tree, tmp_path):
+def test_create_reports_all_bad_scenes_and_keeps_others(user_tree, tmp_path):
     (user_tree / "a/abbey/00000001/comp2.png").write_bytes(b"\x89PNG\r\n")
     (user_tree / "b/bakery/00000002/mask.png").write_bytes(b"")
     write_image(user_tree / "a/airport/00000001/partial.png", draw_scene(77).partial)  # another photo
@@ -226,7 +226,7 @@ def test_completions_come_in_the_order_of_their_numbers(tmp_path):
     assert [completion.path.stem for completion in scene.completions] == ["comp1", "comp2", "comp9", "comp10"]
 
 
-def test_keying_spares_a_white_shirt_and_unmixes_the_edge():
+def test_keying_spares_white_shirt_and_unmixes_edge():
     disc = np.zeros((96, 96, 4), np.uint8)
     y, x = np.mgrid[:96, :96]
     alpha = np.clip(31 - np.hypot(y - 48, x - 48), 0, 1)
@@ -250,7 +250,7 @@ def test_keying_finds_black_and_leaves_photos_alone():
     assert (key_background(scene.original, "opaque")[0][..., 3] == 255).all()
 
 
-def test_selection_prefers_new_coverage_and_the_better_of_two_samples():
+def test_selection_prefers_new_coverage_and_better_samples():
     scene = draw_scene(5, n=2)
     worse = scene.completions[0].copy()
     worse[..., :3] = np.clip(worse[..., :3].astype(int) + 12, 0, 255) * (worse[..., 3:] > 0)
@@ -280,7 +280,7 @@ def test_split_is_stable_keeps_groups_and_covers_all(tmp_path):
         assert sum(any(scene_id.startswith(photo) for scene_id in members) for members in first) == 1
 
 
-def test_many_scenes_of_one_photo_do_not_fill_the_validation_list(tmp_path):
+def test_one_photo_does_not_fill_the_validation_list(tmp_path):
     data = write_dataset(tmp_path / "data", train=30, val=0)
     for number in range(20):
         (data / f"train_{number}").rename(data / f"photo_{number}")
@@ -291,7 +291,7 @@ def test_many_scenes_of_one_photo_do_not_fill_the_validation_list(tmp_path):
     assert "20 in train_list.txt, 10 in val_list.txt" in said and "val_list.txt has more than its share, 0.1" in said
 
 
-def test_a_single_photo_leaves_validation_empty_and_split_says_so(tmp_path):
+def test_single_photo_leaves_validation_empty_with_a_message(tmp_path):
     data = write_dataset(tmp_path / "data", train=3, val=0)
     photo = (data / "train_0" / "original.png").read_bytes()
     for scene_id in ("train_1", "train_2"):

@@ -100,7 +100,7 @@ def test_a_wrong_variable_of_a_launcher_is_named(name, value, monkeypatch):
     assert value in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_missing_process_is_waited_for_with_a_limit(monkeypatch, capsys):
+def test_waiting_for_a_missing_process_has_a_limit(monkeypatch, capsys):
     monkeypatch.setattr(distributed, "MEETING", datetime.timedelta(seconds=2))
     monkeypatch.setattr(distributed, "SILENCE", 0.2)
     with socket.socket() as free:

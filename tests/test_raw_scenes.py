@@ -66,7 +66,7 @@ def matches(scene, alphas, least=0.95):
 
 # ---- masks beside completions
 
-def test_a_mask_beside_a_completion_is_its_alpha_or_its_modal_mask_as_the_pixels_tell(tmp_path):
+def test_pixels_decide_whether_mask_is_alpha_or_modal(tmp_path):
     made = Results()
     common = {"original__png": made.photo, "partial__png": made.partial, "mask__png": made.mask}
     comps = {f"comp{i}__png": made.on(i, 255) for i in range(3)}
@@ -99,7 +99,7 @@ def test_a_mask_beside_a_completion_is_its_alpha_or_its_modal_mask_as_the_pixels
             assert np.array_equal(shown, made.visible[int(row["file"][4])] > 127)
 
 
-def test_a_mask_named_visible_is_kept_beside_its_completion_at_every_size(tmp_path):
+def test_visible_mask_stays_beside_completion_at_every_size(tmp_path):
     made = Results()
     pictures = {f"comp{i}__png": made.objects[i] for i in range(3)} | {"comp1_visible__png": made.visible[1]}
     scene, report = read_raw_scene(write(tmp_path / "raw", original__png=made.photo, partial__png=made.partial,
@@ -115,7 +115,7 @@ def test_a_mask_named_visible_is_kept_beside_its_completion_at_every_size(tmp_pa
     assert check_scene(tmp_path / "data") is None
 
 
-def test_a_modal_mask_beside_its_completion_is_left_out(tmp_path):
+def test_modal_mask_beside_its_completion_is_left_out(tmp_path):
     made = Results()
     scene, report = read_raw_scene(write(tmp_path / "raw", original__png=made.photo, partial__png=made.partial,
                                          mask__png=made.mask, **{f"comp{i}__png": made.objects[i] for i in range(3)},
@@ -127,7 +127,7 @@ def test_a_modal_mask_beside_its_completion_is_left_out(tmp_path):
     assert check_scene(tmp_path / "data") is None
 
 
-def test_modal_masks_tell_samples_from_twins_and_where_to_compare():
+def test_modal_masks_separate_twins_and_limit_the_comparison():
     made = Results(seed=9, size=128)
     photo, hole, picture, shown = made.partial, made.hole, made.objects[1], made.visible[1] > 127
     worse = picture.copy()
@@ -145,7 +145,7 @@ def test_modal_masks_tell_samples_from_twins_and_where_to_compare():
     assert [row["kept_as"] for row in rows].count(None) == 1
 
 
-def test_completions_on_a_larger_canvas_lie_where_their_offset_says(tmp_path):
+def test_completions_on_larger_canvas_follow_their_offset(tmp_path):
     made = Results()
     canvas = cv2.copyMakeBorder(made.on(0, 255), 10, 6, 12, 4, cv2.BORDER_CONSTANT, value=(255, 255, 255))
     alpha = cv2.copyMakeBorder(made.alphas[0], 10, 6, 12, 4, cv2.BORDER_CONSTANT, value=0)
@@ -161,7 +161,7 @@ def test_completions_on_a_larger_canvas_lie_where_their_offset_says(tmp_path):
 
 # ---- holes
 
-def test_a_mask_that_is_no_hole_is_refused_unless_told(tmp_path):
+def test_mask_without_hole_is_refused_unless_requested(tmp_path):
     made = Results(seed=6)
     comps = {f"comp{i}__png": made.on(i, 255) for i in range(3)}
     hidden = min(range(3), key=lambda i: (made.visible[i] > 0).sum() / (made.alphas[i] > 0).sum())
@@ -196,7 +196,7 @@ def test_a_mask_that_is_no_hole_is_refused_unless_told(tmp_path):
 
 
 @pytest.mark.parametrize("inverted", [False, True])
-def test_without_a_partial_image_completions_tell_the_side_of_the_hole(tmp_path, inverted):
+def test_completions_show_hole_side_without_a_partial_image(tmp_path, inverted):
     made = Results()
     mask = 255 - made.mask if inverted else made.mask
     scene, report = read_raw_scene(write(tmp_path / "a", original__png=made.photo, mask__png=mask, **{
@@ -211,7 +211,7 @@ def test_without_a_partial_image_completions_tell_the_side_of_the_hole(tmp_path,
 
 
 @pytest.mark.parametrize("blank", [0, 255, 127])
-def test_an_original_that_is_the_partial_image_is_no_target(tmp_path, blank):
+def test_original_equal_to_partial_image_is_no_target(tmp_path, blank):
     made = Results()
     blanked = np.where(made.hole[..., None], np.uint8(blank), made.photo)
     comps = {f"comp{i}__png": made.on(i, 255 - blank if blank != 127 else 255) for i in range(3)}
@@ -232,7 +232,7 @@ def test_an_original_that_is_the_partial_image_is_no_target(tmp_path, blank):
     assert flat.original is not None  # a flat sky goes on beside the hole
 
 
-def test_a_frame_that_differs_in_its_objects_only_is_another_photo(tmp_path):
+def test_frame_with_other_objects_is_another_photo(tmp_path):
     made = Results()
     other = made.photo.copy()
     other[36:56, 2:14] = (230, 230, 40)  # on one backdrop, as frames of one camera are
@@ -243,7 +243,7 @@ def test_a_frame_that_differs_in_its_objects_only_is_another_photo(tmp_path):
                              **comps), 5)
 
 
-def test_a_mask_that_was_shrunk_leaves_no_black_rim(tmp_path):
+def test_shrunk_mask_leaves_no_black_rim(tmp_path):
     made = Results(size=96)
     comps = {f"comp{i}__png": made.objects[i] for i in range(2)}
     for side in (3, 9, 13):  # by 1, 4 and 6 pixels
@@ -262,7 +262,7 @@ def test_a_mask_that_was_shrunk_leaves_no_black_rim(tmp_path):
                                  comp1__png=made.objects[1]), 5)
 
 
-def test_a_white_sky_is_not_the_hole_beside_a_black_one(tmp_path):
+def test_white_sky_beside_black_hole_is_no_hole(tmp_path):
     made = Results(size=96)
     partial = made.partial.copy()
     sky = np.zeros_like(made.hole)
@@ -281,7 +281,7 @@ def test_a_white_sky_is_not_the_hole_beside_a_black_one(tmp_path):
 
 
 @pytest.mark.parametrize("names", [("original", "partial", "{}"), ("0001_original", "0001_partial", "0001_result_{}")])
-def test_a_partial_image_beside_any_layout_brings_its_hole(tmp_path, names):
+def test_partial_image_beside_any_layout_brings_its_hole(tmp_path, names):
     made, (original, partial, drawn) = Results(size=96), names
     raw = write(tmp_path, **{original + "__png": made.photo, partial + "__png": made.partial},
                 **{drawn.format(i) + "__png": made.objects[i] for i in range(3)})
@@ -320,7 +320,7 @@ def test_masks_crops_and_other_pictures_are_not_completions(tmp_path):
     assert any("comp1.png: covers the whole frame and is unlike the photo" in note for note in report["notes"])
 
 
-def test_completions_of_another_photo_or_order_of_colours_are_named(tmp_path):
+def test_completions_of_other_photos_or_colour_orders_named(tmp_path):
     made = Results(seed=1, size=96)
     files = {"original__png": made.photo, "partial__png": made.partial, "mask__png": made.mask}
     with pytest.raises(SceneError, match=r"red and blue are swapped in the completions"):
@@ -341,7 +341,7 @@ def test_completions_of_another_photo_or_order_of_colours_are_named(tmp_path):
     assert any("no completion agrees with the photo anywhere" in note for note in report["notes"])
 
 
-def test_a_wall_of_the_objects_colour_is_no_mirror_image():
+def test_wall_in_object_colour_is_no_mirror_image():
     """Little is seen of an object in the hole, and badly redrawn; mirrored, all of it lies on a wall of its colour."""
     photo = np.random.default_rng(0).integers(0, 256, (128, 128, 3)).astype(np.uint8)
     photo[30:80, :50] = 120
@@ -384,7 +384,7 @@ def test_a_black_hole_in_a_dark_photo(tmp_path):
     assert iou(scene.mask, hole) > 0.9
 
 
-def test_a_completion_that_ends_with_the_hole_makes_it_no_modal_mask(tmp_path):
+def test_completion_ending_with_the_hole_keeps_the_hole(tmp_path):
     """Completers that draw around a hole leave its outline in their alpha; a box is nobody's outline."""
     made, (rows, columns) = Results(seed=6, size=96), np.mgrid[:96, :96]
     round_hole = (rows - 48) ** 2 + (columns - 48) ** 2 < 24**2
@@ -439,7 +439,7 @@ def test_a_drawn_checkerboard_is_named_and_left_out(tmp_path, light, dark, cell)
         read_raw_scene(write(tmp_path / "b", **files, comp1__png=drawn), 5)
 
 
-def test_completions_that_all_cover_the_frame_are_warned_of(tmp_path):
+def test_completions_all_covering_the_frame_give_a_warning(tmp_path):
     made = Results()
     scene, report = read_raw_scene(write(tmp_path / "a", original__png=made.photo, partial__png=made.partial,
                                          mask__png=made.mask, comp1__png=made.photo), 5)
@@ -527,7 +527,7 @@ def test_square_results_of_a_photo_that_is_not(tmp_path):
                              **comps), 5)
 
 
-def test_only_documented_formats_are_opened_and_none_that_is_too_large(tmp_path, monkeypatch):
+def test_only_documented_formats_of_allowed_size_are_opened(tmp_path, monkeypatch):
     photo = Image.fromarray(draw_scene(0).original)
     photo.save(tmp_path / "eps.eps")
     (tmp_path / "eps.eps").rename(tmp_path / "comp1.png")

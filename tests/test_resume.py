@@ -61,7 +61,7 @@ def place(batch, nominal, scenes, **options):
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 5, 8, 12])
-def test_rates_saves_and_logs_do_not_depend_on_the_batch(batch):
+def test_rates_saves_and_logs_ignore_the_batch_size(batch):
     for scenes in range(0, 288, 7):
         one, other = place(4, 4, scenes), place(batch, 4, scenes)
         assert (one.rate, one.oracle_weight, one.progress) == (other.rate, other.oracle_weight, other.progress)
@@ -83,7 +83,7 @@ def without_git():
     os.environ["PATH"] = ""
 
 
-def test_an_epoch_ends_when_fewer_scenes_are_left_than_a_step_takes(tmp_path):
+def test_epoch_ends_when_scenes_cannot_fill_a_step(tmp_path):
     data, folder = write_dataset(tmp_path / "data", train=20, val=1), tmp_path / "run"
     process = succeed(SCRIPT, *arguments(data, folder, "--batch_size", 2, "--max_steps", 8), setup=without_git)
     assert "no git, torch" in process.stdout
@@ -129,7 +129,7 @@ def test_resume_from_a_path_loses_nothing(dataset, tmp_path):
     assert "Traceback" not in process.stderr
 
 
-def test_going_on_needs_no_weights_that_the_run_began_with(dataset, checkpoint, tmp_path):
+def test_resume_does_not_need_the_initial_weights(dataset, checkpoint, tmp_path):
     first, common = tmp_path / "first.pth", ("--resume", "auto", "--epochs", 1)
     shutil.copy(checkpoint, first)
     run_arguments = arguments(dataset, tmp_path / "run", *common, "--init_from", first)
@@ -143,14 +143,14 @@ def test_weights_alone_never_replace_a_checkpoint(dataset, tmp_path):
     assert process.returncode == 2 and "would replace a checkpoint of the run" in process.stderr
 
 
-def test_where_the_weights_cannot_go_is_told_before_training(dataset, tmp_path):
+def test_unwritable_export_path_is_named_before_training(dataset, tmp_path):
     (tmp_path / "file").touch()
     for path, said in ((tmp_path, "is a folder"), (tmp_path / "file" / "w.pth", "cannot be written (")):
         process = run(SCRIPT, *arguments(dataset, tmp_path / "run", "--export", path))
         assert process.returncode == 1 and said in process.stderr and not (tmp_path / "run").exists()
 
 
-def test_every_step_stands_in_one_line_of_the_log(dataset, tmp_path):
+def test_every_step_is_in_one_log_line(dataset, tmp_path):
     """Stopped in the middle of an epoch and gone on with; epochs of two steps, lines of three."""
     folder, common = tmp_path / "run", ("--epochs", 3, "--log_every", 3, "--resume", "auto")
     succeed(SCRIPT, *arguments(dataset, folder, *common, "--max_steps", 1))
@@ -158,7 +158,7 @@ def test_every_step_stands_in_one_line_of_the_log(dataset, tmp_path):
     assert [record["step"] for record in records(folder)] == [1, 2, 3, 4, 6]
 
 
-def test_muon_goes_on_where_it_was_and_with_no_other_optimizer(dataset, tmp_path):
+def test_muon_resumes_exactly_and_with_no_other_optimizer(dataset, tmp_path):
     straight, folder = tmp_path / "straight", tmp_path / "run"
     succeed(SCRIPT, *arguments(dataset, straight, "--max_steps", 4))
     succeed(SCRIPT, *arguments(dataset, folder, "--max_steps", 2))
@@ -170,7 +170,7 @@ def test_muon_goes_on_where_it_was_and_with_no_other_optimizer(dataset, tmp_path
     assert all(torch.equal(unbroken[name], broken[name]) for name in unbroken)
 
 
-def test_the_best_weights_and_the_log_are_those_of_this_run(dataset, tmp_path):
+def test_best_weights_and_log_belong_to_this_run(dataset, tmp_path):
     first, second, weights = tmp_path / "first", tmp_path / "second", tmp_path / "new" / "weights.pth"
     succeed(SCRIPT, *arguments(dataset, first, "--epochs", 1))
     state = load_checkpoint(first / "last.pth")
@@ -312,7 +312,7 @@ def test_a_signal_during_validation_keeps_the_epoch(tmp_path):
         assert [r["step"] for r in records(folder, "val")] == [4, 6] and len(records(folder)) == 6
 
 
-def test_scenes_count_as_they_were_seen_when_the_list_changes(tmp_path):
+def test_scene_count_stays_true_when_the_list_changes(tmp_path):
     data, folder = write_dataset(tmp_path / "data", train=8, val=1), tmp_path / "run"
     (data / "four.txt").write_text("".join(f"train_{number}\n" for number in range(4)))
     few, common = ("--train_list", data / "four.txt"), ("--batch_size", 2, "--epochs", 20, "--resume", "auto")

@@ -8,7 +8,7 @@ from amodal_fusion_transformer_inference import SHIPPED
 from tests.scripts import ROOT, succeed
 
 
-def test_first_command_of_the_readme_beats_the_simple_rules(tmp_path, backbone):
+def test_first_readme_command_beats_the_simple_rules(tmp_path, backbone):
     examples = ROOT / "examples" / "scenes"
     process = succeed("amodal_fusion_transformer_inference.py", "--data_dir", examples, "--output_dir",
                       tmp_path, "--lpips_weights", backbone)

@@ -122,14 +122,14 @@ def test_gpus_option_starts_a_module_as_a_module(monkeypatch):
     ({"avx512_bf16": True}, "bf16", torch.bfloat16), ({"amx_bf16": True}, "bf16", torch.bfloat16),
     ({"avx512_f": True}, "bf16", None), ({"avx512_bf16": True}, "fp16", None), ({"avx512_bf16": True}, "off", None),
 ])
-def test_a_cpu_takes_bf16_only_where_it_has_instructions_for_it(cpu, amp, expected, monkeypatch):
+def test_cpu_uses_bf16_only_with_instructions_for_it(cpu, amp, expected, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu, raising=False)
     assert training_precision(amp, torch.device("cpu")) is expected
     assert training_precision("fp16", torch.device("cuda")) is torch.float16
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_gpu_takes_bf16_only_where_it_has_instructions_for_it(known, monkeypatch):
+def test_gpu_uses_bf16_only_with_instructions_for_it(known, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: known)
     assert training_precision("bf16", torch.device("cuda")) is (torch.bfloat16 if known else None)
 
@@ -146,7 +146,7 @@ def test_half_precision_trains_like_full_precision(dataset, tmp_path):
     assert half != full and half == pytest.approx(full, abs=2e-3)
 
 
-def test_muon_is_as_precise_as_training_on_all_processes_alike(monkeypatch):
+def test_muon_precision_is_the_same_on_all_processes(monkeypatch):
     process, model = Process(0, 1, torch.device("cpu")), torch.nn.Linear(2, 2)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
     for amp, half in (("bf16", torch.bfloat16), ("fp16", None), ("off", None)):
@@ -264,7 +264,7 @@ def test_loss_judges_the_hole_only():
     assert aft.fusion_loss(out, batch, None, 0)[0].item() == pytest.approx(0.25, abs=1e-6)
 
 
-def test_oracle_term_is_least_when_the_nearest_candidate_wins():
+def test_oracle_term_is_least_when_nearest_candidate_wins():
     batch = {name: t[None] for name, t in to_tensors(draw_scene(0, n=2), 2).items()}
     fill = torch.zeros_like(batch["partial"])
 
