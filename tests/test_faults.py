@@ -181,7 +181,7 @@ def test_diverged_run_says_so_and_exports_nothing(dataset, tmp_path):
     weights = tmp_path / "weights.pth"
     process = run(SCRIPT, *arguments(dataset, tmp_path / "run", "--epochs", 2, "--lr", 1e30, "--warmup_steps", 1,
                                      "--export", weights))
-    assert process.returncode == 1 and "diverged, its validation loss is nan; begin anew" in process.stderr
+    assert process.returncode == 1 and "diverged, its validation loss is nan; begin again" in process.stderr
     assert "Warning" not in process.stderr and not weights.exists()
 
 

@@ -187,7 +187,7 @@ def test_large_scenes_stay_on_disk_and_fuse_alike(tmp_path, predictor, monkeypat
     logits = predictor.predict_logits([small])[0].numpy()
     writer("s", read_scene(tmp_path / "data" / "s", 4), logits, digest)  # it changed after it was looked at
     assert state_of(tmp_path / "later" / "s", tmp_path / "data" / "s", {}, lambda _: True) == "changed"
-    with pytest.raises(SceneError, match="have changed meanwhile"):
+    with pytest.raises(SceneError, match="changed during the run"):
         writer("s", None, logits, digest)
     monkeypatch.setattr("amodal_fusion.output.scene_writer.LARGEST_MEASURED", 20_000)
     writer = SceneWriter(tmp_path / "data", tmp_path / "out", {}, 4)
