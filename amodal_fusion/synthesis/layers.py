@@ -28,6 +28,7 @@ LONGEST_SIDE = 640  # px, photos are kept no larger in memory
 KEPT_IN_MEMORY = 64  # photos a process
 LEAST_ALPHA = 1e-3  # of a picture; a layer with less is empty
 ATTEMPTS = 100  # draws for one scene
+MISPLACED = 2  # px of the photo, by which a layer may be moved
 
 
 @dataclass(eq=False)  # compared and hashed by identity, which the cache needs
@@ -191,7 +192,11 @@ class LayeredScenes:
 
 
 def crop(photo, layers, size, rng):
-    """A random window of all pictures, mostly where layers meet, as a square of `size` px; half of them mirrored."""
+    """A random window of all pictures, mostly where layers meet, as a square of `size` px; half of them mirrored.
+
+    In half of the windows each layer is moved by a pixel or two. Otherwise registration would give the answer away: the
+    rear layers of some pipelines lie a little off, their front layers do not.
+    """
     height, width = photo.shape[:2]
     side = np.exp(rng.uniform(np.log(0.35), 0)) * min(height, width)
     sides = np.minimum((side * np.exp(rng.normal(0, 0.08)), side * np.exp(rng.normal(0, 0.08))), (height, width))
@@ -199,9 +204,14 @@ def crop(photo, layers, size, rng):
     places = np.argwhere(cover >= (2 if (cover >= 2).any() and rng.random() < 0.8 else 1))
     centre = (places[rng.integers(len(places))] * 4 if len(places) else np.array([height, width]) / 2)
     centre = centre + rng.normal(0, 0.15, 2) * sides
-    top, left = np.clip(centre - sides / 2, 0, (height, width) - sides).astype(int)
-    window = np.s_[top : top + int(sides[0]), left : left + int(sides[1])]
-    pictures = [resize(np.ascontiguousarray(picture[window]), (size, size)) for picture in (photo, *layers)]
+    corner = np.clip(centre - sides / 2, 0, (height, width) - sides).astype(int)
+    most = MISPLACED * (rng.random() < 0.5)
+    shifts = [(0, 0), *rng.integers(-most, most + 1, (len(layers), 2))]
+    pictures = []
+    for picture, shift in zip((photo, *layers), shifts):
+        top, left = np.clip(corner + shift, 0, (height, width) - sides).astype(int)
+        window = picture[top : top + int(sides[0]), left : left + int(sides[1])]
+        pictures.append(resize(np.ascontiguousarray(window), (size, size)))
     if rng.random() < 0.5:
         pictures = [np.ascontiguousarray(picture[:, ::-1]) for picture in pictures]
     return pictures[0], pictures[1:]
