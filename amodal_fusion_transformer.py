@@ -50,7 +50,7 @@ from amodal_fusion.training.shutdown import Stopped, StopSignal, clean_shutdown
 # ----------------------------------------------------------------------------
 # Network. B scenes of M = N + 1 candidates each: the fill of the hole, then N completions.
 
-NETWORK_VERSION = 1  # raise it when equal weights give other results: outputs of inference record it
+NETWORK_VERSION = 2  # raise it when equal weights give other results: outputs of inference record it
 STRIDE = 16  # of the Transformer's tokens
 C2, C4, C8 = 24, 48, 96  # channels at strides 2, 4 and 8
 PRIOR_WEIGHTS = {"local_fit": 0.5, "overall_fit": 0.5, "order": 1.0, "containment": 0.6}  # of VisibleCues, untrained
