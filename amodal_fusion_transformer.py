@@ -564,7 +564,7 @@ def main(build=build_model):
     with clean_shutdown(config, stop_signal):
         has_scenes = config.train_dir or config.synthesize or (config.layers and config.layers_share == 1)
         if not config.data_dir and not (config.val_dir and has_scenes):
-            raise ConfigError("no data set: give --data_dir, or data_dir in the YAML file")
+            raise ConfigError("no data set: name its folder", "data_dir")
         if config.export:
             check_export(config)
         train(config, distributed.join(config.gpus), stop_signal, build)

@@ -87,7 +87,7 @@ def load_checkpoint(path):
         raise UserError(f"{path}: not a whole checkpoint ({error}); use another one") from None
     if isinstance(state, dict) and "model_state_dict" in state:
         raise UserError(f"{path}: weights of another program's network (model_state_dict), which has other layers; "
-                        "train this one on your data, best from the weights that ship (--init_from)")
+                        "train this network on your data, best from the shipped weights", "init_from")
     if not isinstance(state, dict) or state.get("kind") != KIND:
         raise UserError(f"{path}: not a checkpoint of amodal_fusion_transformer.py")
     check_version(path, state.get("version"))
@@ -108,9 +108,9 @@ def check_version(path, version):
     if type(version) is not int:
         raise UserError(f"{path}: its version is no number, so it is not a checkpoint of this program")
     if version in EARLIER:
-        raise UserError(f"{path}: checkpoint format {version} of an earlier program (up to commit {EARLIER[version]}), "
-                        "whose network was another one; train from the start, or fine-tune the weights that ship "
-                        "(--init_from)")
+        raise UserError(f"{path}: checkpoint format {version} of an earlier version (up to commit {EARLIER[version]}), "
+                        "which had another network; train from the start, or fine-tune the shipped weights",
+                        "init_from")
     if version != VERSION:
         raise UserError(f"{path}: checkpoint format {version}, this program reads {VERSION}")
 

@@ -12,7 +12,7 @@ import typing
 
 import yaml
 
-from amodal_fusion.errors import ConfigError
+from amodal_fusion.errors import ConfigError, message_of
 
 LARGEST_FILE = 1 << 20  # bytes; a file of options has a few dozen lines
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -275,7 +275,7 @@ def _build(parser, config_class, given, unknown, path=None):
         for name, value in others.items():
             note(_other_keys(config_class)[name][1](value, config))
     except ConfigError as error:
-        parser.error(str(error))
+        parser.error(message_of(error))
     return config
 
 

@@ -148,8 +148,9 @@ def check_gpus(wanted):
     """Raise UserError unless `wanted` GPUs are there."""
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted > found:
-        usable = f"--gpus {found}" + (" (or --gpus 0 for the CPU)" if found else ", the CPU")
-        raise UserError(f"{wanted} GPU{'s' * (wanted > 1)} asked for, but this machine has {found}; use {usable}")
+        usable = f"at most {found}, or 0 for the CPU" if found else "0 for the CPU"
+        raise UserError(f"{wanted} GPU{'s' * (wanted > 1)} asked for, but this machine has {found}; use {usable}",
+                        "gpus")
 
 
 def launch(gpus):

@@ -5,20 +5,21 @@ import sys
 
 
 class UserError(Exception):
-    """The message names the file or value, what is wrong with it, and what to do, for callers from Python.
+    """The message names the file or value, what is wrong with it, and what to do. It makes sense to Python callers.
 
     Args:
-        options: names of the options that decide it, without dashes, for the message on a terminal.
+        options: names of the options to change, without dashes; on a terminal their flags follow the message.
+        terminal: the whole message for a terminal, where it shows more, such as a command.
     """
 
-    def __init__(self, message="", *options):
+    def __init__(self, message="", *options, terminal=None):
         super().__init__(message)
-        self.options = options
+        self.options, self.terminal = options, terminal
 
     def for_terminal(self):
-        """The message, with the flags of its options where it does not name them: "… (--overwrite)"."""
-        flags = [f"--{name}" for name in self.options if f"--{name}" not in str(self)]
-        return str(self) + (f" ({', '.join(flags)})" if flags else "")
+        """The message with the flags of its options: "… (--overwrite)"."""
+        flags = ", ".join(f"--{name}" for name in self.options)
+        return self.terminal or str(self) + (f" ({flags})" if flags else "")
 
 
 def message_of(error):

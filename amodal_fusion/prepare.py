@@ -13,7 +13,7 @@ from amodal_fusion.data.checks import check_dataset
 from amodal_fusion.data.masks import HOLES
 from amodal_fusion.data.scenes import read_scene
 from amodal_fusion.data.splits import SplitOptions, write_lists
-from amodal_fusion.errors import ConfigError, SceneError
+from amodal_fusion.errors import ConfigError, UserError, message_of
 from amodal_fusion.evaluation.figures import draw_selection
 from amodal_fusion.ingest.create import create_dataset
 from amodal_fusion.ingest.matting import BACKGROUNDS
@@ -135,8 +135,8 @@ def draw(path, scenes):
     """Draw a sheet of scenes, an iterable of lists of panels; returns whether that worked. A run does without."""
     try:
         draw_selection(path, scenes)
-    except (SceneError, OSError, MemoryError) as error:
-        print(f"warning: no {path}: {str(error) or 'memory ran out'}", file=sys.stderr)
+    except (UserError, OSError, MemoryError) as error:
+        print(f"warning: no {path}: {message_of(error) or 'memory ran out'}", file=sys.stderr)
         path.unlink(missing_ok=True)  # one of an earlier run would show other scenes
         return False
     return True
@@ -156,13 +156,13 @@ def main(description=__doc__):
     try:
         for name in required:
             if not getattr(config, name):
-                raise ConfigError(f"{command} needs --{name}")
+                raise ConfigError(f"{command} needs a folder", name)
         sys.exit(run(config))
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {message_of(error)}", file=sys.stderr)
         sys.exit(2)
-    except (SceneError, OSError) as error:
-        sys.exit(f"error: {error}")
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {message_of(error)}")
     except KeyboardInterrupt:
         resume = "; finished scenes stay, the same command continues" if command in ("create", "synthesize") else ""
         print(f"\ninterrupted{resume}", file=sys.stderr)

@@ -117,7 +117,7 @@ def wrong(capsys, *arguments, config_class=TrainConfig):
 
 @pytest.mark.parametrize(("arguments", "complaint"), [
     (("--d_model", 256, "--dim_feedforward", 2048), "4 × width = 1024 channels wide inside, not 2048"),
-    (("--cpu",), "--gpus 0"),
+    (("--cpu",), "set gpus to 0 (--gpus)"),
     (("--nodes", 2, "--node_rank", 0), "torchrun --nnodes 2"),
     (("--node_rank", 1), "torchrun"),
     (("--width", 128, "--d_model", 256), "width and d_model are one option here, with two values"),
@@ -184,7 +184,7 @@ def test_hostile_yaml(text, complaint, tmp_path):
 def test_a_data_set_whose_description_is_damaged(text, tmp_path):
     (tmp_path / "dataset.yaml").write_text(text, encoding="latin-1")
     config = CreateConfig(output_dir=str(tmp_path))
-    with pytest.raises(ConfigError, match=r"dataset\.yaml: does not tell how the data set was made"):
+    with pytest.raises(ConfigError, match=r"dataset\.yaml: does not say how the data set was made"):
         agree_with_earlier_run("create", SHAPING, config, tmp_path)
 
 

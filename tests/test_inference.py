@@ -293,7 +293,8 @@ def test_broken_scene_is_named_and_others_are_done(tmp_path, checkpoint, backbon
 def test_a_gpu_that_is_not_there_is_told(tmp_path, checkpoint, backbone):
     data = write_test_folder(tmp_path / "test")
     process = fuse(data, tmp_path / "out", checkpoint, backbone, "--gpus", 1)
-    assert process.returncode == 1 and "1 GPU asked for, but this machine has 0; use --gpus 0" in process.stderr
+    assert process.returncode == 1
+    assert "1 GPU asked for, but this machine has 0; use 0 for the CPU (--gpus)" in process.stderr
 
 
 def test_raw_results_are_refused_with_the_remedy(tmp_path, checkpoint, backbone):

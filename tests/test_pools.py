@@ -306,7 +306,7 @@ def test_one_run_at_a_time_in_a_folder(tmp_path):
     assert not (output / "a").is_symlink() and not list(elsewhere.iterdir())
     (tree / "link").symlink_to(output)
     process = create(tree, output)
-    assert process.returncode == 2 and "a link into --output_dir" in process.stderr
+    assert process.returncode == 2 and "a link into the output folder" in process.stderr
 
 
 def test_done_means_whole_and_still_true(tmp_path):

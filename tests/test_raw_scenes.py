@@ -166,7 +166,7 @@ def test_mask_without_hole_is_refused_unless_requested(tmp_path):
     comps = {f"comp{i}__png": made.on(i, 255) for i in range(3)}
     hidden = min(range(3), key=lambda i: (made.visible[i] > 0).sum() / (made.alphas[i] > 0).sum())
     modal = made.visible[hidden]
-    outline = rf"mask.png: white follows the visible outline of comp{hidden}.png.*--mask_hole"
+    outline = rf"mask.png: white follows the visible outline of comp{hidden}.png.*say which side"
     with pytest.raises(SceneError, match=outline):
         read_raw_scene(write(tmp_path / "a", original__png=made.photo, mask__png=modal,
                              partial__png=np.where(modal[..., None] > 0, 0, made.photo), **comps), 5)
@@ -205,7 +205,7 @@ def test_completions_show_hole_side_without_a_partial_image(tmp_path, inverted):
     assert report["hole"] == f"{'black' if inverted else 'white'} in the mask (completions fit the photo outside)"
     # completers that saw the whole photo are right on both sides; one that is hidden is wrong on any
     for name, comps in (("all", range(3)), ("one", [0])):
-        with pytest.raises(SceneError, match=r"no partial image.*cannot tell the hole from that, use --mask_hole"):
+        with pytest.raises(SceneError, match=r"no partial image.*does not tell the hole; say which side"):
             read_raw_scene(write(tmp_path / name, original__png=made.photo, mask__png=mask, **{
                 f"comp{i}__png": made.objects[i] for i in comps}), 5)
 

@@ -1,6 +1,7 @@
 """The house: nothing imports upwards or in a circle, and no file is too long, code or document."""
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 
 from tests.scripts import ROOT
@@ -51,6 +52,19 @@ def code_lines(source, class_name, function_name):
     return sum(bool(line.strip()) and not line.strip().startswith("#") for line in lines)
 
 
+ERRORS = r"\w*Error|LpipsUnavailable|NoMeeting"
+
+
+def flags_in_messages(source):
+    """Lines on which the message of an error names a flag of a command line; its text for a terminal may."""
+    for call in ast.walk(ast.parse(source)):
+        if isinstance(call, ast.Call) and re.fullmatch(ERRORS, getattr(call.func, "id", "")):
+            texts = [node.value for argument in call.args for node in ast.walk(argument)
+                     if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+            if any(re.search(r"(^|\W)--[a-z]", text) for text in texts):
+                yield call.lineno
+
+
 def faults(house):
     """What is wrong with {dotted name: source}, a line each."""
     uses = {name: imports(name, house) for name in house}
@@ -71,6 +85,8 @@ def faults(house):
             yield f"{name}: {count} lines"
         if name in SCRIPTS and count >= SCRIPT_LINES:
             yield f"{name}: {count} lines"
+        if within(name, "amodal_fusion"):
+            yield from (f"{name}, line {line}: a flag in a message" for line in flags_in_messages(source))
     if SCRIPTS[0] in house:
         count = code_lines(house[SCRIPTS[0]], "AmodalFusionTransformer", "forward")
         if count > FORWARD_LINES:
@@ -94,6 +110,7 @@ def test_disorder_is_seen():
         "tests.helper": "import amodal_fusion.fine", "amodal_fusion.prepare": "import amodal_fusion.training.run",
         "amodal_fusion.ingest.up": "import amodal_fusion.prepare", "amodal_fusion.data.up": "from tests import helper",
         "amodal_fusion.data.over": "from amodal_fusion.training import run",
+        "amodal_fusion.message": "UserError('(--gpus)')\nUserError('a', 'b', terminal='c --d')\nopen('--e')",
         "amodal_fusion.a": "import amodal_fusion.b", "amodal_fusion.b": "from amodal_fusion import a",
     }
     circles = [fault for fault in faults(house) if fault.startswith("circle: ")]
@@ -104,6 +121,7 @@ def test_disorder_is_seen():
         "amodal_fusion.data.up imports tests.helper, upwards",
         "amodal_fusion.ingest.up imports amodal_fusion.prepare, upwards",
         "amodal_fusion.long: 501 lines",
+        "amodal_fusion.message, line 1: a flag in a message",
         "amodal_fusion.model.up imports amodal_fusion_transformer, upwards",
         "prepare_dataset: 600 lines",
     ]

@@ -14,6 +14,8 @@ from amodal_fusion.data.scenes import SCENE_NAMES, write_scene
 from amodal_fusion.errors import ConfigError
 from amodal_fusion.files import atomic_file, is_temporary, remove_temporary, temporary_path, write_text
 
+REMEDY = "choose another output folder, or overwrite this one"
+
 
 def present(output):
     """Ids of the scenes in a data set."""
@@ -30,13 +32,13 @@ def check_own(output, scene_ids, overwrite):
         if folder.is_symlink() or not folder.is_dir():
             continue
         if not made_here:
-            raise ConfigError(f"{folder} is there, but no dataset.yaml beside it: this is no data set of ours, and "
-                              "would be written over; choose another --output_dir")
+            raise ConfigError(f"{folder} exists, but there is no dataset.yaml beside it. This is no data set of this "
+                              "program and would be overwritten; choose another folder", "output_dir")
         strange = sorted(path.name for path in folder.iterdir()
                          if not re.fullmatch(rf"({SCENE_NAMES})\.png", path.name))
         if strange:
-            raise ConfigError(f"{folder / strange[0]}: not of a data set, and would be removed with its folder; put it "
-                              "elsewhere, or choose another --output_dir")
+            raise ConfigError(f"{folder / strange[0]}: not a file of a data set, and would be removed with its folder; "
+                              "move it, or choose another output folder", "output_dir")
 
 
 def agree_with_earlier_run(command, shaping, config, output):
@@ -54,18 +56,18 @@ def agree_with_earlier_run(command, shaping, config, output):
         # an option that the file lacks is newer than the data set, which then has its default
         earlier = {name: options.get(name, getattr(type(config), name, None)) for name in shaping}
     except (yaml.YAMLError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{path}: does not tell how the data set was made ({error!r}); use another --output_dir, or "
-                          "--overwrite") from None
+        raise ConfigError(f"{path}: does not say how the data set was made ({error!r}); {REMEDY}",
+                          "output_dir", "overwrite") from None
     if made_by != command:
-        raise ConfigError(f"{output} was made by {made_by}; use another --output_dir, or --overwrite")
+        raise ConfigError(f"{output} was made by {made_by}; {REMEDY}", "output_dir", "overwrite")
     if command == "create":  # scenes that were refused for want of a hole may get one in this run
         earlier = {name: value for name, value in earlier.items()
                    if not (name == "seed" and not earlier["cut_hole"])
                    and not (name in ("cut_hole", "remove_object") and value is None)}
     for name, value in earlier.items():
         if value != getattr(config, name):
-            raise ConfigError(f"{output} was made with {name}={value}, not {getattr(config, name)}; use another "
-                              "--output_dir, the same option, or --overwrite")
+            raise ConfigError(f"{output} was made with {name}={value}, not {getattr(config, name)}; use that value, "
+                              "choose another output folder, or overwrite this one", "output_dir", "overwrite")
 
 
 def write_manifest(command, config, output, complete, skipped=None):

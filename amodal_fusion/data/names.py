@@ -38,7 +38,7 @@ def fault_of_id(scene_id):
     length = len(scene_id.encode())
     if length > LONGEST_ID:
         return (f"its id, the path to it joined by __, has {length} bytes, more than {LONGEST_ID}; shorten the names "
-                "or start lower with --input_dir")
+                "or start at a folder below")
     if any(map(_breaks_lines, scene_id)):
         return "a line break or another control character in its name; rename it"
     if scene_id.startswith("."):

@@ -84,11 +84,10 @@ def find_scenes(data_dir):
         if not path.name.startswith(".") and any(_may_hold(path, name) for name in ("mask.png", "partial.png"))
     )
     if not scene_ids:
-        raise SceneError(
-            f"{data_dir}: no scene here (a scene is a folder with partial.png, mask.png, comp1.png …); if these are "
-            f"results of a completion model, run create first: python prepare_dataset.py create --input_dir {data_dir} "
-            "--output_dir DATA --img_size 256 --resize"
-        )
+        message = (f"{data_dir}: no scene here (a scene is a folder with partial.png, mask.png, comp1.png …); if these "
+                   "are results of a completion model, run create first: python prepare_dataset.py create")
+        raise SceneError(message, terminal=f"{message} --input_dir {data_dir} --output_dir DATA --img_size 256 "
+                                           "--resize")
     return scene_ids
 
 
@@ -110,10 +109,9 @@ def read_list(path, data_dir):
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
-        raise SceneError(
-            f"{path}: no such list, seen from the current folder; prepare_dataset.py split --data_dir {data_dir} "
-            "writes train_list.txt and val_list.txt there"
-        ) from None
+        message = (f"{path}: no such list, seen from the current folder. The lists of a data set are written by: "
+                   "python prepare_dataset.py split")
+        raise SceneError(message, terminal=f"{message} --data_dir {data_dir}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SceneError(f"{path}: not a readable UTF-8 list ({error})") from None
     faults, scene_ids, seen = [], [], set()
@@ -136,8 +134,8 @@ def read_list(path, data_dir):
         shown = "\n  ".join(faults[:20]) + (f"\n  … and {len(faults) - 20} more" if len(faults) > 20 else "")
         raise SceneError(f"{path}:\n  {shown}")
     if not scene_ids:
-        raise SceneError(f"{path}: names no scene; add ids, one per line, or write it again with: "
-                         f"python prepare_dataset.py split --data_dir {data_dir}")
+        message = f"{path}: names no scene; add ids, one per line, or write it again: python prepare_dataset.py split"
+        raise SceneError(message, terminal=f"{message} --data_dir {data_dir}")
     return scene_ids
 
 

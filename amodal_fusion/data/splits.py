@@ -46,10 +46,11 @@ def write_lists(data_dir, options):
     try:
         pattern = re.compile(options.group_by) if options.group_by else None
     except re.error as error:
-        raise ConfigError(f"--group_by {options.group_by}: not a regular expression ({error})") from None
+        raise ConfigError(f"{options.group_by}: not a regular expression ({error})", "group_by") from None
     shares = {LISTS[1]: options.val_fraction, LISTS[2]: options.test_fraction}
     if min(shares.values()) < 0 or sum(shares.values()) >= 1:
-        raise ConfigError("--val_fraction and --test_fraction are shares: not below 0, together below 1")
+        raise ConfigError("the shares of the lists must not be below 0, and together below 1", "val_fraction",
+                          "test_fraction")
     found = find_scenes(data_dir)
     faults = {scene_id: fault for scene_id in found if (fault := fault_of_id(scene_id))}
     for scene_id, fault in faults.items():

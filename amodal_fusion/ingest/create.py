@@ -89,25 +89,28 @@ def create_dataset(config):
 def _check_options(config, output):
     """Raise ConfigError when options contradict each other or name folders that cannot be used."""
     if not Path(config.input_dir).is_dir():
-        raise ConfigError(f"--input_dir {config.input_dir}: no such folder")
+        raise ConfigError(f"{config.input_dir}: no such folder", "input_dir")
     if Path(config.input_dir).resolve() in (output.resolve(), *output.resolve().parents):
-        raise ConfigError(f"--output_dir {output} lies inside --input_dir, it would be read as results; move it")
+        raise ConfigError(f"{output} lies inside the input folder and would be read as results; choose another one",
+                          "output_dir")
     if config.cut_hole and config.remove_object:
-        raise ConfigError("--cut_hole and --remove_object: a scene gets one hole, give one of them")
+        raise ConfigError("a scene gets one hole: cut it by a policy or remove an object, not both", "cut_hole",
+                          "remove_object")
     if config.photos and not Path(config.photos).is_dir():
-        raise ConfigError(f"--photos {config.photos}: no such folder")
+        raise ConfigError(f"{config.photos}: no such folder", "photos")
 
 
 def _find_scenes(config, output):
     """As `find_raw_scenes`; no scene at all is an error, and so is one that lies in the output folder."""
     raw_scenes, faults = find_raw_scenes(config.input_dir, config.photos)
     if not raw_scenes and not faults:
-        raise ConfigError(f"--input_dir {config.input_dir}: no scene in it (original, partial, mask, comp1 … in one "
-                          "folder each, or <id>.jpg, <id>_partial.jpg, <id>_comp1.png …); docs/formats.md has all "
-                          "that is understood")
+        raise ConfigError(f"{config.input_dir}: no scene in it (original, partial, mask, comp1 … in one folder each, "
+                          "or <id>.jpg, <id>_partial.jpg, <id>_comp1.png …); docs/formats.md lists all formats",
+                          "input_dir")
     for folder in {raw.folder for raw in raw_scenes}:
         if output.resolve() in folder.resolve().parents:
-            raise ConfigError(f"{folder} is a link into --output_dir, scenes would be read as results; remove the link")
+            raise ConfigError(f"{folder} is a link into the output folder, whose scenes would be read as results; "
+                              "remove the link", "output_dir")
     return raw_scenes, faults
 
 
@@ -154,7 +157,7 @@ def create_scene(raw, config):
     if config.resize:
         scene = scene.resized((config.img_size, config.img_size))
         if not scene.mask.any():
-            raise SceneError(f"{raw.folder}: the hole is too small to survive --resize")
+            raise SceneError(f"{raw.folder}: the hole vanishes at this size; use a larger one", "img_size", "resize")
     report["trainable"] = scene.original is not None
     put_scene(Path(config.output_dir), scene)
     return report

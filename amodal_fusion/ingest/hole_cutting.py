@@ -100,11 +100,11 @@ def make_hole(raw, photo, completions, visible, new_hole):
     """
     if new_hole is None or not (new_hole.policy or new_hole.remove):
         why = f" ({raw.no_hole})" if raw.no_hole else " (neither a mask nor a partial image)"
-        raise SceneError(f"{raw.folder}: no hole in {raw.id}{why}; cut one with --cut_hole box or another policy, or "
-                         "take an object out with --remove_object K")
+        raise SceneError(f"{raw.folder}: no hole in {raw.id}{why}; cut one, or remove an object from the photo",
+                         "cut_hole", "remove_object")
     if photo is None:
-        raise SceneError(f"{raw.folder}: no photo of {raw.id} to cut a hole into; give the folder of photos with "
-                         "--photos DIR")
+        raise SceneError(f"{raw.folder}: no photo of {raw.id} to cut a hole into; name the folder of the photos",
+                         "photos")
     errors = [np.abs(completion[..., :3].astype(np.int16) - photo).max(2) for completion in completions]
     shapes = [completion[..., 3] > 127 for completion in completions]
     shown = [shape if seen is None else seen for shape, seen in zip(shapes, visible)]
@@ -123,7 +123,7 @@ def make_hole(raw, photo, completions, visible, new_hole):
     hole = _cut(new_hole.policy, list(things.values()), np.random.default_rng(list(digest)))
     if hole is None:
         raise SceneError(f"{raw.folder}: no {new_hole.policy} hole over objects of {raw.id} in {DRAWS} draws; use "
-                         "another --cut_hole")
+                         "another policy", "cut_hole")
     return hole, f"cut ({new_hole.policy})", []
 
 
@@ -154,8 +154,8 @@ def _object_region(raw, things, shapes, errors, visible, wanted):
     names = [name for name in things if name == wanted] or [
         name for name, number in numbered.items() if number and wanted.isdecimal() and int(number[0]) == int(wanted)]
     if len(names) != 1:
-        raise SceneError(f"{raw.folder}: --remove_object {wanted} names {len(names)} objects of {raw.id}, which has "
-                         f"{', '.join(things) or 'none'}")
+        raise SceneError(f"{raw.folder}: {wanted} names {len(names)} objects of {raw.id}, which has "
+                         f"{', '.join(things) or 'none'}", "remove_object")
     own = [i for i, completion in enumerate(raw.completions)
            if (completion.object or completion.path.stem) == names[0]]
     if len(own) == len(raw.completions):

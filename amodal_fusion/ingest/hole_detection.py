@@ -129,13 +129,13 @@ def _blank_side(raw, pictures, sides):
             scores = {name: score - shows[name] for name, score in scores.items()}
     best, other = sorted(scores, key=scores.get, reverse=True)
     if shows[best] and not is_blank_exactly_in(partial, sides[best]):
-        raise SceneError(f"{raw.partial}: shows in the hole what {raw.original.name} shows, nothing is blanked; is "
-                         f"{raw.mask.name} the mask of a hole? Blank it there, take it away, or say which side of the "
-                         "mask is the hole with --mask_hole")
+        raise SceneError(f"{raw.partial}: shows the same as {raw.original.name} in the hole, nothing is blank; is "
+                         f"{raw.mask.name} the mask of a hole? Blank the partial image there, remove it, or say which "
+                         "side of the mask is the hole", "mask_hole")
     if blank[best] < 0.9 or scores[best] - scores[other] < 0.1:
         raise SceneError(
             f"{raw.mask}: the partial image is {blank['black']:.0%} blank where the mask is black and "
-            f"{blank['white']:.0%} where it is white; cannot tell the hole, use --mask_hole"
+            f"{blank['white']:.0%} where it is white, which does not tell the hole; say which side it is", "mask_hole"
         )
     return best
 
@@ -185,9 +185,9 @@ def _redrawn_side(raw, pictures, sides):
     most = 0.45 if sides[best].mean() < 0.5 else 0.25  # holes are seldom the larger side
     # also undecided when a side has no completion
     if not middle[best] > SURE * middle[other] + 4 or fits[best] > most or fits[other] < 0.7:
-        raise SceneError(f"{raw.mask}: there is no partial image to tell the hole by, and completions fit the photo on "
+        raise SceneError(f"{raw.mask}: there is no partial image that shows the hole, and completions fit the photo on "
                          f"{fits['black']:.0%} of their area where the mask is black, {fits['white']:.0%} where it is "
-                         "white; cannot tell the hole from that, use --mask_hole")
+                         "white, which does not tell the hole; say which side it is", "mask_hole")
     return best
 
 
@@ -205,8 +205,8 @@ def _check_outline(raw, pictures, sides):
                 index = None  # it ends with the hole, around which it was drawn
         if index is not None:
             raise SceneError(f"{raw.mask}: {white_or_black} follows the visible outline of "
-                             f"{pictures.files[index].path.name}, it is the mask of that object and not of a hole; "
-                             "when it is the hole all the same, say so with --mask_hole, or cut holes with --cut_hole")
+                             f"{pictures.files[index].path.name}, so it is the mask of that object, not of a hole; if "
+                             "it is the hole, say which side, else cut holes", "mask_hole", "cut_hole")
 
 
 def _is_box(region):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from amodal_fusion.data.images import IMAGE_SUFFIXES, open_picture
 from amodal_fusion.data.names import fault_of_id, is_rubbish, join_id
-from amodal_fusion.errors import SceneError
+from amodal_fusion.errors import SceneError, message_of
 from amodal_fusion.ingest.layout_table import BY_ROLES, LAYOUTS
 from amodal_fusion.ingest.roles import ROLES, natural, sort_into_roles
 
@@ -91,7 +91,7 @@ def find_raw_scenes(input_dir, photos_dir=None):
             if found:
                 with_scenes.add(folder)
         except SceneError as error:
-            faults[join_id(folder.relative_to(input_dir).parts) or str(folder)] = str(error)
+            faults[join_id(folder.relative_to(input_dir).parts) or str(folder)] = message_of(error)
             subfolders.clear()
         for scene in found:
             fault = fault_of_id(scene.id)
@@ -257,7 +257,7 @@ def _scenes_by_roles(folder, pictures, input_dir, photos, faults):
         try:
             scene.photo = _photo_of(folder, prefix or folder.name, photos, needed=not scene.original)
         except SceneError as error:
-            faults[scene.id] = str(error)
+            faults[scene.id] = message_of(error)
             continue
         scene.original = scene.original or scene.photo
         for path in group["completion"]:
@@ -305,5 +305,6 @@ def _photo_of(folder, stem, photos, needed):
     if shared(best) == shared(second):
         if not needed:
             return None
-        raise SceneError(f"{folder}: {best} and {second} could both be its photo; lay --photos out in the same folders")
+        raise SceneError(f"{folder}: {best} and {second} could both be its photo; sort the photos into the same "
+                         "folders", "photos")
     return best

@@ -17,7 +17,7 @@ ALIKE = 12  # levels within which two copies of one photo agree, after JPEG and 
 class RawPictures:
     """What the files of a scene show, all in one frame (H, W); None where there is no file.
 
-    `faults` are what keeps it from being a scene, `notes` what the user should know.
+    `faults` are SceneErrors that make it no scene, `notes` what the user should know.
     """
 
     original: np.ndarray | None = None  # (H, W, 3)
@@ -80,16 +80,16 @@ def _read(pictures, function, path, *arguments):
     try:
         return None if path is None else function(path, *arguments, notes=pictures.notes)
     except SceneError as error:
-        pictures.faults.append(str(error))
+        pictures.faults.append(error)
         return None
 
 
 def _note_missing_files(raw, pictures):
     if raw.original is None and raw.partial is None:
-        pictures.faults.append(f"{raw.folder}: neither a photo nor a partial image of {raw.id}; if its photo lies "
-                               "elsewhere, give --photos DIR")
+        pictures.faults.append(SceneError(f"{raw.folder}: neither a photo nor a partial image of {raw.id}; if its "
+                                          "photo lies elsewhere, name the folder", "photos"))
     if not raw.completions:
-        pictures.faults.append(f"{raw.folder}: no completions of {raw.id} (comp1.png …)")
+        pictures.faults.append(SceneError(f"{raw.folder}: no completions of {raw.id} (comp1.png …)"))
     if raw.mask is None and raw.partial is not None:
         pictures.notes.append("no mask")
 
@@ -129,8 +129,8 @@ def _compare_sizes(canvases, raw, size, pictures):
              if canvas is not None and files.offset is None and _same_aspect(canvas.rgb.shape, size)}
     pictures.scaled = bool(sizes - {size})
     if len(sizes - {size}) > 1:
-        pictures.faults.append(f"{raw.folder}: completions of {len(sizes)} sizes, are they crops of the objects? Paste "
-                               "each into the photo's frame")
+        pictures.faults.append(SceneError(f"{raw.folder}: completions of {len(sizes)} sizes, are they crops of the "
+                                          "objects? Paste each into the photo's frame"))
 
 
 def _is_background(canvas, photo):
@@ -259,8 +259,8 @@ def same_frame(picture, size, path, pictures, nearest=False):
         return picture
     height, width = picture.shape[:2]
     if not _same_aspect((height, width), size):
-        pictures.faults.append(f"{path}: {width}×{height}, but the scene is {size[1]}×{size[0]}; all pictures of a "
-                               "scene show the same frame")
+        pictures.faults.append(SceneError(f"{path}: {width}×{height}, but the scene is {size[1]}×{size[0]}; all "
+                                          "pictures of a scene must show the same frame"))
         return None
     pictures.notes.append(f"{path.name} scaled from {width}×{height} to {size[1]}×{size[0]}")
     return resize(picture, size, nearest)

@@ -7,7 +7,7 @@ import numpy as np
 
 from amodal_fusion.data.consistency import WHOLE_FRAME, grown, misfit, photo_fault
 from amodal_fusion.data.scenes import Scene
-from amodal_fusion.errors import SceneError
+from amodal_fusion.errors import SceneError, message_of
 from amodal_fusion.ingest.hole_cutting import has_blanked_hole, make_hole, photo_or_partial
 from amodal_fusion.ingest.hole_detection import find_hole
 from amodal_fusion.ingest.loading import read_pictures
@@ -42,7 +42,9 @@ def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto", 
     hole, how, removed = _find_or_make_hole(raw, pictures, mask_hole, new_hole)
     if pictures.faults:
         found = [f"hole {how}, {hole.mean():.1%} of the picture"] if how else []
-        raise SceneError("\n".join(pictures.faults + found + pictures.notes))
+        below = found + pictures.notes
+        raise SceneError("\n".join([*map(str, pictures.faults), *below]),
+                         terminal="\n".join([*map(message_of, pictures.faults), *below]))
 
     partial = _visible(pictures, hole)
     if removed:
@@ -88,7 +90,7 @@ def _find_or_make_hole(raw, pictures, mask_hole, new_hole):
         if hole is not None:
             check_completions_fit(raw, pictures, hole)
     except SceneError as error:
-        pictures.faults.append(str(error))
+        pictures.faults.append(error)
     return hole, how, removed
 
 

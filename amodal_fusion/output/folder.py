@@ -120,7 +120,7 @@ def list_scenes(config):
     except SceneError as error:
         if config.scene_list or not data_dir.is_dir():
             raise
-        raise SceneError(f"{error}\n  {create_command(config)}") from None
+        raise SceneError(str(error), terminal=f"{error}\n  {create_command(config)}") from None
     for scene_id in scene_ids:
         if not is_utf8(scene_id):
             raise SceneError(f"{data_dir}: the name of the folder {printable(scene_id)} is not UTF-8, but lists and "

@@ -80,7 +80,7 @@ def read_layered_photo(source):
     else:
         pictures = read_pictures(photo_or_partial(source.raw))
         if pictures.faults or pictures.original is None:
-            raise SceneError("\n".join(pictures.faults or [f"{source.folder}: no photo without a hole"]))
+            raise SceneError("\n".join(map(str, pictures.faults or [f"{source.folder}: no photo without a hole"])))
         photo = pictures.original
         layers = [layer for layer, kind in zip(pictures.completions, pictures.kinds)
                   if kind not in ("checkerboard", "silhouette")]

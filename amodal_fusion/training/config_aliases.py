@@ -20,22 +20,23 @@ def dropout(value, _):
 
 def cpu(value, config):
     if value and config.gpus > 0:
-        raise ConfigError("cpu: training on the CPU is --gpus 0, or gpus: 0 in the YAML file")
+        raise ConfigError("cpu: for training on the CPU set gpus to 0", "gpus")
     return ""
 
 
 def nodes(value, _):
     if value > 1:
-        raise ConfigError(f"nodes: use PyTorch's launcher. On each machine: torchrun --nnodes {value} "
-                          "--nproc_per_node GPUS --rdzv_backend c10d --rdzv_endpoint HOST:29500 "
-                          "amodal_fusion_transformer.py …")
+        message = "nodes: start the script with PyTorch's launcher on each machine"
+        raise ConfigError(message, terminal=f"{message}: torchrun --nnodes {value} --nproc_per_node GPUS "
+                                            "--rdzv_backend c10d --rdzv_endpoint HOST:29500 "
+                                            "amodal_fusion_transformer.py …")
     return ""
 
 
 def node_rank(value, _):
     if value > 0:
-        raise ConfigError("node_rank: use PyTorch's launcher, which numbers the machines: torchrun --nnodes "
-                          "--rdzv_endpoint, or torchrun's own --node_rank")
+        message = "node_rank: start the script with PyTorch's launcher, which numbers the machines"
+        raise ConfigError(message, terminal=f"{message}: torchrun --nnodes --rdzv_endpoint, or its own --node_rank")
     return ""
 
 

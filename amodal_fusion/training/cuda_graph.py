@@ -71,5 +71,5 @@ class CudaGraph:
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            raise UserError(f"a step cannot be captured as a CUDA graph ({str(error).splitlines()[0]}); leave out "
-                            "--cuda_graph") from None
+            raise UserError(f"a step cannot be captured as a CUDA graph ({str(error).splitlines()[0]}); train without "
+                            "it", "cuda_graph") from None

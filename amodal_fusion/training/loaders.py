@@ -35,9 +35,9 @@ def load_data(config, process):
     val_dir, val_ids = list_scenes(config, "val")
     both = sorted(set(train_ids) & set(val_ids)) if train_dir and train_dir.resolve() == val_dir.resolve() else []
     if both:
-        remedy = "run prepare_dataset.py split" if config.data_dir else "give --train_dir and --val_dir a folder each"
+        remedy = "run prepare_dataset.py split" if config.data_dir else "name two different folders"
         raise UserError(f"{len(both)} scenes are in the training and in the validation set, such as {both[0]}; "
-                        f"{remedy}")
+                        f"{remedy}", *(() if config.data_dir else ("train_dir", "val_dir")))
     if config.check:
         check_data(config, process, ((train_dir, train_ids), (val_dir, val_ids)))
     size = {"img_size": config.img_size, "n_max_completions": config.n_max_completions, "seed": config.seed}
@@ -116,8 +116,10 @@ def check_data(config, process, lists):
                   file=sys.stderr)
     if faults:
         more = f"\n  … and {len(faults) - 20} more" if len(faults) > 20 else ""
-        raise UserError("the data set has faults; list them all with: python prepare_dataset.py check --data_dir "
-                        f"{config.data_dir or config.train_dir}\n  " + "\n  ".join(faults[:20]) + more)
+        check, listed = "python prepare_dataset.py check", "\n  " + "\n  ".join(faults[:20]) + more
+        raise UserError(f"the data set has faults; list all of them with: {check}{listed}",
+                        terminal=f"the data set has faults; list all of them with: {check} --data_dir "
+                                 f"{config.data_dir or config.train_dir}{listed}")
 
 
 def start_loader(_):
@@ -146,13 +148,14 @@ def read_batches(loader):
         statuses = [process.exitcode for process in getattr(batches, "_workers", [])]
         if "shared memory" in str(error) or -signal.SIGBUS in statuses:
             free = f" ({shutil.disk_usage('/dev/shm').total >> 20} MB)" if Path("/dev/shm").is_dir() else ""
-            raise UserError(f"the loading processes send batches through shared memory, and /dev/shm{free} is too "
-                            "small; give the container more (docker run --shm-size 8g), or load in the training "
-                            "process with --workers 0") from None
+            message = f"the loading processes send batches through shared memory, and /dev/shm{free} is too small"
+            raise UserError(f"{message}; give the container more, or load in the training process (workers 0)",
+                            terminal=f"{message}; give the container more (docker run --shm-size 8g), or load in the "
+                                     "training process with --workers 0") from None
         died = ("DataLoader worker (pid", "Pin memory thread")  # this thread may be the first to notice
         if isinstance(error, RuntimeError) and not str(error).startswith(died):
             raise
         data = loader.dataset
         scenes = ", ".join(str(data.scene_ids[i]) for i in data.reading[: loader.num_workers].tolist() if i >= 0)
-        raise UserError(f"a data loading process died ({error}) while it read: {scenes}. Check these scenes "
-                        "and the free memory; --workers 0 loads in the training process") from None
+        raise UserError(f"a data loading process died ({error}) while it read: {scenes}. Check these scenes and the "
+                        "free memory, or load in the training process (workers 0)", "workers") from None

@@ -35,9 +35,8 @@ def check_same_model(path, stored, config, model_options):
     for name in model_options:
         wanted = getattr(config, name)
         if stored[name] != wanted:
-            raise UserError(
-                f"{path} was trained with {name}={stored[name]}, not {wanted}; set --{name} {stored[name]}"
-            )
+            raise UserError(f"{path} was trained with {name}={stored[name]}, not {wanted}; set it to {stored[name]}",
+                            name)
 
 
 def git_state():
@@ -100,11 +99,9 @@ class Run:
             scenes = f"{self.training_scenes} training scenes"
             if 0 < self.epoch_scenes < self.training_scenes:
                 scenes += f" ({self.epoch_scenes} an epoch, by the {self.nominal_batch} a step of the run's beginning)"
-            raise UserError(
-                f"{scenes} are fewer than one step takes ({self.process.world_size} processes × batch_size "
-                f"{self.config.batch_size} × accumulate {self.config.accumulate} = {self.batch}); lower --batch_size "
-                "or --accumulate"
-            )
+            raise UserError(f"{scenes} are fewer than one step takes ({self.process.world_size} processes × batch_size "
+                            f"{self.config.batch_size} × accumulate {self.config.accumulate} = {self.batch}); lower "
+                            "one of these", "batch_size", "accumulate")
 
     @property
     def epoch_scenes(self):
@@ -206,9 +203,9 @@ class Run:
         if self.process.is_main:
             print(f"epoch {epoch}, step {self.step}: " + describe(metrics), flush=True)
         if not math.isfinite(metrics["loss"]):
-            raise UserError(f"{self.folder}: training has diverged, its validation loss is {metrics['loss']}; begin "
-                            "again with a lower --lr and another --checkpoint_dir, from best_model.pth by --init_from "
-                            "if there is one")
+            raise UserError(f"{self.folder}: training has diverged, its validation loss is {metrics['loss']}; start a "
+                            "run with a lower learning rate in another folder, from best_model.pth if there is one",
+                            "lr", "checkpoint_dir", "init_from")
         if self.process.is_main:
             draw_curves(self.folder / "curves.png", self.folder / "metrics.jsonl")
             if drawn and (epoch % self.config.figure_every == 0 or epoch == self.config.epochs):
@@ -254,7 +251,7 @@ class Run:
             file.write(f"step {self.step}: {' '.join(scene_ids)}\n")
         if self.bad_steps >= self.config.max_bad_steps:
             raise UserError(f"no finite gradient for {self.bad_steps} steps in a row; the scenes are listed in "
-                            f"{self.folder}/bad_steps_rank*.txt; look at them, or lower --lr")
+                            f"{self.folder}/bad_steps_rank*.txt; look at them, or lower the learning rate", "lr")
 
     def resume(self, path, model_options):
         """Go on from a checkpoint, with the options given now; those that differ are printed.
@@ -289,7 +286,7 @@ class Run:
     def _restore(self, path, model_options):
         state = load_checkpoint(path)
         if "optimizer" not in state:
-            raise UserError(f"{path}: weights alone, no training run; start from them with --init_from {path}")
+            raise UserError(f"{path}: weights alone, no training run to resume; start a new run from them", "init_from")
         try:
             stored = {"optimizer": "adamw", **state["config"]}  # files from before there was a choice
             check_same_model(path, stored, self.config, (*model_options, "optimizer"))

@@ -26,14 +26,15 @@ def lock_checkpoint_dir(config, process):
     folder = Path(config.checkpoint_dir)
     lock = lock_run_dir(folder) if process.is_main else None
     if process.any(process.is_main and lock is None):
-        raise UserError(f"{folder}: another run is writing there; wait for it, or choose another --checkpoint_dir")
+        raise UserError(f"{folder}: another run is writing there; wait for it, or choose another folder",
+                        "checkpoint_dir")
     word = secrets.token_hex()
     if process.is_main:
         write_text(folder / WORD, word)
     word = process.gather(word)[0]  # the others wait until it is there
     if process.any(not reads(folder / WORD, word)):
-        raise UserError(f"not every process sees the same {folder}: every node must have the same --checkpoint_dir; "
-                        "put it on a disk they share")
+        raise UserError(f"not every process sees the same {folder}; put it on a disk that all nodes share",
+                        "checkpoint_dir")
     return lock
 
 
@@ -62,8 +63,9 @@ def checkpoint_to_resume(config, process):
         if last.exists() and load_checkpoint(last).get("launch") == launch:
             return last  # what was done since --resume PATH is not done again
     if last.exists() and (config.resume is None or Path(config.resume).resolve().parent != folder.resolve()):
-        raise UserError(f"{folder} holds a run already; resume it with --resume auto, or choose another "
-                        "--checkpoint_dir for a new one")
+        raise UserError(f"{folder} holds a run already; resume it, or choose another folder for a new one",
+                        terminal=f"{folder} holds a run already; resume it with --resume auto, or choose another "
+                                 "--checkpoint_dir for a new one")
     return config.resume
 
 
@@ -71,10 +73,10 @@ def check_export(config):
     """Raise UserError when the weights of `export` cannot be written, or would replace a checkpoint of the run."""
     export, folder = Path(config.export).resolve(), Path(config.checkpoint_dir).resolve()
     if export in (folder / "last.pth", folder / "best_model.pth"):
-        raise ConfigError(f"--export {config.export}: would replace a checkpoint of the run by weights alone; choose "
-                          "another name")
+        raise ConfigError(f"{config.export}: would replace a checkpoint of the run by weights alone; choose another "
+                          "name", "export")
     if config.init_share and not config.init_from:
-        raise ConfigError("--init_share: needs the weights of --init_from")
+        raise ConfigError("a share of the starting weights needs these weights", "init_share", "init_from")
     check_writable(config.export)
     for name in os.listdir(export.parent):  # left by a run that was killed while exporting
         if is_temporary(name) and name.startswith(f".{export.stem[:40]}.") and name.endswith(export.suffix):

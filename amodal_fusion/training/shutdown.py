@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from amodal_fusion.distributed import SIGNALS, under_launcher
-from amodal_fusion.errors import ConfigError, UserError, is_out_of_memory
+from amodal_fusion.errors import ConfigError, UserError, is_out_of_memory, message_of
 
 
 class Stopped(BaseException):
@@ -88,10 +88,10 @@ def clean_shutdown(config, stop_signal):
             kill_loaders()
             raise
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {message_of(error)}", file=sys.stderr)
         sys.exit(2)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {message_of(error)}")
     except OSError as error:  # a full or read-only disk
         sys.exit(f"error: {error.filename or config.checkpoint_dir}: {error.strerror or error}")
     except (RuntimeError, MemoryError) as error:
