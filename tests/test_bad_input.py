@@ -244,7 +244,7 @@ def test_number_of_cases_and_of_faults(checked, trained):
     faults = sum(case.fault is not None for case in CASES)
     assert f"{len(CASES)} scenes read, {faults} faults" in checked.stdout
     for process in trained:
-        assert "list them all with: python prepare_dataset.py check" in process.stderr
+        assert "list all of them with: python prepare_dataset.py check" in process.stderr
         assert f"… and {faults + 1 - 20} more" in process.stderr
 
 
@@ -308,7 +308,7 @@ def test_raw_results(tmp_path):
     (tree / "plain" / "up").symlink_to(tree)
 
     faults = {"zero": "original.png: empty file", "no photo": "neither a photo nor a partial image",
-              "no hole": "mask.png: all white", "grey mask": "cannot tell the hole, use --mask_hole",
+              "no hole": "mask.png: all white", "grey mask": "say which side it is (--mask_hole)",
               "two photos": "another photo?", "blank": "no completion shows anything in the hole",
               "bomb": "exceeds limit", "cropped": "comp1.png: 32×64, but the scene is 64×64",
               "broken": "comp3.png: damaged or truncated"}
@@ -419,7 +419,7 @@ def test_create_writes_over_nothing_but_what_it_made(tmp_path):
     (data / "cat" / "notes.txt").write_text("mine")
     assert run(PREPARE, *options).returncode == 0  # nothing to be done
     process = run(PREPARE, *options, "--overwrite")
-    assert process.returncode == 2 and "notes.txt: not of a data set" in process.stderr
+    assert process.returncode == 2 and "notes.txt: not a file of a data set" in process.stderr
     assert (data / "cat" / "notes.txt").exists()
 
 
@@ -458,14 +458,14 @@ USAGE = [
     (TRAIN, ("--decoder_layers", 0), "decoder_layers: expected from 1 to 200"),  # 0: nothing would use the encoder
     (TRAIN, ("--ema_decay", 1.5), "ema_decay: expected from 0 to 1"),
     (TRAIN, ("--lr", "nan"), "lr: expected a finite number, got nan"),
-    (TRAIN, (), "no data set: give --data_dir"),
+    (TRAIN, (), "no data set: name its folder (--data_dir)"),
     (TRAIN, ("--lr", "fast"), "lr: expected a number, got 'fast'"),
     (TRAIN, ("--epoch", 3), "unrecognized arguments: --epoch 3; did you mean epochs?"),
     (FUSE, ("--workers", -1), "workers: expected 0 or more"),
     (FUSE, ("--amp", "fp8"), "invalid choice: 'fp8'"),
     (FUSE, (), "a folder is missing (--data_dir)"),
     (PREPARE, ("create", "--val_fraction", 2), "val_fraction: expected from 0 to 1"),
-    (PREPARE, ("check",), "check needs --data_dir"),
+    (PREPARE, ("check",), "check needs a folder (--data_dir)"),
     (PREPARE, ("destroy",), "invalid choice: 'destroy'"),
 ]
 
@@ -519,4 +519,4 @@ def test_checkpoints_of_another_version_or_shape(change, cases, checkpoint, tmp_
         assert process.returncode == 0, process.stderr
     else:
         assert process.returncode == 1 and process.stderr.startswith("error: ") and "model.pth" in process.stderr
-        assert ("an earlier program (up to commit f5cd88e)" in process.stderr) == (change == {"version": 1})
+        assert ("an earlier version (up to commit f5cd88e)" in process.stderr) == (change == {"version": 1})

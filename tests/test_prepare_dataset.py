@@ -341,7 +341,7 @@ def test_files_of_the_user_survive_create(name, user_tree, tmp_path):
     for path in user_tree.rglob("*.png"):
         os.utime(path, (1, 1))
     process = create(user_tree, data)
-    assert process.returncode == 2 and "not of a data set" in process.stderr
+    assert process.returncode == 2 and "not a file of a data set" in process.stderr
     assert all(path.read_text() == "mine" for path in mine)
     mine.pop().unlink()
     if "/" in name:

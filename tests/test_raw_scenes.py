@@ -172,7 +172,7 @@ def test_mask_without_hole_is_refused_unless_requested(tmp_path):
                              partial__png=np.where(modal[..., None] > 0, 0, made.photo), **comps), 5)
     told, report = read_raw_scene(find_raw_scenes(tmp_path / "a")[0][0], 5, mask_hole="white")
     assert np.array_equal(told.mask, modal > 127) and report["hole"] == "white in the mask (as given)"
-    with pytest.raises(SceneError, match=r"partial.png: shows in the hole what original.png shows, nothing is blanked"):
+    with pytest.raises(SceneError, match=r"partial.png: shows the same as original.png in the hole, nothing is blank"):
         read_raw_scene(write(tmp_path / "b", original__png=made.photo, partial__png=made.photo, mask__png=made.mask,
                              **comps), 5)
     told, _ = read_raw_scene(find_raw_scenes(tmp_path / "b")[0][0], 5, mask_hole="white")
