@@ -17,7 +17,7 @@ from amodal_fusion.errors import ConfigError, UserError, message_of
 from amodal_fusion.evaluation.figures import draw_selection
 from amodal_fusion.ingest.create import create_dataset
 from amodal_fusion.ingest.matting import BACKGROUNDS
-from amodal_fusion.ingest.report import one_of_each, selection_panels
+from amodal_fusion.ingest.report import examples_of_layouts, selection_panels
 from amodal_fusion.synthesis.dataset import synthesize_dataset
 from amodal_fusion.synthesis.synthesizer import STYLES
 
@@ -91,7 +91,7 @@ class SynthesizeConfig(SplitOptions):
 def create(config):
     """Run `create`; returns the exit status."""
     created, output = create_dataset(config), Path(config.output_dir)
-    good = one_of_each([raw for raw in created.raw_scenes if raw.id in created.reports], PREVIEWED_SCENES)
+    good = examples_of_layouts([raw for raw in created.raw_scenes if raw.id in created.reports], PREVIEWED_SCENES)
     panels = (selection_panels(raw, created.reports[raw.id], output / raw.id) for raw in good)
     if good and draw(output / "report.png", panels):
         print(f"completions kept and dropped in {len(good)} scenes: {output / 'report.png'}, in all: report.csv")

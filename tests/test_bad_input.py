@@ -335,7 +335,7 @@ def test_raw_results(tmp_path):
         # "bad: the scene: first fault" and, indented, its other ones
         about = re.search(rf"^bad: {name}: .*(\n     .*)*", process.stdout, re.MULTILINE)
         assert about and fault in about[0], (name, fault)
-    assert "its id a__b is also that of" in process.stdout
+    assert "its id a__b belongs to" in process.stdout
     assert f"bad {len(faults) + 1}" in process.stdout
     assert np.abs(read_image(data / "turned" / "original.png", "RGB").astype(int)
                   - draw_scene(good.index("turned")).original).max() == 0

@@ -11,7 +11,7 @@ from amodal_fusion.data.images import write_image
 from amodal_fusion.data.scenes import read_list, read_scene
 from amodal_fusion.data.toy import draw_scene, write_dataset
 from amodal_fusion.errors import SceneError
-from amodal_fusion.ingest.hole_cutting import NewHole, photo_or_partial
+from amodal_fusion.ingest.hole_cutting import NewHole, detect_masked_photo
 from amodal_fusion.ingest.layout_table import BY_ROLES, LAYOUTS
 from amodal_fusion.ingest.layouts import RawScene, find_raw_scenes
 from amodal_fusion.ingest.raw_scenes import read_raw_scene
@@ -96,7 +96,7 @@ def test_layouts_without_hole_explain_why_and_the_remedy(tree, tmp_path):
         assert "its mask is the modal mask of the one object" in faults[scene_id]
         assert "--cut_hole" in faults[scene_id] and "--remove_object" in faults[scene_id]
     for scene_id in ("deocclusion__image_0703", "art__0", "qwen__poster", "see_through__girl"):
-        assert "a photo taken apart has none" in faults[scene_id]
+        assert "a photo split into layers has none" in faults[scene_id]
     for scene_id in ("segment_all__img2", "layerd__banner", "saraao_one_object__hall"):
         assert "(--photos)" in faults[scene_id]
     written = {path.name for path in (tmp_path / "data").iterdir() if path.is_dir()}
@@ -164,10 +164,10 @@ def test_blanked_photo_is_no_target_but_window_is(tmp_path):
         _write(tmp_path / name / "original.png", photo.astype(np.uint8))
         _write(tmp_path / name / "comp1.png", scene.completions[0])
         raw = {found.id: found for found in find_raw_scenes(tmp_path)[0]}[name]
-        assert (photo_or_partial(raw).partial is not None) == is_hole, name
+        assert (detect_masked_photo(raw).partial is not None) == is_hole, name
         if not is_hole:  # grey may be a wall: it is said, and decided by nobody
             _, report = read_raw_scene(raw, 5, new_hole=NewHole("box"))
-            assert any("was something cut out of it" in note for note in report["notes"]) == (name == "grey"), name
+            assert any("is a hole cut already" in note for note in report["notes"]) == (name == "grey"), name
 
 
 def test_a_photo_of_something_else_is_refused(tree, tmp_path):

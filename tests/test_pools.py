@@ -316,7 +316,7 @@ def test_done_means_whole_and_still_true(tmp_path):
     write_image(tree / "scene1" / "comp1.png", draw_scene(50).completions[0])  # results made again
     (tree / "scene2" / "comp1.png").write_bytes(b"broken since")
     process = create(tree, output, "--max_bad", 0.5, start=succeed)
-    assert "2 already there, 3 to be made again" in process.stdout and "written 2, bad 1" in process.stdout
+    assert "2 already there, 3 are made again" in process.stdout and "written 2, bad 1" in process.stdout
     assert (output / "scene0" / "comp2.png").exists() and scenes(output) == ["scene0", "scene1", "scene3", "scene4"]
     rows = report_rows(output)
     assert len(rows) == len(set(rows)) == 4 * len([row for row in rows if row[0] == "scene1"])
@@ -338,7 +338,7 @@ def test_scene_written_but_not_recorded_is_made_again(tmp_path):
     for name in whole:
         lines = (output / name).read_text().splitlines(keepends=True)
         (output / name).write_text("".join(line for line in lines if not line.startswith("b,")))
-    assert "2 already there, 1 to be made again" in create(tree, output, start=succeed).stdout
+    assert "2 already there, 1 are made again" in create(tree, output, start=succeed).stdout
     for name, content in whole.items():
         assert sorted((output / name).read_bytes().splitlines()) == sorted(content.splitlines())
 

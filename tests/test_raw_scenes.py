@@ -77,7 +77,7 @@ def test_pixels_decide_whether_mask_is_alpha_or_modal(tmp_path):
         scene, report = read_raw_scene(write(tmp_path / name, **common, **pictures, **{
             f"comp{i}_mask__png": made.alphas[i] for i in range(3)}), 5)
         assert matches(scene, made.alphas, 0.95 if name == "white" else 0.85) and scene.visible is None, name
-        assert "comp0_mask.png …: alpha, they contain what the completions show" in report["notes"]
+        assert "comp0_mask.png …: alpha, they contain the completions" in report["notes"]
         assert {row["background"] for row in report["completions"]} == {"mask beside it"}
 
     scene, report = read_raw_scene(write(tmp_path / "inverted", **common, **comps, **{
@@ -121,7 +121,7 @@ def test_modal_mask_beside_its_completion_is_left_out(tmp_path):
                                          mask__png=made.mask, **{f"comp{i}__png": made.objects[i] for i in range(3)},
                                          comp1_visible__png=255 - made.alphas[1]), 5)
     assert scene.visible is None and len(scene.completions) == 3
-    assert "the modal mask of comp1.png lies beside what it shows, left out" in report["notes"]
+    assert "the modal mask of comp1.png does not cover what it shows, ignored" in report["notes"]
     (tmp_path / "data").mkdir()
     write_scene(tmp_path / "data", scene)
     assert check_scene(tmp_path / "data") is None
@@ -183,15 +183,15 @@ def test_mask_without_hole_is_refused_unless_requested(tmp_path):
     # a flat object is as blank as a hole, and still the photo
     flat = made.photo.copy()
     flat[8:56, 10:54] = (200, 40, 40)
-    with pytest.raises(SceneError, match="nothing is blanked"):
+    with pytest.raises(SceneError, match="nothing is blank"):
         noisy = np.clip(flat + np.random.default_rng(0).normal(0, 2, flat.shape), 0, 255).astype(np.uint8)
         read_raw_scene(write(tmp_path / "c", original__png=noisy, partial__png=flat, mask__png=made.mask, **comps), 5)
     part = made.mask.copy()
     part[:, :32] = 0
-    with pytest.raises(SceneError, match=r"partial.png: blank outside of mask.png, too, on"):
+    with pytest.raises(SceneError, match=r"partial.png: also blank outside of mask.png, on"):
         read_raw_scene(write(tmp_path / "d", original__png=made.photo, partial__png=made.partial, mask__png=part,
                              **comps), 5)
-    with pytest.raises(SceneError, match=r"mask.png: grey nearly everywhere, a picture and not a mask"):
+    with pytest.raises(SceneError, match=r"mask.png: grey nearly everywhere: a picture, not a black and white mask"):
         read_raw_scene(write(tmp_path / "e", original__png=made.photo, mask__png=made.photo, **comps), 5)
 
 
@@ -256,7 +256,7 @@ def test_shrunk_mask_leaves_no_black_rim(tmp_path):
             scene, _ = read_raw_scene(write(tmp_path / f"with {side}", original__png=made.photo, **files), 5)
             assert np.array_equal(scene.partial[~scene.mask], made.photo[~scene.mask])
     for side in (11, 13, 21):  # by 5, 6 and 10 pixels
-        with pytest.raises(SceneError, match=r"partial.png: blank outside of mask.png, too"):
+        with pytest.raises(SceneError, match=r"partial.png: also blank outside of mask.png"):
             read_raw_scene(write(tmp_path / str(side), original__png=made.photo, partial__png=made.partial,
                                  mask__png=cv2.erode(made.mask, np.ones((side, side))), comp0__png=made.objects[0],
                                  comp1__png=made.objects[1]), 5)
@@ -309,15 +309,15 @@ def test_masks_crops_and_other_pictures_are_not_completions(tmp_path):
     scene, report = read_raw_scene(raw, 5)
     assert len(scene.completions) == 3 and matches(scene, made.alphas)
     assert [row["file"] for row in report["completions"] if row["reason"] == "silhouette"] == ["obj_0_seg.png"]
-    assert any("black or white and nothing else" in note for note in report["notes"])
-    assert any("not read: obj_1_depth.png, result.png" in note for note in report["notes"])
+    assert any("only black and white, so a mask" in note for note in report["notes"])
+    assert any("no role in the name: obj_1_depth.png, result.png" in note for note in report["notes"])
     with pytest.raises(SceneError, match="completions of 3 sizes, are they crops"):
         read_raw_scene(write(tmp_path / "crops", **files, **{
             f"comp{i}__png": made.objects[i][: 20 + i, : 20 + i] for i in range(3)}), 5)
     slope = np.repeat(np.linspace(60, 200, 96, dtype=np.uint8)[None], 96, 0)[..., None]
     slope = np.where(made.alphas[1][..., None] > 0, made.objects[1][..., :3], slope)
     _, report = read_raw_scene(write(tmp_path / "slope", **files, comp0__png=made.objects[0], comp1__png=slope), 5)
-    assert any("comp1.png: covers the whole frame and is unlike the photo" in note for note in report["notes"])
+    assert any("comp1.png: covers the whole frame and differs from the photo" in note for note in report["notes"])
 
 
 def test_completions_of_other_photos_or_colour_orders_named(tmp_path):
@@ -360,7 +360,7 @@ def test_a_completed_background_keeps_its_white_sky(tmp_path):
              "partial__png": np.where(made.hole[..., None], 0, photo).astype(np.uint8)}
     scene, report = read_raw_scene(write(tmp_path, **files, comp1__png=ground), 5)
     assert [row["background"] for row in report["completions"]] == ["white", "opaque"]
-    assert any("comp1.png: taken whole, as a completed background" in note for note in report["notes"])
+    assert any("comp1.png: kept whole, as a completed background" in note for note in report["notes"])
     assert sum((completion[..., 3] == 255).all() for completion in scene.completions) == 1
     _, report = read_raw_scene(find_raw_scenes(tmp_path)[0][0], 5, background="white")
     assert [row["background"] for row in report["completions"]] == ["white", "white"]
@@ -434,7 +434,7 @@ def test_a_drawn_checkerboard_is_named_and_left_out(tmp_path, light, dark, cell)
     files = {"original__png": made.photo, "partial__png": made.partial, "mask__png": made.mask}
     scene, report = read_raw_scene(write(tmp_path / "a", **files, comp1__png=drawn, comp2__png=made.objects[1]), 5)
     assert len(scene.completions) == 1 and report["completions"][0]["reason"] == "checkerboard"
-    assert any("comp1.png: a drawn checkerboard where transparency was meant" in note for note in report["notes"])
+    assert any("comp1.png: a drawn checkerboard instead of transparency" in note for note in report["notes"])
     with pytest.raises(SceneError, match=r"(?s)no completion shows anything in the hole \(checkerboard\).*real alpha"):
         read_raw_scene(write(tmp_path / "b", **files, comp1__png=drawn), 5)
 

@@ -1,4 +1,4 @@
-"""Make a data set out of a folder of raw results: every scene that can be read, and a report on all of them."""
+"""Make a data set from a folder of raw results, with a report on every scene."""
 
 import csv
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ from amodal_fusion.ingest.raw_scenes import read_raw_scene
 from amodal_fusion.ingest.report import REPORT_COLUMNS, append_report, print_report
 from amodal_fusion.pools import Failure, Helpers
 
-# Options that decide what a scene looks like: a run that continues must have the same.
+# Options that decide how scenes look: a resumed run must have the same values.
 SHAPING = ("n_max_completions", "resize", "img_size", "mask_hole", "background", "cut_hole", "remove_object", "seed")
 
 
@@ -42,13 +42,13 @@ class Created:
     """What one run of `create_dataset` did."""
 
     raw_scenes: list  # of RawScene, all that were found
-    reports: dict  # scene id → report of `read_raw_scene`, of the scenes that this run wrote
+    reports: dict  # scene id → report of `read_raw_scene`, for scenes that this run wrote
     skipped: dict  # scene id or folder → fault
     share_bad: float  # of all scenes
 
 
 def create_dataset(config):
-    """Write every scene below `config.input_dir` to `config.output_dir`, and the lists if `config.split` says so.
+    """Write every scene below `config.input_dir` to `config.output_dir`, and with `config.split` the lists.
 
     Args:
         config: CreateConfig of amodal_fusion.prepare.
@@ -57,8 +57,7 @@ def create_dataset(config):
         Created.
 
     Raises:
-        ConfigError: the options or the two folders do not fit together, or the output is not a data set of this
-            program.
+        ConfigError: options or folders contradict each other, or the output is not a data set of this program.
     """
     output = Path(config.output_dir)
     _check_options(config, output)
@@ -67,7 +66,7 @@ def create_dataset(config):
     clear_leftovers(output)
     raw_scenes, faults = _find_scenes(config, output)
     made_from = {raw.id: fingerprint(raw) for raw in raw_scenes}
-    todo = _clear_the_way(raw_scenes, faults, made_from, config, output)
+    todo = _remove_outdated(raw_scenes, faults, made_from, config, output)
     write_manifest("create", config, output, complete=False)
     reports, skipped = _create_scenes(todo, made_from, config, output)
     skipped = {printable(name, ""): printable(fault, "") for name, fault in faults.items()} | skipped
@@ -87,7 +86,7 @@ def create_dataset(config):
 
 
 def _check_options(config, output):
-    """Raise ConfigError when options contradict each other or name folders that cannot be used."""
+    """Raise ConfigError if options contradict each other or a folder cannot be used."""
     if not Path(config.input_dir).is_dir():
         raise ConfigError(f"{config.input_dir}: no such folder", "input_dir")
     if Path(config.input_dir).resolve() in (output.resolve(), *output.resolve().parents):
@@ -101,7 +100,7 @@ def _check_options(config, output):
 
 
 def _find_scenes(config, output):
-    """As `find_raw_scenes`; no scene at all is an error, and so is one that lies in the output folder."""
+    """As `find_raw_scenes`, but raises ConfigError if there is no scene or one lies in the output folder."""
     raw_scenes, faults = find_raw_scenes(config.input_dir, config.photos)
     if not raw_scenes and not faults:
         raise ConfigError(f"{config.input_dir}: no scene in it (original, partial, mask, comp1 … in one folder each, "
@@ -114,8 +113,8 @@ def _find_scenes(config, output):
     return raw_scenes, faults
 
 
-def _clear_the_way(raw_scenes, faults, made_from, config, output):
-    """Remove scenes of earlier runs that cannot stay; returns the scenes that are still to be made."""
+def _remove_outdated(raw_scenes, faults, made_from, config, output):
+    """Remove scenes of earlier runs that are out of date; returns the raw scenes still to be read."""
     records = read_records(output)
     todo = [raw for raw in raw_scenes
             if config.overwrite or not is_done(output, raw.id, records, made_from[raw.id])]
@@ -125,7 +124,7 @@ def _clear_the_way(raw_scenes, faults, made_from, config, output):
     for scene_id in bad_now:
         remove_scene(output / scene_id)
     print(printable(f"{len(raw_scenes)} scenes below {config.input_dir}, {len(raw_scenes) - len(todo)} already there")
-          + (f", {changed} to be made again, as their files have changed" if changed and not config.overwrite else ""))
+          + (f", {changed} are made again because their files changed" if changed and not config.overwrite else ""))
     leave_only(made_from, output, config.overwrite, sure=not faults)
     return todo
 
@@ -136,7 +135,7 @@ def _create_scenes(todo, made_from, config, output):
     with Helpers(partial(create_scene, config=config), config.workers) as helpers:
         jobs = helpers.map(todo, 4 * config.workers)
         for raw, report in tqdm(jobs, total=len(todo), desc="create", disable=None):
-            if isinstance(report, Failure):  # of this scene; the others go on
+            if isinstance(report, Failure):  # of this scene; the others continue
                 skipped[raw.id] = printable(report)
                 remove_scene(output / raw.id)
                 continue
@@ -147,13 +146,13 @@ def _create_scenes(todo, made_from, config, output):
 
 
 def create_scene(raw, config):
-    """Make one scene folder, whole or not at all; returns its report (see `read_raw_scene`)."""
+    """Write one scene folder, complete or not at all; returns its report (see `read_raw_scene`)."""
     cv2.setNumThreads(0)  # one process per core is enough
     new_hole = NewHole(config.cut_hole, config.remove_object, config.seed)
     try:
         scene, report = read_raw_scene(raw, config.n_max_completions, config.mask_hole, config.background, new_hole)
     except (ValueError, IndexError, ArithmeticError, cv2.error) as error:  # an odd file must not stop other scenes
-        raise SceneError(f"{raw.folder}: something in it was not foreseen ({error!r}); please report it") from error
+        raise SceneError(f"{raw.folder}: unforeseen error ({error!r}); please report it") from error
     if config.resize:
         scene = scene.resized((config.img_size, config.img_size))
         if not scene.mask.any():

@@ -1,4 +1,4 @@
-"""Holes for raw scenes that bring none: photos taken apart into objects, or completed object by object."""
+"""Cut a hole into raw scenes that have none: photos split into objects, or completed object by object."""
 
 import hashlib
 import re
@@ -17,19 +17,18 @@ DRAWS = 120
 
 @dataclass(frozen=True)
 class NewHole:
-    """What to do about scenes without a hole: cut one by a policy of `cut_hole`, or take an object out of the photo."""
+    """How scenes without a hole get one: cut by a policy of `cut_hole`, or where the photo shows an object."""
 
     policy: str | None = None
     remove: str | None = None
     seed: int = 0
 
 
-def photo_or_partial(raw):
-    """`raw` with its photo as partial image when a hole was cut from that already, as pipelines do that mask first.
+def detect_masked_photo(raw):
+    """`raw` with its photo as the partial image if the photo has a blank hole already, as in pipelines that mask first.
 
-    Such a hole is large, pure black or white, and ends sharply, which the light of a window does not unless it is a
-    box, too. Nothing is decided where the layout has a partial image of its own, or a mask and no other photo. A mask
-    that is all modal masks together is none of a hole, and goes.
+    Such a hole is large, pure black or white, and has a sharp edge. Unchanged if the layout has a partial image, or a
+    mask and no other photo. A mask that is the union of all modal masks is no hole and is removed.
     """
     if raw.original and raw.mask and not raw.partial and _is_all_objects(raw):
         raw = replace(raw, mask=None, no_hole=f"{raw.mask.name} is the modal masks of all objects together")
@@ -39,10 +38,10 @@ def photo_or_partial(raw):
     try:
         photo = read_image(raw.original, "RGB")
     except SceneError:
-        return raw  # whoever reads the scene will say so
+        return raw  # reading the scene reports it
     if not has_blanked_hole(photo):
         return raw
-    note = f"{raw.original.name} has its hole already: taken for the partial image"
+    note = f"{raw.original.name} has its hole already: taken as the partial image"
     return replace(raw, original=other, partial=raw.original, no_hole="", notes=[*raw.notes, note])
 
 
@@ -60,7 +59,7 @@ def _is_all_objects(raw):
 
 
 def has_blanked_hole(photo, colours=((0, 0, 0), (255, 255, 255)), any_colour=False):
-    """Whether a photo (H,W,3) uint8 has a large sharp region of one of `colours`, or of any, as a cut leaves it."""
+    """Whether a photo (H,W,3) uint8 has a large region with a sharp edge of one of `colours`, or of any colour."""
     colours = set(colours)
     if any_colour:
         packed = photo[::2, ::2].reshape(-1, 3).astype(np.int32) @ (65536, 256, 1)
@@ -73,7 +72,7 @@ def has_blanked_hole(photo, colours=((0, 0, 0), (255, 255, 255)), any_colour=Fal
             x, y, width, height, area = boxes[i]
             borders = (x == 0) + (y == 0) + (x + width == blank.shape[1]) + (y + height == blank.shape[0])
             if area < 0.01 * blank.size or borders > 2:
-                continue  # too small, or the backdrop of a studio photo
+                continue  # too small, or the background of a studio photo
             region = (labels == i).astype(np.uint8)
             near, far = (cv2.dilate(region, np.ones((side, side), np.uint8)) for side in (3, 5))
             around = photo[far > near].astype(int)
@@ -84,19 +83,19 @@ def has_blanked_hole(photo, colours=((0, 0, 0), (255, 255, 255)), any_colour=Fal
 
 
 def make_hole(raw, photo, completions, visible, new_hole):
-    """A hole in the photo of a scene that brings none.
+    """Make a hole in the photo of a scene without one.
 
     Args:
         raw: RawScene; photo: (H,W,3) uint8, or None; completions: list of (H,W,4) uint8 in the photo's frame;
         visible: their modal masks, (H,W) bool each or None; new_hole: NewHole, or None.
 
     Returns:
-        (H,W) bool, True = hole; how it was made; indices of the completions that go because their object is taken
-        out: with any, the photo shows in the hole what is gone, and is no target.
+        (H,W) bool, True = hole; how it was made; indices of the completions of the removed object. If there are any,
+        the photo is no target: it shows the object in the hole.
 
     Raises:
-        SceneError: no hole was requested, no draw of the policy lies over objects, no such object, or the photo does
-            not show what was completed.
+        SceneError: no hole was requested, no draw of the policy covers objects, the object does not exist, or the
+            photo does not show the completed objects.
     """
     if new_hole is None or not (new_hole.policy or new_hole.remove):
         why = f" ({raw.no_hole})" if raw.no_hole else " (neither a mask nor a partial image)"
@@ -109,26 +108,26 @@ def make_hole(raw, photo, completions, visible, new_hole):
     shapes = [completion[..., 3] > 127 for completion in completions]
     shown = [shape if seen is None else seen for shape, seen in zip(shapes, visible)]
     fitting = [(error[place] <= FITS).mean() for error, place in zip(errors, shown) if place.any()]
-    # a single object may well be hidden, of several at least one is in view
+    # one object may be hidden, of several at least one is visible
     if len(fitting) > 1 and max(fitting) < 0.05:
         raise SceneError(f"{raw.folder}: no completion agrees with {raw.original} anywhere; is that its photo?")
-    things = {}  # samples of one object are one thing that stands there
+    objects = {}  # object → its alpha, of all samples together
     for completion, shape in zip(raw.completions, shapes):
         if shape.mean() < WHOLE_FRAME:
             name = completion.object or completion.path.stem
-            things[name] = things.get(name, False) | shape
+            objects[name] = objects.get(name, False) | shape
     if new_hole.remove:
-        return _object_region(raw, things, shapes, errors, visible, new_hole.remove)
+        return _object_region(raw, objects, shapes, errors, visible, new_hole.remove)
     digest = hashlib.sha256(f"{new_hole.seed}:{raw.id}".encode()).digest()
-    hole = _cut(new_hole.policy, list(things.values()), np.random.default_rng(list(digest)))
+    hole = _cut_over_objects(new_hole.policy, list(objects.values()), np.random.default_rng(list(digest)))
     if hole is None:
         raise SceneError(f"{raw.folder}: no {new_hole.policy} hole over objects of {raw.id} in {DRAWS} draws; use "
                          "another policy", "cut_hole")
     return hole, f"cut ({new_hole.policy})", []
 
 
-def _cut(policy, shapes, rng):
-    """A hole of `policy` over a place where objects meet, as far as any do; None when no draw lies over objects."""
+def _cut_over_objects(policy, shapes, rng):
+    """A hole of `policy` where objects overlap, if they do; None if no draw covers objects."""
     if not shapes:
         return None
     side = max(shapes[0].shape)  # policies draw in a square
@@ -141,21 +140,21 @@ def _cut(policy, shapes, rng):
         if hole is None:
             continue
         covered, overlap = (cover[hole] >= 1).mean(), (cover[hole] >= 2).mean()
-        # content with less, the longer it takes
-        ease = 1 if draw < DRAWS // 3 else 0.25 if draw < 2 * DRAWS // 3 else 0
-        if covered > max(0.02, 0.2 * ease) and (overlap > 0.02 * ease or not meet or ease == 0):
+        # after a third of the draws less coverage is enough
+        strictness = 1 if draw < DRAWS // 3 else 0.25 if draw < 2 * DRAWS // 3 else 0
+        if covered > max(0.02, 0.2 * strictness) and (overlap > 0.02 * strictness or not meet or strictness == 0):
             return resize(hole.astype(np.uint8), shapes[0].shape, nearest=True) > 0
     return None
 
 
-def _object_region(raw, things, shapes, errors, visible, wanted):
-    """Where the photo shows the object `wanted`, a little more than that, and the completions that draw it."""
-    numbered = {name: re.search(r"\d+$", name) for name in things}
-    names = [name for name in things if name == wanted] or [
+def _object_region(raw, objects, shapes, errors, visible, wanted):
+    """Where the photo shows the object `wanted`, with a margin, and the indices of its completions."""
+    numbered = {name: re.search(r"\d+$", name) for name in objects}
+    names = [name for name in objects if name == wanted] or [
         name for name, number in numbered.items() if number and wanted.isdecimal() and int(number[0]) == int(wanted)]
     if len(names) != 1:
         raise SceneError(f"{raw.folder}: {wanted} names {len(names)} objects of {raw.id}, which has "
-                         f"{', '.join(things) or 'none'}", "remove_object")
+                         f"{', '.join(objects) or 'none'}", "remove_object")
     own = [i for i, completion in enumerate(raw.completions)
            if (completion.object or completion.path.stem) == names[0]]
     if len(own) == len(raw.completions):
@@ -163,7 +162,7 @@ def _object_region(raw, things, shapes, errors, visible, wanted):
     seen = [visible[i] for i in own if visible[i] is not None]
     if seen:
         region = np.any(seen, 0)
-    else:  # where it fits the photo, and nothing else there fits better
+    else:  # where it fits the photo and no other completion fits better
         best = np.min([np.where(shapes[i], errors[i], 999) for i in own], 0)
         rest = [np.where(shape, error, 999) for i, (shape, error) in enumerate(zip(shapes, errors)) if i not in own]
         region = (best <= FITS) & (best <= np.min(rest, 0) + 4)
@@ -171,6 +170,6 @@ def _object_region(raw, things, shapes, errors, visible, wanted):
         region = cv2.morphologyEx(region, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8)) > 0
     if region.mean() < 1e-3:
         raise SceneError(f"{raw.folder}: {names[0]} cannot be seen in the photo of {raw.id}; remove another object")
-    margin = 2 * max(2, round(max(region.shape) / 128)) + 1  # its edge is mixed with what is behind it
+    margin = 2 * max(2, round(max(region.shape) / 128)) + 1  # pixels of its edge are mixed with the background
     hole = cv2.dilate(region.astype(np.uint8), np.ones((margin, margin), np.uint8)) > 0
     return hole, "an object taken out", own

@@ -1,4 +1,4 @@
-"""Where the hole of a raw scene is: from its mask, whose polarity the pixels tell, or from what is blank."""
+"""Find the hole of a raw scene: from its mask, with the polarity from the pixels, or from the blank region."""
 
 import cv2
 import numpy as np
@@ -18,32 +18,32 @@ from amodal_fusion.data.images import resize
 from amodal_fusion.errors import SceneError
 from amodal_fusion.ingest.hole_cutting import has_blanked_hole
 
-SURE = 1.5  # how many times further from the photo completions must be on one side of a mask to make it the hole
-EXACTLY = 3  # levels between a blank and its colour, where no codec was
-UNMASKED = 3  # levels between original and partial image that copying the photo leaves
+SURE = 1.5  # completions differ from the photo this many times more in the hole than outside
+EXACTLY = 3  # levels around the colour of a blank region in a lossless file
+UNMASKED = 3  # levels between original and partial image where the photo was copied
 
 
 def find_hole(raw, pictures, mask_hole="auto"):
-    """The hole of a raw scene, checked against everything that could contradict it.
+    """The hole of a raw scene, checked against the pictures.
 
     Args:
-        raw: RawScene; pictures: RawPictures of it. An original that proves to be the partial image moves there.
-        mask_hole: the mask's value in the hole, "black" or "white", as the user knows it; "auto": the pixels tell.
+        raw: RawScene; pictures: RawPictures of it. An original that is the partial image is moved there.
+        mask_hole: the mask's value in the hole, "black" or "white"; "auto": the pixels decide.
 
     Returns:
         (H,W) bool, True = hole, and how it was found.
 
     Raises:
-        SceneError: no hole, no telling which side of the mask it is, or a mask that is none of a hole.
+        SceneError: there is no hole, the side of the mask is unclear, or the mask shows something else.
     """
     if pictures.mask is None:
         return _hole_without_mask(raw, pictures)
     mask = pictures.mask
     if np.count_nonzero((mask > 50) & (mask < 205)) > 0.5 * mask.size:
-        raise SceneError(f"{raw.mask}: grey nearly everywhere, a picture and not a mask; a mask is black and white")
+        raise SceneError(f"{raw.mask}: grey nearly everywhere: a picture, not a black and white mask")
     white = mask >= 128
     if white.all() or not white.any():
-        raise SceneError(f"{raw.mask}: all {'white' if white.all() else 'black'}; a mask has a hole and a rest")
+        raise SceneError(f"{raw.mask}: all {'white' if white.all() else 'black'}; a mask needs both")
     sides = {"black": ~white, "white": white}
     if mask_hole != "auto":
         _drop_blank_original(raw, pictures, sides[mask_hole])
@@ -76,19 +76,19 @@ def _note_contradiction(raw, pictures, sides, given):
 
 
 def _with_soft_edge(pictures, name):
-    """The hole, with the soft edge of its mask where no original knows what the darkened pixels there should be."""
+    """The hole with the soft edge of its mask, unless an original has the true colours of the darkened edge."""
     covered = pictures.mask if name == "white" else 255 - pictures.mask
     hole = covered >= 128
     if pictures.original is not None or np.count_nonzero((covered > 25) & ~hole) < 0.02 * np.count_nonzero(hole):
         return hole
     _, labels = cv2.connectedComponents((covered > 25).astype(np.uint8))
-    touches = np.zeros(labels.max() + 1, bool)  # the rest is a codec's noise
+    touches = np.zeros(labels.max() + 1, bool)  # the others are noise of a codec
     touches[labels[hole]] = True
     return touches[labels]
 
 
 def _grown_to_blank(raw, pictures, name):
-    """The hole, and what is blank all around it where no original knows better: of a mask that was shrunk."""
+    """The hole, grown to the blank region around it (a mask that was shrunk), unless an original has its colours."""
     hole = _with_soft_edge(pictures, name)
     if pictures.original is not None or pictures.partial is None:
         return hole
@@ -96,17 +96,17 @@ def _grown_to_blank(raw, pictures, name):
     distance = cv2.distanceTransform((~hole).astype(np.uint8), cv2.DIST_C, 3)
     rings = (blank[distance == width + 1] for width in range(max(3, round(0.1 * max(hole.shape)))))
     width = next((width for width, ring in enumerate(rings) if not ring.size or ring.mean() < 0.9), None)
-    if width is None:  # or the photo is
-        pictures.notes.append(f"{raw.partial.name} is as blank around the hole as in it; is {raw.mask.name} the mask "
-                              "of the whole hole?")
+    if width is None:  # the photo itself is blank, too
+        pictures.notes.append(f"{raw.partial.name} is blank around the hole as well; does {raw.mask.name} cover the "
+                              "whole hole?")
     elif width > 0:
-        pictures.notes.append(f"{raw.mask.name} grown by {width} pixels, to all that is blank in {raw.partial.name}")
+        pictures.notes.append(f"{raw.mask.name} grown by {width} pixels, to the blank region of {raw.partial.name}")
         hole |= blank & (distance <= width)
     return hole
 
 
 def _drop_blank_original(raw, pictures, hole):
-    """An original that is blank exactly in the hole is the partial image under another name: no target."""
+    """Remove an original that is blank exactly in the hole: it is the partial image, not a target."""
     if pictures.original is None or not is_blank_exactly_in(pictures.original, hole):
         return
     pictures.notes.append(f"{raw.original.name} is blank exactly in the hole: no target, the scene is for inference "
@@ -117,7 +117,7 @@ def _drop_blank_original(raw, pictures, hole):
 
 
 def _blank_side(raw, pictures, sides):
-    """The side of the mask that is blank in the partial image, while the other shows the photo."""
+    """The side of the mask where the partial image is blank; on the other side it shows the photo."""
     partial, original = pictures.partial, pictures.original
     blank = {name: blank_share(partial, hole) for name, hole in sides.items()}
     scores, shows = dict(blank), dict.fromkeys(sides, False)
@@ -125,7 +125,7 @@ def _blank_side(raw, pictures, sides):
         for name, hole in sides.items():
             scores[name] += agreement(original, partial, ~hole)
             shows[name] = _shows_photo(original, partial, hole)
-        if min(blank.values()) >= 0.9 and shows["black"] != shows["white"]:  # in a photo as dark as the hole
+        if min(blank.values()) >= 0.9 and shows["black"] != shows["white"]:  # the photo is as dark as the hole
             scores = {name: score - shows[name] for name, score in scores.items()}
     best, other = sorted(scores, key=scores.get, reverse=True)
     if shows[best] and not is_blank_exactly_in(partial, sides[best]):
@@ -146,7 +146,7 @@ def _shows_photo(original, partial, region):
 
 
 def _check_partial(raw, pictures, hole):
-    """Original and partial image must differ in the hole, and the partial image be blank nowhere else."""
+    """Raise SceneError if the partial image is blank outside the hole."""
     _drop_blank_original(raw, pictures, hole)
     if pictures.original is None:
         return
@@ -155,18 +155,18 @@ def _check_partial(raw, pictures, hole):
     blank &= largest(cv2.absdiff(pictures.original, pictures.partial)) > 2 * BLANK
     left_out = cv2.morphologyEx(blank.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)).mean()
     rim = grown(hole, 5) & ~grown(hole, 4)
-    if rim.any() and blank[rim].mean() > 0.3:  # a mask that was shrunk
+    if rim.any() and blank[rim].mean() > 0.3:  # the mask was shrunk
         left_out = max(left_out, blank.mean(), 0.006)
     if left_out > 0.005:
-        raise SceneError(f"{raw.partial}: blank outside of {raw.mask.name}, too, on {left_out:.1%} of the picture; is "
-                         "it the mask of the whole hole?")
+        raise SceneError(f"{raw.partial}: also blank outside of {raw.mask.name}, on {left_out:.1%} of the picture; "
+                         "does the mask cover the whole hole?")
 
 
 def _redrawn_side(raw, pictures, sides):
-    """Without a partial image: the side of the mask on which completions leave the photo.
+    """Without a partial image: the side of the mask where completions differ from the photo.
 
     A completer copies or redraws what it sees and invents the rest. At each pixel the completion nearest to the photo
-    counts. An object behind something that has no completion also differs from the photo, but only in part of a side.
+    counts. Hidden parts of objects also differ from the photo, but only in part of a side.
     """
     photo = pictures.original
     size = tuple(max(1, round(side * min(1, 128 / max(photo.shape[:2])))) for side in photo.shape[:2])
@@ -182,8 +182,8 @@ def _redrawn_side(raw, pictures, sides):
     middle = {name: np.median(here) if len(here) >= 20 else np.nan for name, here in distances.items()}
     best, other = ("white", "black") if middle["white"] >= middle["black"] else ("black", "white")
     fits = {name: (here <= middle[other] + 4).mean() if len(here) else 0.0 for name, here in distances.items()}
-    most = 0.45 if sides[best].mean() < 0.5 else 0.25  # holes are seldom the larger side
-    # also undecided when a side has no completion
+    most = 0.45 if sides[best].mean() < 0.5 else 0.25  # the hole is rarely the larger side
+    # also unclear if a side has no completion
     if not middle[best] > SURE * middle[other] + 4 or fits[best] > most or fits[other] < 0.7:
         raise SceneError(f"{raw.mask}: there is no partial image that shows the hole, and completions fit the photo on "
                          f"{fits['black']:.0%} of their area where the mask is black, {fits['white']:.0%} where it is "
@@ -192,7 +192,7 @@ def _redrawn_side(raw, pictures, sides):
 
 
 def _check_outline(raw, pictures, sides):
-    """A mask that follows what is visible of a completion says where an object is, not where a hole is."""
+    """Raise SceneError if the mask follows the visible outline of a completion: it is an object's mask."""
     for white_or_black, side in sides.items():
         index = None
         for i, visible in enumerate(pictures.visible):
@@ -202,7 +202,7 @@ def _check_outline(raw, pictures, sides):
             index = outlined_object(side, [completion[..., 3] for completion in pictures.completions])
             if index is not None and pictures.original is not None and not _fits(
                     pictures.completions[index], pictures.original, side):
-                index = None  # it ends with the hole, around which it was drawn
+                index = None  # a completion that ends at the hole's edge
         if index is not None:
             raise SceneError(f"{raw.mask}: {white_or_black} follows the visible outline of "
                              f"{pictures.files[index].path.name}, so it is the mask of that object, not of a hole; if "
@@ -215,7 +215,7 @@ def _is_box(region):
 
 
 def _fits(completion, original, region):
-    """Whether a completion shows in `region` what the photo does, as it would where its completer saw it."""
+    """Whether a completion agrees with the photo in `region`, as where its completer saw it."""
     seen = region & (completion[..., 3] > 127)
     return alike(original[seen], completion[seen][:, :3]).mean() >= 0.5
 
@@ -239,7 +239,7 @@ def _differing(original, partial):
     apart = largest(cv2.absdiff(original, partial))
     changed = apart > 0
     if changed.any() and (partial[changed] == np.median(partial[changed], 0)).all(1).mean() > 0.99:
-        return changed  # in one colour, and the rest is exact: what is dark in the photo was blanked, too
+        return changed  # one colour, the rest is exact: dark parts of the photo were blanked, too
     differs = (apart > 2 * BLANK).astype(np.uint8)
     return cv2.morphologyEx(differs, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0  # without JPEG's noise at edges
 
@@ -251,11 +251,11 @@ def _largest_part(region):
 
 
 def _hole_from_blank(raw, original, partial):
-    """Where the partial image is black or white and the photo is not; without a photo, its large blank regions."""
+    """Where the partial image is black or white and the photo is not; without a photo, the large blank regions."""
     differs = np.ones(partial.shape[:2], bool) if original is None else _differing(original, partial)
-    smallest = 2e-4 if original is not None else 1e-2  # of the picture; photos have black spots of their own
+    smallest = 2e-4 if original is not None else 1e-2  # share of the picture; photos have black spots
     blanks = [partial.max(2) <= BLANK, partial.min(2) >= 255 - BLANK]
-    # a white sky and a black hole, or a hole and a night
+    # a white sky and a black hole, or a hole in a night photo
     if original is None and all(_largest_part(blank) >= smallest * blank.size for blank in blanks):
         cut = [has_blanked_hole(partial, [colour]) for colour in ((0, 0, 0), (255, 255, 255))]
         if cut[0] == cut[1]:
@@ -263,7 +263,7 @@ def _hole_from_blank(raw, original, partial):
         blanks = [blanks[cut.index(True)]]
     blank = max(blanks, key=lambda b: (b & differs).sum())
     seeds = (blank & differs).astype(np.uint8)
-    # specks of JPEG noise go, spots where the photo itself is as dark as the blank are closed
+    # remove specks of JPEG noise, close spots where the photo is as dark as the blank
     seeds = cv2.morphologyEx(seeds, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     reach = 2 * round(max(seeds.shape) * 0.02) + 1
     padded = cv2.copyMakeBorder(seeds, reach, reach, reach, reach, cv2.BORDER_REFLECT)
@@ -275,7 +275,7 @@ def _hole_from_blank(raw, original, partial):
         if area < smallest * seeds.size:
             continue
         box = np.s_[y : y + height, x : x + width]
-        if blank[box].mean() > 0.97:  # most pipelines cut boxes; a photo may be dark up to their very edge
+        if blank[box].mean() > 0.97:  # most pipelines cut boxes; the photo may be dark at their edge
             hole[box] = True
         else:
             hole |= (labels == i) & grown(blank, 1)

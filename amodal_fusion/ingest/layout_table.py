@@ -1,46 +1,45 @@
-"""The table of layouts: how results of the user's scripts and of public systems lie in folders.
+"""The table of layouts: the folders and files that completion scripts and public systems write.
 
 To add one, add an entry here, a few lines to `tests/layout_trees.py` that write such a folder, and a row to
 `docs/formats.md`.
 
-A pattern is a path below the scene's folder without the suffix, any picture format will do. `{id}` is the name of
-that folder, `{d}` a number, `{n}` any name, `{object}` an object that may have several drawings; `..` leads to the
-folder above.
+A pattern is a path below the scene's folder, without suffix: any picture format fits. `{id}` is the name of the folder,
+`{d}` a number, `{n}` any name, `{object}` an object with one or more completions; `..` is the folder above.
 """
 
 from dataclasses import dataclass
 
-# where decompositions keep the photo they were made from: in the scene's folder or beside it
+# where decompositions keep their photo: in the scene's folder or beside it
 BESIDE = ("../{id}", "image", "original", "photo", "input")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One entry. A folder is a scene of it when `completion` finds files there and one of `marks`, if any, exists."""
+    """One layout. It fits a folder if `completion` finds files there and one of `marks`, if any, exists."""
 
     name: str
     completion: str
     marks: tuple = ()  # patterns; a name that ends with "/" is a folder
-    never: str = ""  # regular expression of names that `completion` would find and that are none
-    original: tuple = ()  # the first that exists is taken; else --photos is searched
+    never: str = ""  # regular expression of names that are no completions
+    original: tuple = ()  # the first that exists; else the folder of photos is searched
     partial: tuple = ("partial", "masked", "{id}_partial", "{id}_masked")
     mask: tuple = ("mask", "hole")  # of the hole
-    background: str = ""  # completed background, one more candidate
-    alpha: str = ""  # a completion's silhouette
+    background: str = ""  # completed background: an additional candidate
+    alpha: str = ""  # a completion's alpha
     visible: str = ""  # a completion's modal mask
     offsets: str = ""  # JSON: name of a completion → [row, column] of its upper left pixel in the photo
-    with_alpha: bool = False  # completions are pictures with alpha, and it holds
+    with_alpha: bool = False  # completions have alpha, and it is right
     same_object: bool = False  # all completions are samples of one object
-    wants_photo: bool = False  # only a folder whose photo is found
-    masked_photo: bool = False  # its photo may have its hole blanked already
-    inner: str = ""  # name of the folder around the scenes, which says nothing about them
-    leftovers: tuple = ()  # folders beside the scenes (or their `inner`) with by-products in them
-    no_hole: str = ""  # why none of its files is a hole
+    wants_photo: bool = False  # fits only if its photo is found
+    masked_photo: bool = False  # the hole may be blank in its photo already
+    inner: str = ""  # name of the folder around the scenes, not part of ids
+    leftovers: tuple = ()  # folders of by-products beside the scenes (or their `inner`)
+    no_hole: str = ""  # why it has no hole
 
 
-MADE_BY_DEBUG = ("debug/comp_mask_1", "debug/original_with_accepted_masks")  # others have a folder of that name, too
-OF_ONE_OBJECT = "its mask is the modal mask of the one object that was completed, what could be seen of it"
-DECOMPOSED = "a photo taken apart has none"
+MADE_BY_DEBUG = ("debug/comp_mask_1", "debug/original_with_accepted_masks")  # other layouts have a folder "debug", too
+OF_ONE_OBJECT = "its mask is the modal mask of the one object that was completed"
+DECOMPOSED = "a photo split into layers has none"
 
 LAYOUTS = (
     Layout("amodal_completion_dataset --debug", "comp{d}", marks=MADE_BY_DEBUG, original=("original",),
@@ -71,7 +70,7 @@ LAYOUTS = (
     Layout("see-through", "{n}", marks=("reconstruction",), never=".*_depth|reconstruction|src_img|src_head",
            original=("src_img", *BESIDE), with_alpha=True, no_hole=DECOMPOSED),
     Layout("agentic", "{d}_I_comp_target_rgba", marks=("00_input",), original=("00_input",), mask=(), with_alpha=True,
-           no_hole="its masks are those of what hides the object"),
+           no_hole="its masks show what hides the object"),
     Layout("LayerDiffuse", "{n}_transparent", original=BESIDE, with_alpha=True, no_hole="it draws layers, no holes"),
 )
 BY_ROLES = "original, partial, mask, comp1 …"  # no entry: amodal_fusion.ingest.roles reads such names

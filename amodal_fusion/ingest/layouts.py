@@ -1,4 +1,4 @@
-"""Scenes as amodal completion pipelines leave them, found by the names of their files and folders."""
+"""Find the raw scenes of amodal completion pipelines by the names of files and folders."""
 
 import json
 import os
@@ -22,12 +22,12 @@ class RawCompletion:
     """Files of one completion, not read yet."""
 
     path: Path
-    alpha: Path | None = None  # its silhouette as a picture of its own
+    alpha: Path | None = None  # a file with its alpha
     visible: Path | None = None  # where the completer saw the object (its modal mask)
-    companion: Path | None = None  # a mask of it, by its name; which of the two, the pixels tell
-    offset: tuple | None = None  # row and column in the photo of its upper left pixel; None: it has the photo's frame
-    object: str = ""  # what it is a sample of; "" when the layout does not say
-    as_drawn: bool = False  # its own alpha holds, even where it is 255 everywhere: there is nothing to key out
+    companion: Path | None = None  # a mask beside it: alpha or modal mask, the pixels decide
+    offset: tuple | None = None  # [row, column] of its upper left pixel in the photo; None: same frame
+    object: str = ""  # name of the object that it shows; "" if unknown
+    keep_alpha: bool = False  # its alpha is right, even if 255 everywhere: key nothing out
 
 
 @dataclass
@@ -42,24 +42,24 @@ class RawScene:
     completions: list = field(default_factory=list)  # of RawCompletion
     notes: list = field(default_factory=list)
     layout: str = ""  # the name of its entry in the table of layouts
-    no_hole: str = ""  # why there is no hole among these files, when the layout says so; "" = look at the pixels
-    photo: Path | None = None  # of that name in --photos, the original unless that lies with the scene
-    masked_photo: bool = False  # what lies here as the photo may have its hole blanked already
+    no_hole: str = ""  # why the layout has no hole; "" = look at the pixels
+    photo: Path | None = None  # from the folder of photos; used when the scene has no original
+    masked_photo: bool = False  # the hole may be blank in its photo already
 
 
 def find_raw_scenes(input_dir, photos_dir=None):
-    """All scenes below `input_dir`, by the names of their files and folders.
+    """All raw scenes below `input_dir`, by the names of files and folders.
 
-    A folder is a scene of the first entry of the table of layouts that it fits, else its files are sorted by the
-    roles that their names tell. The scene id is the path below `input_dir` joined by "__", because image ids repeat
-    between classes. Hidden folders and those that systems make for themselves are no scenes.
+    A folder is read by the first entry of the table of layouts that it fits. Without one, file names tell the roles.
+    The scene id is the path below `input_dir` joined by "__", because image ids repeat between classes. Hidden and
+    system folders are skipped.
 
     Args:
-        photos_dir: folder of the photos that scenes were made from, named as they are; for layouts without.
+        photos_dir: folder of the photos that scenes were made from, with the same names; for layouts without photos.
 
     Returns:
-        list of RawScene sorted by id, and a dict of faults (folders that cannot be read, names that cannot be listed,
-        two scenes with one id): scene id or folder to message.
+        list of RawScene sorted by id, and a dict of faults (unreadable folders, bad names, two scenes with one id):
+        scene id or folder to message.
     """
     input_dir = Path(input_dir)
     scenes, faults, visited, leftovers, with_scenes = {}, {}, set(), set(), set()
@@ -67,7 +67,7 @@ def find_raw_scenes(input_dir, photos_dir=None):
     for place, subfolders, names in os.walk(input_dir, followlinks=True, onerror=lambda e: faults.update(
             {str(e.filename): f"{e.filename}: {e.strerror}"})):
         folder, real = Path(place), os.path.realpath(place)
-        if real in visited:  # a symbolic link that leads back up
+        if real in visited:  # a symbolic link to a folder above
             subfolders.clear()
             continue
         visited.add(real)
@@ -78,10 +78,10 @@ def find_raw_scenes(input_dir, photos_dir=None):
             for layout in LAYOUTS:
                 found = _scenes_of_layout(layout, folder, pictures, subfolders, input_dir, photos)
                 if found:
-                    subfolders[:] = [name for name in subfolders if not _claims(layout, found, name)]
+                    subfolders[:] = [name for name in subfolders if not _belongs_to(layout, found, name)]
                     around = folder.parent.parent if folder.parent.name == layout.inner else folder.parent
                     leftovers |= {around / name for name in layout.leftovers}
-                    # where names hold ids, others may lie beside them
+                    # if names contain ids, other scenes may lie in this folder, too
                     files = _matching(folder, layout.completion, pictures, subfolders)
                     ids = tuple({fields["id"] + "_" for fields, _ in files if "id" in fields})
                     pictures = [(stem, path) for stem, path in pictures if ids and not stem.startswith(ids)]
@@ -99,7 +99,7 @@ def find_raw_scenes(input_dir, photos_dir=None):
                 faults[scene.id] = f"{scene.folder}: {fault}"
             elif scene.id in scenes:
                 other = scenes[scene.id].folder
-                faults[str(scene.folder)] = f"{scene.folder}: its id {scene.id} is also that of {other}; rename it"
+                faults[str(scene.folder)] = f"{scene.folder}: its id {scene.id} belongs to {other}, too; rename it"
             else:
                 scenes[scene.id] = scene
     return [scenes[scene_id] for scene_id in sorted(scenes)
@@ -107,7 +107,7 @@ def find_raw_scenes(input_dir, photos_dir=None):
 
 
 def _scenes_of_layout(layout, folder, pictures, subfolders, input_dir, photos):
-    """The scenes that `folder` holds by this entry of the table: one, or one per id of its completions' names."""
+    """The scenes of this layout in `folder`: one, or one per id in the names of completions."""
     by_id = {}
     for fields, path in _matching(folder, layout.completion, pictures, subfolders):
         if not (layout.never and re.fullmatch(layout.never, path.stem, re.IGNORECASE)):
@@ -121,7 +121,7 @@ def _scenes_of_layout(layout, folder, pictures, subfolders, input_dir, photos):
 
 
 def _scene_of_layout(layout, folder, name, files, input_dir, photos):
-    """The scene of the completions `files`, [(fields, path)], or None when they are no such scene."""
+    """The scene of the completions `files`, [(fields, path)], or None if the layout does not fit."""
     of_scene = {"id": name}
     files = sorted(files, key=lambda entry: (natural(entry[1].parent.name), natural(entry[1].stem)))
     original = _first(folder, layout.original, of_scene)
@@ -142,18 +142,18 @@ def _scene_of_layout(layout, folder, name, files, input_dir, photos):
     scene.no_hole = "" if scene.mask or scene.partial else layout.no_hole
     background = _first(folder, (layout.background,), of_scene)
     if background:
-        scene.completions.append(RawCompletion(background, object="background", as_drawn=True))
+        scene.completions.append(RawCompletion(background, object="background", keep_alpha=True))
     for fields, path in files:
         drawn = fields.get("object") or fields.get("n") or fields.get("d") or path.stem
         scene.completions.append(RawCompletion(
             path, _first(folder, (layout.alpha,), fields), _first(folder, (layout.visible,), fields),
             offset=_offset(folder, layout.offsets, drawn, fields) if layout.offsets else None,
-            object="the one object" if layout.same_object else drawn, as_drawn=layout.with_alpha))
+            object="the one object" if layout.same_object else drawn, keep_alpha=layout.with_alpha))
     return scene
 
 
-def _claims(layout, scenes, name):
-    """Whether subfolder `name` of the scenes' folder is a part of them; others may hold scenes of their own."""
+def _belongs_to(layout, scenes, name):
+    """Whether subfolder `name` belongs to the scenes in its folder. Other subfolders may hold other scenes."""
     heads = {pattern.split("/")[0] for pattern in (layout.completion, layout.alpha, layout.visible, *layout.marks)
              if "/" in pattern and pattern[0] not in "{."}
     return (any(_regex(head).fullmatch(name) for head in heads) or
@@ -176,7 +176,7 @@ def _matching(folder, pattern, pictures, subfolders):
         except SceneError:
             if not head.startswith("{"):
                 raise
-            continue  # any folder fits such a pattern, also one that has nothing to do with the others
+            continue  # every folder fits such a pattern, related or not
         for stem, path in beside:
             match = regex.fullmatch(stem)
             if match and (stem not in taken or path.suffix.lower() == ".png"):  # PNG before lossy copies
@@ -202,7 +202,7 @@ def _pictures(folder, names=None):
 
 
 def _first(folder, patterns, fields):
-    """The first file that one of `patterns` names, PNG before others; None when there is none."""
+    """The first existing file of `patterns`, PNG before other formats; None if there is none."""
     for pattern in filter(None, patterns):
         path = folder / pattern.format(**fields)
         for suffix in sorted(IMAGE_SUFFIXES, key=lambda suffix: (suffix != ".png", suffix)):
@@ -213,7 +213,7 @@ def _first(folder, patterns, fields):
 
 
 def _are_layers(paths):
-    """Whether pictures could be layers of one picture: each with alpha, all of one size."""
+    """Whether the pictures can be layers of one picture: each has alpha, all have one size."""
     sizes = set()
     for path in paths:
         try:
@@ -222,7 +222,7 @@ def _are_layers(paths):
                     return False
                 sizes.add(image.size)
         except SceneError:
-            continue  # damaged: reading it will tell
+            continue  # damaged: reading it later gives the message
     return len(sizes) == 1
 
 
@@ -238,11 +238,11 @@ def _offset(folder, pattern, name, fields):
 
 
 def _scenes_by_roles(folder, pictures, input_dir, photos, faults):
-    """The scenes whose files lie in `folder`, by the roles in their names; what is wrong with one goes to `faults`."""
+    """The scenes in `folder`, by the roles in file names. Faults of a scene go to `faults`."""
     scenes, groups = [], sort_into_roles(pictures, folder.name)
     for prefix, group in groups.items():
         if not (group["partial"] or group["mask"] or group["completion"]):
-            continue  # a lone photo
+            continue  # only a photo
         parts = list(folder.relative_to(input_dir).parts)
         if prefix and prefix != folder.name:
             parts.append(prefix)
@@ -253,7 +253,7 @@ def _scenes_by_roles(folder, pictures, input_dir, photos, faults):
             if files:
                 setattr(scene, role, files[0])
             if len(files) > 1:
-                scene.notes.append(f"{len(files)} files could be the {role}, took {files[0].name}")
+                scene.notes.append(f"{len(files)} files could be the {role}; used {files[0].name}")
         try:
             scene.photo = _photo_of(folder, prefix or folder.name, photos, needed=not scene.original)
         except SceneError as error:
@@ -262,7 +262,7 @@ def _scenes_by_roles(folder, pictures, input_dir, photos, faults):
         scene.original = scene.original or scene.photo
         for path in group["completion"]:
             masks = dict(group["masks"].get(path, {}))
-            if "alpha" in masks and "companion" not in masks:  # whether it is that, the pixels tell
+            if "alpha" in masks and "companion" not in masks:  # the pixels decide whether it is alpha
                 masks["companion"] = masks.pop("alpha")
             scene.completions.append(RawCompletion(path, **masks))
         scenes.append(scene)
@@ -271,7 +271,7 @@ def _scenes_by_roles(folder, pictures, input_dir, photos, faults):
     unread = sorted(path.name for _, path in pictures if path not in known)
     if len(scenes) == 1 and scenes[0].completions and unread:
         more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
-        scenes[0].notes.append(f"their names say no role, not read: {', '.join(unread[:5])}{more}")
+        scenes[0].notes.append(f"not read, no role in the name: {', '.join(unread[:5])}{more}")
     return scenes
 
 
@@ -287,10 +287,10 @@ def _photos_by_stem(photos_dir):
 
 
 def _photo_of(folder, stem, photos, needed):
-    """The photo of that name; of several, the one whose folders are named most like the scene's.
+    """The photo named `stem`. Of several, the one whose path has the most folder names in common with the scene's.
 
     Raises:
-        SceneError: that does not tell, and the photo is `needed`.
+        SceneError: several photos fit equally well, and the photo is `needed`.
     """
     candidates = photos.get(stem, ())
     if len(candidates) < 2:

@@ -1,4 +1,4 @@
-"""The files of a raw scene read into one frame: photo, partial image, mask, and completions with their masks."""
+"""Read the files of a raw scene into one frame: photo, partial image, mask, completions and their masks."""
 
 from dataclasses import dataclass, field
 
@@ -10,26 +10,26 @@ from amodal_fusion.data.images import FEW, border, read_image, resize
 from amodal_fusion.errors import SceneError
 from amodal_fusion.ingest.matting import cut_out, is_silhouette, masks_beside, with_silhouette
 
-ALIKE = 12  # levels within which two copies of one photo agree, after JPEG and other people's resizing
+ALIKE = 12  # levels; copies of one photo agree within them, after JPEG and resizing
 
 
 @dataclass
 class RawPictures:
-    """What the files of a scene show, all in one frame (H, W); None where there is no file.
+    """The pictures of a raw scene, all in one frame (H, W); None where there is no file.
 
-    `faults` are SceneErrors that make it no scene, `notes` what the user should know.
+    `faults` are SceneErrors that make the scene bad, `notes` are lines for the user.
     """
 
     original: np.ndarray | None = None  # (H, W, 3)
     partial: np.ndarray | None = None  # (H, W, 3)
-    mask: np.ndarray | None = None  # (H, W), what of it is hole is not known yet
+    mask: np.ndarray | None = None  # (H, W) uint8; which value is the hole is decided later
     erased: np.ndarray | None = None  # (H, W) bool, where the photo or partial image is transparent
     mask_is_photo: bool = False  # the mask is the photo with the hole erased from its alpha
     files: list = field(default_factory=list)  # N × RawCompletion
     completions: list = field(default_factory=list)  # N × (H, W, 4), straight alpha
     visible: list = field(default_factory=list)  # N × (H, W) bool or None: modal masks
     scaled: bool = False  # completions came in another size
-    kinds: list = field(default_factory=list)  # N × where the alpha is from, see `cut_out`
+    kinds: list = field(default_factory=list)  # N × source of the alpha, see `cut_out`
     faults: list = field(default_factory=list)
     notes: list = field(default_factory=list)
 
@@ -41,14 +41,14 @@ def read_pictures(raw, background="auto"):
         raw: RawScene; background: of completions without alpha, see `key_background`.
 
     Returns:
-        RawPictures. What is wrong with the files is in its `faults`; no error is raised.
+        RawPictures. Its `faults` hold what is wrong with the files; no error is raised.
     """
     pictures = RawPictures(notes=list(raw.notes))
     original, partial, mask = (_read(pictures, read_image, path, "RGBA")
                                for path in (raw.original, raw.partial, raw.mask))
     _note_missing_files(raw, pictures)
     canvases = [_read_completion(files, background, pictures) for files in raw.completions]
-    _use_companions(canvases, raw.completions, pictures.notes)
+    _decide_companions(canvases, raw.completions, pictures.notes)
     if original is None and partial is None:
         return pictures
 
@@ -76,7 +76,7 @@ def read_pictures(raw, background="auto"):
 
 
 def _read(pictures, function, path, *arguments):
-    """What `function` reads from `path`; None when there is no path, or when the file has a fault, which is noted."""
+    """The result of `function` for `path`; None without a path, or if the file has a fault, which is recorded."""
     try:
         return None if path is None else function(path, *arguments, notes=pictures.notes)
     except SceneError as error:
@@ -95,11 +95,11 @@ def _note_missing_files(raw, pictures):
 
 
 def _keep_background(canvas, files, photo, pictures):
-    """Undo the matting of a completed background."""
+    """Undo the matting if the completion is a completed background."""
     if files.offset is None and _is_background(canvas, photo):
         canvas.picture, canvas.kind = cv2.cvtColor(canvas.rgb, cv2.COLOR_RGB2RGBA), "opaque"
-        pictures.notes.append(f"{files.path.name}: taken whole, as a completed background, for its border shows the "
-                              "photo, too; --background white or black keys it out")
+        pictures.notes.append(f"{files.path.name}: kept whole, as a completed background, because its border shows "
+                              "the photo; --background white or black keys it out")
 
 
 def _add_completion(canvas, files, size, pictures):
@@ -115,7 +115,7 @@ def _add_completion(canvas, files, size, pictures):
     visible = None if visible is None else visible > 127
     if visible is not None and (picture[visible][:, 3] > 0).sum() <= 0.5 * np.count_nonzero(visible):
         if visible.any():
-            pictures.notes.append(f"the modal mask of {files.path.name} lies beside what it shows, left out")
+            pictures.notes.append(f"the modal mask of {files.path.name} does not cover what it shows, ignored")
         visible = None
     pictures.files.append(files)
     pictures.completions.append(picture)
@@ -124,7 +124,7 @@ def _add_completion(canvas, files, size, pictures):
 
 
 def _compare_sizes(canvases, raw, size, pictures):
-    """Note whether completions came in another size than the photo's; two other sizes are a fault."""
+    """Record whether completions have another size than the photo. Several other sizes are a fault."""
     sizes = {canvas.rgb.shape[:2] for canvas, files in zip(canvases, raw.completions)
              if canvas is not None and files.offset is None and _same_aspect(canvas.rgb.shape, size)}
     pictures.scaled = bool(sizes - {size})
@@ -134,9 +134,9 @@ def _compare_sizes(canvases, raw, size, pictures):
 
 
 def _is_background(canvas, photo):
-    """Whether what was keyed out of a completion is the photo's own, the sky of a completed background for one.
+    """Whether the region that was keyed out belongs to the photo, such as the sky of a completed background.
 
-    Paper lies all around an object, a sky along a part of the border.
+    A flat background lies all around an object, a sky only along a part of the border.
     """
     keyed = canvas.kind in ("white", "black") or canvas.kind.startswith("#")
     if not keyed or photo is None or canvas.rgb.shape[:2] != photo.shape[:2]:
@@ -151,8 +151,8 @@ def _is_background(canvas, photo):
 def as_mask(rgba):
     """A mask file's pixels (H,W,4) → (H,W) uint8, and whether it is a photo with the hole erased from its alpha.
 
-    Values of 0 and 1 count as 0 and 255. With transparency, that is the mask: strokes on an empty canvas, or the
-    erased photo that some editors take for a mask.
+    Values of 0 and 1 count as 0 and 255. Transparency, if any, is the mask: strokes on an empty canvas, or a photo with
+    the hole erased.
     """
     alpha = cv2.extractChannel(rgba, 3)
     if np.count_nonzero(alpha < 128) > FEW * alpha.size and (alpha >= 128).any():
@@ -181,7 +181,7 @@ def _read_completion(files, background, pictures):
         return None
     alpha, visible, companion = masks
     rgb = rgba[..., :3]
-    picture, kind = cut_out(rgba, "opaque" if files.as_drawn else background)
+    picture, kind = cut_out(rgba, "opaque" if files.keep_alpha else background)
     if alpha is not None:
         picture, kind = with_silhouette(rgb, picture, kind, alpha), "mask beside it"
     elif companion is None and kind not in ("alpha", "premultiplied alpha") and is_silhouette(picture):
@@ -194,21 +194,21 @@ def _read_mask(path, files, rgba, notes):
     mask, _ = as_mask(picture)
     colourful = np.ptp(picture[..., :3], axis=2) > 32
     if colourful.mean() > 0.05 and len(np.unique(mask)) > 32:
-        notes.append(f"{path.name} beside {files.path.name} is a photo and no mask, left out")
+        notes.append(f"{path.name} beside {files.path.name} is a photo and no mask, ignored")
         return None
     if rgba is None or mask.shape == rgba.shape[:2]:
         return mask
     size = rgba.shape[:2]
-    if files.offset is not None:  # drawn in the photo's frame
+    if files.offset is not None:  # the mask has the photo's frame
         return placed(mask, tuple(-step for step in files.offset), size)
     if _same_aspect(mask.shape, size):
         return resize(mask, size)
     raise SceneError(f"{path}: {mask.shape[1]}×{mask.shape[0]}, but {files.path.name} is {size[1]}×{size[0]}; a mask "
-                     "lies over its completion")
+                     "must have the size of its completion")
 
 
-def _use_companions(canvases, files, notes):
-    """Find out what the companions of a scene's completions are, all alike, and make them that."""
+def _decide_companions(canvases, files, notes):
+    """Decide whether the companions of a scene's completions are alpha or modal masks, and use them so."""
     found = [(canvas, raw) for canvas, raw in zip(canvases, files) if canvas is not None
              and canvas.companion is not None]
     if not found:
@@ -222,14 +222,14 @@ def _use_companions(canvases, files, notes):
             canvas.companion = 255 - canvas.companion
     use, share = masks_beside(drawn, [canvas.companion > 127 for canvas, _ in found])
     if use == "modal":
-        notes.append(f"{name} …: modal masks, {share:.0%} of what the completions show lies outside of them")
+        notes.append(f"{name} …: modal masks, {share:.0%} of the completions lies outside of them")
     elif use == "alpha":
-        notes.append(f"{name} …: alpha, they contain what the completions show")
+        notes.append(f"{name} …: alpha, they contain the completions")
     else:
         if all(mask.mean() > 128 and border(mask).mean() > 200 for mask in (canvas.companion for canvas, _ in found)):
-            raise SceneError(f"{name} …: white nearly everywhere, are these masks inverted? White is the object; the "
-                             "completions have no background that would tell")
-        notes.append(f"{name} …: taken as alpha; the completions have no background that would tell")
+            raise SceneError(f"{name} …: white nearly everywhere, are these masks inverted? White must be the object; "
+                             "the completions have no flat background to check it with")
+        notes.append(f"{name} …: taken as alpha; the completions have no flat background to check it with")
     for canvas, _ in found:
         if use == "modal":
             canvas.visible = canvas.companion
@@ -239,7 +239,7 @@ def _use_companions(canvases, files, notes):
 
 
 def placed(picture, offset, size):
-    """A picture on an empty frame of `size`, its upper left pixel at `offset` = (row, column), perhaps beyond it."""
+    """A picture on an empty frame of `size`, its upper left pixel at `offset` = (row, column); the rest is cropped."""
     frame = np.zeros((*size, *picture.shape[2:]), picture.dtype)
     (top, left), (height, width) = offset, picture.shape[:2]
     rows, columns = (slice(max(0, start), min(end, start + length))
@@ -267,10 +267,10 @@ def same_frame(picture, size, path, pictures, nearest=False):
 
 
 def _cropped_alike(original, partial, mask, canvases, raw, pictures):
-    """The photo and its mask, cropped or squeezed in the way the partial image was, or without one the completions.
+    """The photo and its mask, cropped or squeezed as the partial image was, or else the completions.
 
-    Models that want squares cut the middle out of a photo or squeeze it. The pixels say which of the two it was. The
-    photo and its mask stay as they are when neither fits, or when some picture has the photo's aspect.
+    Models for square images crop the middle of a photo or squeeze it. The pixels decide which of the two it was. The
+    photo and its mask stay unchanged if neither fits, or if another picture has the photo's aspect.
     """
     shown = [partial] if partial is not None else [canvas.picture for canvas in canvases if canvas is not None]
     if not shown or original is None or any(_same_aspect(picture.shape, original.shape) for picture in shown) or any(
@@ -286,7 +286,7 @@ def _cropped_alike(original, partial, mask, canvases, raw, pictures):
     small = tuple(max(1, round(length * min(1, 128 / max(size)))) for length in size)
     shown = [resize(picture, small) for picture in shown]
 
-    def distance(picture):  # of the nearest at each pixel; most of the photo is not hole
+    def distance(picture):  # to the nearest picture at each pixel; the hole is less than 60 % of the photo
         picture, nearest = resize(picture, small)[..., :3], np.full(small, 255, np.uint8)
         for other in shown:
             difference = largest(cv2.absdiff(other[..., :3], picture))

@@ -1,4 +1,4 @@
-"""What is object in a completion's picture: by its alpha, by a mask beside it, or by the background it stands on."""
+"""The alpha of a completion: its own, that of a mask beside it, or from its background (matting)."""
 
 import cv2
 import numpy as np
@@ -6,7 +6,7 @@ import numpy as np
 from amodal_fusion.data.consistency import largest
 from amodal_fusion.data.images import FEW
 
-SOFT_EDGE = 5  # pixels: how wide a keyed edge is un-mixed
+SOFT_EDGE = 5  # pixels; width of a keyed edge that is un-mixed
 
 
 def cut_out(rgba, background="auto"):
@@ -16,8 +16,8 @@ def cut_out(rgba, background="auto"):
         rgba: (H,W,4) uint8 as read, 255 everywhere when the file has no alpha; background: see `key_background`.
 
     Returns:
-        (H,W,4) uint8 with straight alpha; what it was taken from: "alpha", "premultiplied alpha", "checkerboard" (a
-        drawn one: not to be used), or what `key_background` says.
+        (H,W,4) uint8 with straight alpha; its source: "alpha", "premultiplied alpha", "checkerboard" (drawn:
+        unusable), or as in `key_background`.
     """
     alpha = cv2.extractChannel(rgba, 3)
     least = alpha.min()
@@ -27,7 +27,7 @@ def cut_out(rgba, background="auto"):
         if background == "auto" and is_checkerboard(rgb):
             return cv2.cvtColor(rgb, cv2.COLOR_RGB2RGBA), "checkerboard"
         return key_background(rgb, background)
-    if alpha.max() == 1:  # a program that counts alpha from 0 to 1
+    if alpha.max() == 1:  # alpha of 0 and 1
         rgba = np.dstack([rgba[..., :3], alpha * np.uint8(255)])
     if is_premultiplied(rgba):
         alpha = rgba[..., 3:].astype(np.float32)
@@ -37,7 +37,7 @@ def cut_out(rgba, background="auto"):
 
 
 def is_silhouette(picture):
-    """Whether a completion, cut out, is black or white and nothing else: a mask with the name of a completion.
+    """Whether a completion with alpha is only black or white: a mask that is named as a completion.
 
     A white or black object has texture or noise; a mask is flat, except where a codec blurs its edge.
     """
@@ -51,20 +51,20 @@ def is_silhouette(picture):
 
 
 def is_premultiplied(rgba):
-    """Whether colours were multiplied by alpha: none exceeds it, and soft pixels are darker than the object by just it.
+    """Whether colours are multiplied by alpha: none exceeds it, and soft pixels are darker than the object by it.
 
-    Decided by the soft pixels that have an opaque one near them; a picture without any reads alike both ways.
+    Soft pixels near an opaque one decide. Without any, both readings are equal.
     """
     alpha = cv2.extractChannel(rgba, 3)
     soft = (alpha > 16) & (alpha < 240)
     if np.count_nonzero(soft) < 8:
         return False
     values = rgba[soft].astype(np.float32)
-    if np.mean(values[:, :3].max(1) > values[:, 3] + 2) > 0.002:  # a lossy codec's noise is forgiven
+    if np.mean(values[:, :3].max(1) > values[:, 3] + 2) > 0.002:  # tolerates noise of lossy codecs
         return False
     opaque = alpha > 250
     if not opaque.any():
-        return bool(np.percentile(values[:, :3].max(1) / values[:, 3], 95) > 0.3)  # else too dark to tell
+        return bool(np.percentile(values[:, :3].max(1) / values[:, 3], 95) > 0.3)  # else too dark to decide
     distance, labels = cv2.distanceTransformWithLabels((~opaque).astype(np.uint8), cv2.DIST_L2, 5,
                                                        labelType=cv2.DIST_LABEL_PIXEL)
     places = np.zeros(labels.max() + 1, int)
@@ -80,7 +80,7 @@ def is_premultiplied(rgba):
 
 
 def with_silhouette(rgb, cut, kind, silhouette):
-    """A completion with the alpha of a picture beside it.
+    """A completion with the alpha of a mask file.
 
     Args:
         rgb: (H,W,3) uint8 as read; cut, kind: what `cut_out` made of it; silhouette: (H,W) uint8, 255 = object.
@@ -98,22 +98,22 @@ def with_silhouette(rgb, cut, kind, silhouette):
 
 
 def masks_beside(drawn, masks):
-    """What masks beside a scene's completions are, all of one name: "alpha" or "modal".
+    """Whether mask files of a scene's completions, all named alike, are "alpha" or "modal".
 
-    An alpha contains what is drawn; a modal mask, of what the completer saw, leaves out what it made up.
+    An alpha contains the whole drawing. A modal mask leaves out what the completer invented.
 
     Args:
-        drawn: list of (H,W) bool, where a background that was keyed or the picture's own alpha shows the object, None
-            where neither does; masks: list of (H,W) bool, None where there is no mask.
+        drawn: list of (H,W) bool, the object by its alpha or a keyed background, None without either; masks: list of
+            (H,W) bool, None where there is no mask.
 
     Returns:
-        "alpha" or "modal"; "" when the pixels do not tell; and the share of the drawings outside of the masks.
+        "alpha" or "modal", "" if undecided; and the share of the drawings outside of the masks.
     """
     of_drawing = beyond_mask = beyond_drawing = most = 0
     for drawing, mask in zip(drawn, masks):
         if drawing is None or mask is None or not mask.any() or drawing.shape != mask.shape:
             continue
-        around = np.ones((5, 5), np.uint8)  # edges are never exact
+        around = np.ones((5, 5), np.uint8)  # edges differ by some pixels
         beyond = np.count_nonzero(drawing & (cv2.dilate(mask.astype(np.uint8), around) == 0))
         most = max(most, beyond / max(1, np.count_nonzero(drawing)))
         of_drawing += np.count_nonzero(drawing)
@@ -122,18 +122,14 @@ def masks_beside(drawn, masks):
     if not of_drawing:
         return "", 0.0
     share = beyond_mask / of_drawing
-    leaves_out = share > 0.03 or most > 0.2  # one hidden object among many in full view tells enough
+    leaves_out = share > 0.03 or most > 0.2  # one partly hidden object is enough
     return ("modal" if leaves_out and beyond_mask > beyond_drawing else "alpha"), share
-
-
-# ----------------------------------------------------------------------------
-# Alpha for completions that came without one: an object on a flat background.
 
 
 TOLERANCE = 24  # levels; a diffusion model's white is rarely 255
 BACKGROUNDS = ("auto", "white", "black", "opaque")
-EXACT = 1.5  # levels between the background's mean colour and that of a few pixels of it, besides noise
-CODEC = 3  # pixels around an edge in which a lossy codec changes the background
+EXACT = 1.5  # levels between mean colours of the background and of a few of its pixels, besides noise
+CODEC = 3  # pixels around an edge where a lossy codec changes the background
 SMALLEST_GAP = 20  # pixels
 DARKEST_SHADOW = 120  # levels below the background
 FLAT = 4  # standard deviation in levels of a background that is neither white nor black; JPEG stays below 2
@@ -143,8 +139,8 @@ def key_background(rgb, background="auto"):
     """Cut an object out of the flat background around it.
 
     The background is what touches the picture's border or repeats its colour and noise in a gap of the object; see
-    `_background`. The object's edge, two pixels wide, is un-mixed: alpha is how far its colour is on the way from the
-    background to the nearest inner pixel, whose colour it takes.
+    `_background`. The object's edge, two pixels wide, is un-mixed: it takes the colour of the nearest inner pixel, and
+    its alpha is the position of its own colour between the background's and that one.
 
     Args:
         rgb: (H,W,3) uint8.
@@ -172,10 +168,10 @@ def key_background(rgb, background="auto"):
 
 
 def border_colour(rgb):
-    """What the picture's border says about its background.
+    """The background's colour, from the picture's border.
 
-    White and black are so common that a flat part of 15 % will do (a floor leaves white at the top of the frame
-    only); any other colour has to fill half of the border, and be flatter than an overcast sky.
+    White and black are common: 15 % of the border is enough (above a floor only the top is white). Another colour must
+    fill half of the border, and be flatter than an overcast sky.
 
     Returns:
         "white", "black", a colour as "#808080", or "opaque"; and the colour, (3,) float, None with "opaque".
@@ -187,7 +183,7 @@ def border_colour(rgb):
         if near.mean() > max(0.15, best[2]) and border[near].std(0).max() <= 8:
             best = (name, np.median(border[near], 0), near.mean())
     if best[2] < 0.5:
-        colour = np.median(border, 0)  # what fills half of the border is its median
+        colour = np.median(border, 0)  # a colour of half of the border is its median
         near = np.abs(border - colour).max(1) <= TOLERANCE
         if near.mean() > 0.5 and border[near].std(0).max() <= FLAT:
             best = ("#" + "".join(f"{round(float(level)):02x}" for level in colour), colour, near.mean())
@@ -195,9 +191,9 @@ def border_colour(rgb):
 
 
 def is_checkerboard(rgb):
-    """Whether the background is a drawn checkerboard: what viewers show for transparency, saved as if it were real.
+    """Whether the background is a drawn checkerboard, the sign for transparency in image viewers.
 
-    Two light or dark neutral greys take turns along the border in runs of one length.
+    Two neutral greys alternate along the border in runs of one length.
     """
     for side in (rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]):
         line = side.astype(np.int16)
@@ -231,10 +227,10 @@ def _range(colour):
 def _background(rgb, colour):
     """Where the background is, (H,W) bool.
 
-    The first guess is a flood fill from the border over all that is within TOLERANCE of `colour`. Three things correct
-    it. A gap in the object, which the fill cannot reach, is background when it repeats the background's colour and
-    noise. A reached region that differs from them is the object's own white: it has shading, and an edge around it. A
-    soft shadow differs from them, too, but it has no edge, and its colour is neutral.
+    First comes a flood fill from the border over all that is within TOLERANCE of `colour`. Three corrections follow.
+    A gap in the object, which the fill cannot reach, is background if it repeats the background's colour and noise. A
+    filled region that does not repeat them is white of the object: it has shading and an edge. A soft shadow does not
+    repeat them either, but it has no edge, and its colour is neutral; it stays background.
     """
     like = cv2.inRange(rgb, *_range(colour)) > 0
     reached = _flood_from_border(like)
@@ -250,7 +246,7 @@ def _background(rgb, colour):
     spread = cv2.sqrt(np.maximum(variance, 0))
     edge = ~reached
     ring = spread[_dilated(edge, 13) & ~_dilated(edge, 5)]
-    rings = max(noise, float(np.percentile(ring, 75))) if len(ring) else noise  # a lossy codec's noise beside edges
+    rings = max(noise, float(np.percentile(ring, 75))) if len(ring) else noise  # noise of a lossy codec beside edges
     repeats = like & (largest(np.abs(mean - colour)) <= EXACT + 0.7 * rings) & (spread <= 2 * rings + 1)
     if noise > 0.5:
         repeats &= cv2.blur(spread, (5, 5)) >= 0.3 * noise
@@ -263,7 +259,7 @@ def _background(rgb, colour):
 
 
 def _gaps(rgb, repeats, colour, noise, rings):
-    """The parts of a region that have the background's mean colour and noise as a whole, one pixel wider."""
+    """The parts of `repeats` with the background's mean colour and noise, grown by one pixel."""
     count, labels, boxes, _ = cv2.connectedComponentsWithStats(repeats.astype(np.uint8), connectivity=4)
     if count == 1:
         return repeats
@@ -279,7 +275,7 @@ def _gaps(rgb, repeats, colour, noise, rings):
 
 
 def _shadow(rgb, outside, colour, noise, spread):
-    """Smooth neutral regions beside the background that begin without an edge, (H,W) bool."""
+    """Smooth neutral regions that border on the background without an edge, (H,W) bool."""
     mean = cv2.boxFilter(rgb, cv2.CV_32F, (5, 5))
     red, green, blue = cv2.split(np.float32(colour) - mean)  # how much darker than the background
     unequal = cv2.max(cv2.max(red, green), blue) - cv2.min(cv2.min(red, green), blue)
@@ -320,7 +316,7 @@ def _soft_edge(rgb, outside, colour):
         )
         places = np.zeros(labels.max() + 1, int)
         places[labels[inner]] = np.flatnonzero(inner)
-        edge = ~outside & ~inner & (distance < 5)  # thin parts have no inner pixel near them and stay as they are
+        edge = ~outside & ~inner & (distance < 5)  # thin parts have no inner pixel nearby and stay unchanged
         pure = rgb.reshape(-1, 3)[places[labels[edge]]].astype(np.float32)
         mixture = rgb[edge]
         way = pure - colour

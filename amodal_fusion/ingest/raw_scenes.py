@@ -1,4 +1,4 @@
-"""From the files of a raw scene to a clean scene: find the hole, check what the pictures say, choose completions."""
+"""From a raw scene to a prepared scene: read the files, find the hole, check the pictures, choose completions."""
 
 import os
 from pathlib import Path
@@ -8,27 +8,27 @@ import numpy as np
 from amodal_fusion.data.consistency import WHOLE_FRAME, grown, misfit, photo_fault
 from amodal_fusion.data.scenes import Scene
 from amodal_fusion.errors import SceneError, message_of
-from amodal_fusion.ingest.hole_cutting import has_blanked_hole, make_hole, photo_or_partial
+from amodal_fusion.ingest.hole_cutting import detect_masked_photo, has_blanked_hole, make_hole
 from amodal_fusion.ingest.hole_detection import find_hole
 from amodal_fusion.ingest.loading import read_pictures
 from amodal_fusion.ingest.selection import select_completions
 
-NO_PICTURES = {  # kinds of completions that are left out, and why
-    "checkerboard": "a drawn checkerboard where transparency was meant, left out; export with a real alpha channel",
-    "silhouette": "black or white and nothing else, a mask and no completion, left out; the mask of comp1.png is "
+UNUSABLE = {  # kinds of completions that are left out → why
+    "checkerboard": "a drawn checkerboard instead of transparency, left out; export a real alpha channel",
+    "silhouette": "only black and white, so a mask and no completion, left out; name the mask of comp1.png "
                   "comp1_mask.png",
 }
 
 
 def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto", new_hole=None):
-    """Read one raw scene and turn it into a clean one.
+    """Turn a raw scene into a prepared one.
 
     Args:
         raw: RawScene.
         n_max_completions: completions to keep.
         mask_hole: the mask's value in the hole, "black" or "white"; "auto" finds it from the pixels.
         background: of completions without alpha, see `key_background`.
-        new_hole: NewHole, what to do when the scene brings no hole; None is an error then.
+        new_hole: NewHole for a scene without a hole; with None such a scene is an error.
 
     Returns:
         Scene at its own size, and a report: dict of hole (how it was found), hole_share, notes, and per completion
@@ -37,7 +37,7 @@ def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto", 
     Raises:
         SceneError: with all faults of the scene.
     """
-    raw = photo_or_partial(raw)
+    raw = detect_masked_photo(raw)
     pictures = read_pictures(raw, background)
     hole, how, removed = _find_or_make_hole(raw, pictures, mask_hole, new_hole)
     if pictures.faults:
@@ -50,7 +50,7 @@ def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto", 
     if removed:
         pictures.original = None
     left_out = dict.fromkeys(removed, "removed") | {
-        i: kind for i, kind in enumerate(pictures.kinds) if kind in NO_PICTURES}
+        i: kind for i, kind in enumerate(pictures.kinds) if kind in UNUSABLE}
     for i in left_out:
         pictures.completions[i] = np.zeros_like(pictures.completions[i])
     kept, rows = select_completions(pictures.completions, hole, partial, n_max_completions, pictures.visible)
@@ -69,11 +69,11 @@ def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto", 
 
 
 def _find_or_make_hole(raw, pictures, mask_hole, new_hole):
-    """The hole of a scene: found in its files, or made when they bring none.
+    """The hole of a scene: found in its files, else made.
 
     Returns:
-        (H,W) bool, or None; how it was found, "" when there is none; indices of the completions whose object was
-        removed. What is wrong is appended to `pictures.faults`.
+        (H,W) bool or None; how it was found, "" without one; indices of the completions of a removed object. Faults
+        are appended to `pictures.faults`.
     """
     hole, how, removed = None, "", []
     brings_hole = raw.mask is not None or raw.partial is not None or pictures.erased is not None
@@ -85,8 +85,8 @@ def _find_or_make_hole(raw, pictures, mask_hole, new_hole):
         elif not pictures.faults:
             hole, how, removed = make_hole(raw, pictures.original, pictures.completions, pictures.visible, new_hole)
             if has_blanked_hole(pictures.original, any_colour=True):
-                pictures.notes.append(f"{raw.original.name}: a sharp region of one colour, was something cut out of it "
-                                      "already? If so, give the whole photos with --photos DIR")
+                pictures.notes.append(f"{raw.original.name}: has a sharp region of one colour; is a hole cut already? "
+                                      "If so, name the folder of whole photos (--photos)")
         if hole is not None:
             check_completions_fit(raw, pictures, hole)
     except SceneError as error:
@@ -95,15 +95,15 @@ def _find_or_make_hole(raw, pictures, mask_hole, new_hole):
 
 
 def check_same_photo(raw, pictures, hole):
-    """Raise SceneError when the partial image is another photo than the original, or the same one shifted."""
+    """Raise SceneError if the partial image shows another photo than the original, or a shifted one."""
     soft = hole if pictures.mask is None else hole | ((pictures.mask > 25) & (pictures.mask < 230))
     fault = photo_fault(pictures.original, pictures.partial, soft)
     if fault:
-        raise SceneError(f"{raw.partial}: {fault} {raw.original.name}; make both from one photo, in one way")
+        raise SceneError(f"{raw.partial}: {fault} {raw.original.name}; make both from the same photo")
 
 
 def check_completions_fit(raw, pictures, hole):
-    """Raise SceneError when completions fit the photo only mirrored, transparent or with red and blue swapped.
+    """Raise SceneError if completions fit the photo only mirrored, transparent or with red and blue swapped.
 
     Completions that never agree with the photo get a note."""
     photo = pictures.partial if pictures.partial is not None else pictures.original
@@ -111,14 +111,14 @@ def check_completions_fit(raw, pictures, hole):
     if fault:
         raise SceneError(f"{raw.folder}: {fault}")
     if best is not None and best < (0.3 if pictures.scaled else 0.05):
-        pictures.notes.append("no completion agrees with the photo anywhere outside the hole; are they of this photo, "
-                              "and in its frame, or crops that were enlarged?")
+        pictures.notes.append("no completion agrees with the photo anywhere outside the hole; do they show another "
+                              "photo, or enlarged crops?")
 
 
 def _visible(pictures, hole):
-    """The photo outside of the hole, (H,W,3), black in it.
+    """The photo (H,W,3), black in the hole.
 
-    At the hole's edge it is the original's: soft masks and codecs darken the partial image there.
+    The edge around the hole comes from the original: soft masks and codecs darken the partial image there.
     """
     shown = pictures.partial if pictures.partial is not None else pictures.original
     if pictures.original is not None and pictures.partial is not None:
@@ -130,17 +130,17 @@ def _visible(pictures, hole):
 
 
 def _warnings(pictures, rows):
-    for kind, what in NO_PICTURES.items():
+    for kind, what in UNUSABLE.items():
         files = [row["file"] for row in rows if row["background"] == kind]
         if files:
             yield f"{', '.join(files)}: {what}"
     whole = [(picture[..., 3] > 127).mean() >= WHOLE_FRAME for picture in pictures.completions]
     if all(whole):
-        yield ("all completions cover the whole frame: they have no alpha, and no flat background to be keyed out; "
-               "give alpha, masks beside them, or --background")
+        yield ("all completions cover the whole frame: they have no alpha, and no flat background to key out; give "
+               "alpha, masks beside them, or --background")
     else:
         unlike = [row["file"] for row, covers, files in zip(rows, whole, pictures.files)
-                  if covers and row["visible_error"] > 0.15 and not files.as_drawn]
+                  if covers and row["visible_error"] > 0.15 and not files.keep_alpha]
         if unlike:
-            yield (f"{', '.join(unlike)}: covers the whole frame and is unlike the photo; a background that could not "
-                   "be keyed out? Give alpha, or a mask beside it")
+            yield (f"{', '.join(unlike)}: covers the whole frame and differs from the photo; is there a background "
+                   "that could not be keyed out? Give alpha, or a mask beside it")

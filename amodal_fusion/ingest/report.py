@@ -1,4 +1,4 @@
-"""What `create` tells about its scenes: a summary on the screen, every completion's fate in report.csv, a figure."""
+"""The report of `create`: a summary on the screen, a row per completion in report.csv, a figure."""
 
 from collections import Counter
 
@@ -9,12 +9,12 @@ from amodal_fusion.files import plain_cell
 
 COMPLETION_COLUMNS = ("file", "kept_as", "reason", "hole_share", "new_share", "visible_error", "background")
 REPORT_COLUMNS = ("scene", "hole", "hole_of_picture", *COMPLETION_COLUMNS, "layout")
-SHOWN_FOLDERS = 3  # of a layout
-SHOWN_ALIKE = 10  # messages that say the same of several scenes
+SHOWN_FOLDERS = 3  # per layout
+SHOWN_ALIKE = 10  # equal messages of several scenes
 
 
 def append_report(path, raw, report):
-    """One line per completion, as each scene is done, so that an interrupted run keeps what it knows."""
+    """Append a row per completion of a finished scene; an interrupted run keeps its rows."""
     rows = []
     for row in report["completions"]:
         values = (f"{v:.3f}" if isinstance(v, float) else v for v in (row[column] for column in COMPLETION_COLUMNS))
@@ -28,12 +28,12 @@ def counts(values):
     return ", ".join(f"{count} {value}" for value, count in Counter(values).most_common())
 
 
-def counted(number, noun):
+def plural(number, noun):
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def layout_lines(raw_scenes, reports, skipped, input_dir):
-    """A line per layout: what was recognised where, and what became of it."""
+    """A line per layout: where it was found, and the results."""
     by_layout = {}
     for raw in raw_scenes:
         by_layout.setdefault(raw.layout, []).append(raw)
@@ -43,7 +43,7 @@ def layout_lines(raw_scenes, reports, skipped, input_dir):
         where = ", ".join(part[0] if part else "." for part in tops[:SHOWN_FOLDERS])
         more = f" and {len(tops) - SHOWN_FOLDERS} more" if len(tops) > SHOWN_FOLDERS else ""
         done = [reports[raw.id] for raw in scenes if raw.id in reports]
-        line = f"layout {layout}: {counted(len(scenes), 'scene')} in {where}{more}"
+        line = f"layout {layout}: {plural(len(scenes), 'scene')} in {where}{more}"
         if done:
             rows = [row for report in done for row in report["completions"]]
             kept = sum(row["kept_as"] is not None for row in rows)
@@ -57,7 +57,7 @@ def layout_lines(raw_scenes, reports, skipped, input_dir):
 
 
 def print_report(raw_scenes, reports, skipped, input_dir, targetless_list):
-    """What was found, kept, dropped and why; every bad scene with its faults."""
+    """Print what was found, kept and dropped, and the faults of every bad scene."""
     rows = [row for report in reports.values() for row in report["completions"]]
     for line in layout_lines(raw_scenes, reports, skipped, input_dir):
         print(line)
@@ -69,7 +69,7 @@ def print_report(raw_scenes, reports, skipped, input_dir, targetless_list):
         print(f"completions: {len(rows)} found, {len(rows) - len(reasons)} kept; dropped: {counts(reasons) or 'none'}")
         targetless = sum(not report["trainable"] for report in reports.values())
         if targetless:
-            print(f"{targetless} scenes have no original: for inference only, they go to {targetless_list}")
+            print(f"{targetless} scenes have no original: for inference only, listed in {targetless_list}")
         _print_alike("note", [(scene_id, printable(note)) for scene_id, report in sorted(reports.items())
                               for note in report["notes"]], {}, "")
     folders = {raw.id: printable(raw.folder) for raw in raw_scenes}
@@ -77,7 +77,7 @@ def print_report(raw_scenes, reports, skipped, input_dir, targetless_list):
 
 
 def _print_alike(kind, messages, folders, where):
-    """Print [(scene id, message)], but of those that differ in nothing but the scene no more than SHOWN_ALIKE."""
+    """Print [(scene id, message)]; of messages that differ only in the scene, SHOWN_ALIKE."""
     alike = Counter()
     for scene_id, message in messages:
         text = message.replace(folders.get(scene_id, scene_id), "").replace(scene_id, "")
@@ -89,8 +89,8 @@ def _print_alike(kind, messages, folders, where):
             print(f"{kind}: {count - SHOWN_ALIKE} more scenes{where}: " + " ".join(text.split()).lstrip(": "))
 
 
-def one_of_each(raw_scenes, number):
-    """`number` scenes to look at, of as many layouts as there are."""
+def examples_of_layouts(raw_scenes, number):
+    """`number` scenes for the figure, of as many layouts as possible."""
     rank, seen = {}, Counter()
     for raw in raw_scenes:
         rank[raw.id] = seen[raw.layout]
@@ -99,7 +99,7 @@ def one_of_each(raw_scenes, number):
 
 
 def selection_panels(raw, report, folder):
-    """(title, RGB or RGBA picture, kept or None) of a raw scene, and of what `folder` got of it."""
+    """(title, RGB or RGBA picture, kept or None) of a raw scene and of its prepared scene in `folder`."""
     panels = [(printable(f"{raw.id}\n{raw.layout}"), read_image(folder / "partial.png", "RGB"), None)]
     if raw.original:
         panels.append(("original", read_image(raw.original, "RGB"), None))

@@ -1,4 +1,4 @@
-"""What a picture is to its scene by the words in its name: `<id>_partial.jpg`, `mask.png`, `comp3_visible.png`."""
+"""Roles of pictures by their names: `<id>_partial.jpg`, `mask.png`, `comp3_visible.png`."""
 
 import re
 from collections import defaultdict
@@ -10,10 +10,10 @@ ROLE = re.compile(
     re.IGNORECASE,
 )
 ROLES = ("original", "partial", "mask", "completion")
-# masks of one completion, and what they should be: its silhouette, what was seen of it, or one of the two
+# words for masks of a completion: its alpha, its modal mask, or one of the two
 KINDS = {"amodal_mask": "alpha", "visible_mask": "visible", "modal_mask": "visible", "mask": "companion",
          "alpha": "alpha", "silhouette": "alpha", "visible": "visible", "modal": "visible", "depth": "", "normal": "",
-         "amodal": "alpha"}  # "": of no use here
+         "amodal": "alpha"}  # "": not used
 KIND = "|".join(KINDS).replace("_", SEPARATOR)
 BESIDE = re.compile(rf"(?P<base>.+?){SEPARATOR}(?P<kind>{KIND})", re.IGNORECASE)  # comp1_mask
 WITHIN = re.compile(
@@ -30,9 +30,9 @@ def natural(text):
 def sort_into_roles(pictures, folder_name):
     """Sort the pictures of one folder by scene and role.
 
-    A name is the scene's id and, after a separator, a role; or the role alone, in a folder of one scene. Ids may
-    contain words that are roles elsewhere (`beach_image.jpg`, `object_0001.jpg`): the id is what files share, the role
-    is what remains. Two ids never become one scene.
+    A name is a scene id, a separator and a role; in a folder of one scene it may be the role alone. Ids may contain
+    words for roles (`beach_image.jpg`, `object_0001.jpg`): the shared part of names is the id, the rest is the role.
+    Two ids never become one scene.
 
     Args:
         pictures: list of (stem, path).
@@ -67,7 +67,7 @@ def sort_into_roles(pictures, folder_name):
 def _roles_of(stems, folder_name):
     """{stem: (scene id, role, number)} of the names that have a role."""
     readings = {stem: _readings(stem) for stem in stems}
-    sharing = defaultdict(dict)  # possible id → the names that would be its files → their role
+    sharing = defaultdict(dict)  # possible id → {name: role} of its files
     for stem in stems:
         for scene_id, role, number in readings[stem]:
             if role != "completion" or number:
@@ -87,16 +87,16 @@ def _roles_of(stems, folder_name):
 
 
 def _owner(scene_id, sharing, stems, folder_name):
-    """The scene that names beginning with `scene_id` belong to; None when that is no id.
+    """The scene of the names that begin with `scene_id`; None if that is no id.
 
     `sharing` maps a possible id to {name: role} of the files it would have.
     """
-    if scene_id in ("", folder_name):  # X/X_comp1.png is as good as X/comp1.png, unless there are two photos
+    if scene_id in ("", folder_name):  # X/X_comp1.png is read as X/comp1.png, unless there are two photos
         return "" if scene_id == "" or not {"original", "partial"} & set(sharing[""].values()) else scene_id
     if not _readings(scene_id):
         return scene_id
     outer, role, _ = _readings(scene_id)[-1]
-    if role == "completion":  # object_0001: an id when it has files of its own, and no photo of another scene is there
+    if role == "completion":  # object_0001: an id if it has files of its own and there is no other photo
         own = set(sharing[scene_id].values()) - {"mask"}
         has_photo = (outer or folder_name) in stems or set(sharing[outer].values()) - {"completion"}
         return scene_id if own and not has_photo else None
@@ -108,7 +108,7 @@ def _owner(scene_id, sharing, stems, folder_name):
 
 
 def _numbered(completions, roles):
-    """{(scene id, number): stem} of the completions that the number alone names; stem "" where several have it.
+    """{(scene id, number): stem} of the completions with that number; stem "" if there are several.
 
     object_0_mask belongs to neither of object_0_a and object_0_b; obj_mask_1 belongs to obj_1, not to obj_1_rgb.
     """
@@ -133,7 +133,7 @@ def _readings(stem):
 
 
 def _mask_of(stem, completions, numbered):
-    """(stem of the completion that `stem` is a mask of, or "" when that is not there; its kind), or None.
+    """(stem of the completion that `stem` is a mask of, "" if it does not exist; kind of mask), or None.
 
     `numbered` maps (scene id, number without zeros in front) to a completion.
     """

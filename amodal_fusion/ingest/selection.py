@@ -1,4 +1,4 @@
-"""Which of many completions to keep: the most hole for the fewest slots, each object once."""
+"""Which completions to keep: those that cover most of the hole, each object once."""
 
 import cv2
 import numpy as np
@@ -6,19 +6,18 @@ import numpy as np
 from amodal_fusion.data.consistency import WHOLE_FRAME
 from amodal_fusion.data.images import resize
 
-SAME_SHAPE = 0.85  # IoU of two alphas from which they may be the same object
-SAME_COLOUR = 0.08  # mean colour difference, in [0,1], up to which they are
-SEEN_SHAPE, SEEN_COLOUR = 0.6, 0.15  # the same for two whose modal masks say that they are one object
-LEAST_SHARE = 0.005  # of the hole; below that a completion is not worth a slot
+SAME_SHAPE = 0.85  # IoU of alphas: above, two completions may show one object
+SAME_COLOUR = 0.08  # mean colour difference in [0,1]: below, they do
+SEEN_SHAPE, SEEN_COLOUR = 0.6, 0.15  # the same if modal masks say that they show one object
+LEAST_SHARE = 0.005  # of the hole; a smaller completion is dropped
 
 
 def select_completions(completions, mask, partial, n_max, visible=None):
     """Choose up to `n_max` completions, the most useful first.
 
-    Greedy by new hole coverage. Near-duplicates of a chosen one (several samples of one object, or one object at
-    several granularities) are dropped, of each such group the one stays that agrees best with the visible photo.
-    Whole-frame pictures come last. Modal masks say where a completion can be compared with the photo at all, beside
-    what stands in front of it, and which completions are of one object, however they differ.
+    Greedy by new hole coverage. Of near-duplicates (samples of one object, or one object at several granularities)
+    the one that agrees best with the visible photo is kept. Whole-frame pictures come last. Modal masks say where a
+    completion can be compared with the photo, and which completions show one object even if they differ.
 
     Args:
         completions: list of (H,W,4) uint8; mask (H,W) bool, True = hole; partial (H,W,3) uint8.
@@ -28,7 +27,7 @@ def select_completions(completions, mask, partial, n_max, visible=None):
         the kept indices in order, and per completion a dict of kept_as (1… or None), reason, hole_share,
         new_share (of the hole, when it was chosen) and visible_error (mean colour difference in [0,1]).
     """
-    scale = min(1, 128 / max(mask.shape))  # decisions about areas need no full resolution
+    scale = min(1, 128 / max(mask.shape))  # areas need no full resolution
     size = tuple(max(1, round(side * scale)) for side in mask.shape)
     hole = resize(mask.astype(np.uint8), size, nearest=True).astype(bool)
     hole = hole if hole.any() else np.ones(size, bool)
@@ -36,7 +35,7 @@ def select_completions(completions, mask, partial, n_max, visible=None):
     small = [resize(completion, size) for completion in completions]
     alphas = [completion[..., 3] > 127 for completion in small]
     colours = [completion[..., :3] / 255.0 for completion in small]
-    # not the pixels beside the hole: shrinking mixed them with its blank
+    # without the pixels beside the hole: resizing mixed them with its black
     outside = cv2.dilate(hole.astype(np.uint8), np.ones((3, 3), np.uint8)) == 0
     modal = [None if modal is None else resize(modal.astype(np.uint8), size, nearest=True) > 0
              for modal in visible or [None] * len(completions)]
@@ -83,7 +82,7 @@ def _same(alpha, other_alpha, colour, other_colour, modal, other_modal):
     least_shape, most_colour = SAME_SHAPE, SAME_COLOUR
     if modal is not None and other_modal is not None:
         shared = (modal & other_modal).sum() / max(1, (modal | other_modal).sum())
-        if shared < 0.2:  # two objects that look alike, one behind the other
+        if shared < 0.2:  # two similar objects, one behind the other
             return False
         if shared > SAME_SHAPE:
             least_shape, most_colour = SEEN_SHAPE, SEEN_COLOUR

@@ -18,7 +18,7 @@ from amodal_fusion.data.images import resize
 from amodal_fusion.data.masks import cut_hole
 from amodal_fusion.data.scenes import Scene, find_scenes, read_files
 from amodal_fusion.errors import SceneError
-from amodal_fusion.ingest.hole_cutting import photo_or_partial
+from amodal_fusion.ingest.hole_cutting import detect_masked_photo
 from amodal_fusion.ingest.layouts import find_raw_scenes
 from amodal_fusion.ingest.loading import read_pictures
 from amodal_fusion.ingest.selection import select_completions
@@ -78,7 +78,7 @@ def read_layered_photo(source):
         scene = read_files(source.folder, need_original=True)
         photo, layers = scene.original, list(scene.completions)
     else:
-        pictures = read_pictures(photo_or_partial(source.raw))
+        pictures = read_pictures(detect_masked_photo(source.raw))
         if pictures.faults or pictures.original is None:
             raise SceneError("\n".join(map(str, pictures.faults or [f"{source.folder}: no photo without a hole"])))
         photo = pictures.original
