@@ -8,6 +8,7 @@ the networks can be compared whenever training stops. On a GPU every step is a C
 """
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -26,6 +27,7 @@ from amodal_fusion.errors import exit_with_message
 from amodal_fusion.evaluation.metrics import compare_methods, undecided_share
 from amodal_fusion.evaluation.perceptual import PerceptualLoss
 from amodal_fusion.evaluation.rules import apply_rules, oracle
+from amodal_fusion.model.cues import VisibleCues
 from amodal_fusion.synthesis.assets import Material
 from amodal_fusion.synthesis.layers import LayeredScenes
 from amodal_fusion.synthesis.synthesizer import Synthesizer
@@ -48,19 +50,33 @@ class NoImageNet(ConvEncoder):
         return 0, 0, 0
 
 
+class WithoutCue(torch.nn.Module):
+    """A block whose last input are the cues, and which does not see one of them."""
+
+    def __init__(self, block, cue):
+        super().__init__()
+        self.block, self.cue = block, cue
+
+    def forward(self, *inputs):
+        *others, cues = inputs
+        return self.block(*others, cues._replace(**{self.cue: torch.zeros_like(getattr(cues, self.cue))}))
+
+
 PARTS = {
     "as it is": {},
-    "without ImageNet features": {"encoder": lambda: NoImageNet(128)},
-    "without prior": {"prior": NoPrior},
+    "without ImageNet features": {"encoder": lambda _: NoImageNet(128)},
+    "without prior": {"prior": lambda _: NoPrior()},
     "without scene self-attention": {},
+    **{f"without cue {cue}": dict.fromkeys(("encoder", "prior"), functools.partial(WithoutCue, cue=cue))
+       for cue in VisibleCues._fields},
 }
 
 
 def build(part, seed):
     torch.manual_seed(seed)
     model = AmodalFusionTransformer(encoder_layers=0 if part == "without scene self-attention" else 2)
-    for name, block in PARTS[part].items():
-        setattr(model, name, block())
+    for name, changed in PARTS[part].items():
+        setattr(model, name, changed(getattr(model, name)))
     return model.to(memory_format=torch.channels_last)
 
 
