@@ -44,6 +44,8 @@ class CreateConfig(SplitOptions):
     remove_object: str | None = option(None, "number or name of an object: where the photo shows it becomes the hole, "
                                              "in scenes that bring none; they have no target", "data")
     n_max_completions: int = option(5, "completions to keep per scene, the most useful first", "data", least=1)
+    keep_numbers: bool = option(False, "comp4.png stays comp4.png; otherwise the most useful completion is comp1.png",
+                                "data")
     resize: bool = option(False, "make every scene img_size × img_size; otherwise sizes stay", "data")
     img_size: int = option(256, "side in pixels, with --resize", "data", least=16)
     mask_hole: str = option("auto", "the mask's value in the hole; auto finds it from the pixels, scene by scene",

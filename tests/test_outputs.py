@@ -2,11 +2,7 @@
 
 import csv
 import json
-import math
-import re
 import shlex
-import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -14,37 +10,31 @@ import pytest
 import torch
 
 from amodal_fusion.data.images import read_image, resize, write_image
-from amodal_fusion.data.scenes import write_scene
+from amodal_fusion.data.scenes import Scene, write_scene
 from amodal_fusion.data.toy import draw_scene
 from amodal_fusion.errors import ConfigError, SceneError
 from amodal_fusion.evaluation.inpainters import check_command, grow, run_command
-from amodal_fusion.evaluation.rules import RULES
 from amodal_fusion.files import WRITTEN
 from amodal_fusion.model.blending import Blend, blend_hole
 from amodal_fusion.output.folder import check_options
 from amodal_fusion.output.guide import make_guide, small_regions
 from amodal_fusion.output.handover import CONSUMERS, check_handover, write_handover
-from amodal_fusion.output.html_report import write_report
-from amodal_fusion.output.onnx_export import compare
-from amodal_fusion.output.order import (
+from amodal_fusion.output.locks import (
+    ALL,
+    Lock,
     apply_locks,
-    check_numbers,
-    find_order,
-    front_to_back,
     list_locks,
     lock_blend,
-    mean_margins,
-    order_of,
     parse_locks,
     read_locks,
-    write_order,
+    to_slots,
+    within,
 )
-from amodal_fusion.output.records import write_record
+from amodal_fusion.output.onnx_export import compare
+from amodal_fusion.output.order import find_order, front_to_back, mean_margins, order_of, write_order
 from amodal_fusion_transformer import load_model
 from amodal_fusion_transformer_inference import InferenceConfig
 from tests.scripts import run
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
 def write_fused(root, names=("wide", "a_mask_shop"), size=(60, 100)):
@@ -245,8 +235,12 @@ def test_order_comes_from_weights_and_from_logits(tmp_path):
     locked = find_order(weights / 10, alpha, mask, pairwise, locks=[(1, 2)])["pairs"][0]
     assert (locked["front"], locked["confidence"], locked["locked"]) == (1, 1.0, True)
     assert find_order(weights, alpha, mask * 0, pairwise)["pairs"][0]["confidence"] == pytest.approx(0.982, abs=1e-3)
-    write_order(tmp_path / "order.json", "상자", found)
-    assert json.loads((tmp_path / "order.json").read_text(encoding="utf-8")) == {"scene": "상자", **found}
+    scene = Scene("상자", None, None, [None] * 3, numbers=[2, 4, 7], sources=["2.png", "parts/4.png", None])
+    write_order(tmp_path / "order.json", scene, found)
+    written = json.loads((tmp_path / "order.json").read_text(encoding="utf-8"))
+    assert written["scene"] == "상자" and written["completions"] == {"2": "2", "4": "parts/4", "7": "comp7"}
+    assert (written["pairs"][0]["front"], written["pairs"][0]["behind"]) == (4, 2)
+    assert written["front_to_back"] == [[(2, 4, 7)[i - 1] for i in group] for group in found["front_to_back"]]
 
 
 def test_logits_order_candidates_in_hole_first_then_outside():
@@ -266,20 +260,56 @@ def test_cycles_are_legal():
     assert front_to_back(2, []) == [[1], [2]]
 
 
+def with_fill(weights, alpha):
+    """Weights and alpha with the fill's in front, a row per candidate."""
+    rows = [np.concatenate([first[None], rest]) for first, rest in ((1 - weights.sum(0), weights),
+                                                                   (np.ones_like(alpha[0]), alpha))]
+    return [row.reshape(len(row), -1) for row in rows]
+
+
 def test_lock_moves_weight_where_both_candidates_cover():
     alpha, _ = squares()
     alpha[0, :, 10] = 0.25  # a soft edge lets what is behind show through
-    weights = alpha * np.array([0.1, 0.5, 0.2])[:, None, None]
-    residual = 1 - weights.sum(0)
-    locked, rest = apply_locks([(1, 2), (2, 3), (0, 3)], weights, residual, alpha)
-    assert np.allclose(locked.sum(0) + rest, 1)
-    assert locked[:, 10, 11].tolist() == pytest.approx([0.6, 0, 0])
-    assert locked[:, 10, 10].tolist() == pytest.approx([0.025 + 0.25 * 0.5, 0.75 * 0.5, 0])
-    assert locked[:, 10, 5].tolist() == pytest.approx([0.1, 0, 0])  # 2 is not there
-    assert locked[:, 10, 19].tolist() == pytest.approx([0, 0.5 + 0.2 * 5 / 8, 0], abs=1e-4)  # shared with the fill
-    assert locked[:, 10, 25].tolist() == [0, 0, 0] and rest[10, 25] == pytest.approx(1)  # 0>3: 3 is out
-    with pytest.raises(SceneError, match="4>1: the scene has completions 1 to 3"):
-        check_numbers([(4, 1)], 3)
+    weights, cover = with_fill(alpha * np.array([0.1, 0.5, 0.2])[:, None, None], alpha)
+    locked = apply_locks([Lock(1, 2), Lock(2, 3), Lock(0, 3)], weights, cover, {}).reshape(4, *alpha.shape[1:])
+    assert np.allclose(locked.sum(0), 1)
+    assert locked[1:, 10, 11].tolist() == pytest.approx([0.6, 0, 0])
+    assert locked[1:, 10, 10].tolist() == pytest.approx([0.025 + 0.25 * 0.5, 0.75 * 0.5, 0])
+    assert locked[1:, 10, 5].tolist() == pytest.approx([0.1, 0, 0])  # 2 is not there
+    assert locked[1:, 10, 19].tolist() == pytest.approx([0, 0.5 + 0.2 * 5 / 8, 0], abs=2e-4)  # shared with the fill
+    assert locked[:, 10, 25].tolist() == pytest.approx([1, 0, 0, 0])  # 0>3: 3 is out
+    with pytest.raises(SceneError, match="lock 4>1: the completions of the scene are 1, 2, 3"):
+        to_slots([Lock(4, 1)], [1, 2, 3])
+    assert to_slots([Lock(7, ALL), Lock(0, 4)], [4, 7]) == [Lock(2, ALL), Lock(0, 1)]
+
+
+def test_forgotten_completion_leaves_its_place_to_others():
+    alpha = np.array([[1, 1, 1], [1, 1, 0], [0, 1, 0]], float)[..., None]  # (N,P,1), pixels: two meet, three, one
+    weights, cover = with_fill(alpha * np.array([[0.9], [0.06], [0.02]])[..., None], alpha)
+    locked = apply_locks([Lock(ALL, 1)], weights, cover, {})
+    assert locked[:, 0].tolist() == pytest.approx([0.4, 0, 0.6, 0], abs=0.01)  # in the ratio of the others' weights
+    assert locked[:, 1].tolist() == pytest.approx([0.2, 0, 0.6, 0.2], abs=0.02)
+    assert locked[:, 2].tolist() == pytest.approx([1, 0, 0, 0])
+    both = apply_locks([Lock(ALL, 1), Lock(ALL, 2)], weights, cover, {})
+    assert both[:, 0].tolist() == pytest.approx([1, 0, 0, 0]) and not both[1:3].any()
+    certain = np.array([[0], [1.0], [0]])
+    taken = apply_locks([Lock(ALL, 1)], certain, np.ones((3, 1)), {})
+    assert taken[:, 0].tolist() == pytest.approx([0, 0, 1], abs=2e-3)  # a completion comes before the fill
+
+
+def test_locks_in_a_polygon_change_nothing_outside():
+    polygon = ((2, 1), (8, 1), (8, 6), (2, 6))
+    inside = within(polygon, (10, 12))
+    assert inside.sum() == 30 and inside[1:6, 2:8].all()
+    triangle = within([(0, 0), (10, 0), (0, 10)], (10, 10))
+    assert triangle[0, 8] and not triangle[9, 9] and abs(triangle.sum() - 50) <= 5
+    star = within([(0, 0), (10, 10), (10, 0), (0, 10)], (10, 10))  # crosses itself
+    assert not star[1, 5] and star[5, 1] and star[5, 8]
+    alpha = np.ones((2, 10, 12))
+    weights, cover = with_fill(alpha * np.array([0.6, 0.3])[:, None, None], alpha)
+    locks = parse_locks(["0>* in 2 1 8 1 8 6 2 6", "2>1"], "lock")
+    locked = apply_locks(locks, weights, cover, {polygon: inside.ravel()}).reshape(3, 10, 12)
+    assert np.allclose(locked[:, inside].T, [1, 0, 0]) and np.allclose(locked[:, ~inside].T, [0.1, 0, 0.9])
 
 
 def test_order_and_locks_ignore_how_weights_are_stored(monkeypatch):
@@ -296,16 +326,14 @@ def test_order_and_locks_ignore_how_weights_are_stored(monkeypatch):
     assert all(0.8 < a["area"] / b["area"] < 1.2 for a, b in zip(sparse, one["pairs"]) if b["area"] > 200)
     before = exact.colours.copy()
     for blend in (exact, small):
-        lock_blend([(3, 1), (0, 2)], scene, blend)
+        lock_blend([Lock(3, 1), Lock(0, 2)], scene, blend)
     assert np.allclose(exact.weights, small.weights / 65535, atol=1e-4)
     assert np.allclose(exact.colours, small.colours, atol=1e-4)
     rgb = np.stack([completion[scene.mask][:, :3] for completion in scene.completions]) / 255
     expected = (exact.weights[..., None] * rgb).sum(0) + exact.residual[:, None] * exact.fill
     assert np.allclose(exact.colours, expected, atol=1e-5) and np.abs(exact.colours - before).max() > 0.1
-    with pytest.raises(SceneError, match="scene has completions 1 to 4"):
-        lock_blend([(5, 1)], scene, exact)
     scene.completions[3][scene.mask, 3] = 0
-    assert lock_blend([(2, 1), (4, 1), (0, 3)], scene, exact) == [(4, 1)]  # what changes nothing is told
+    assert lock_blend([Lock(2, 1), Lock(4, 1), Lock(0, 3)], scene, exact) == [1]  # what changes nothing is told
 
 
 def test_locks_are_read_and_their_faults_named(tmp_path):
@@ -313,90 +341,20 @@ def test_locks_are_read_and_their_faults_named(tmp_path):
     path.write_text('0012: ["1>3", 2 > 4]\nno: 0>1\n', encoding="utf-8")
     for name in ("0012", "no", "other"):
         (tmp_path / name).mkdir()
-    assert read_locks(path, tmp_path) == {"0012": [(1, 3), (2, 4)], "no": [(0, 1)]}
+    assert read_locks(path, tmp_path) == {"0012": [Lock(1, 3), Lock(2, 4)], "no": [Lock(0, 1)]}
+    for text in ("1>3", "0>*", "*>12", "0>* in 1 2 3 4 5 6"):
+        assert list(map(str, parse_locks([text], "lock"))) == [text]
+    assert parse_locks(["*>4", "*>5", "0>5"], "lock")[0] == Lock(ALL, 4)  # two are forgotten, in no circle
     for text, fault in (("x: [1>2]", "no scene 'x'"), ("no: [1<2]", "no: '1<2' is no lock"), ("no: [2>2]", "no lock"),
                         ("no: [1>2, 2>3, 3>1]", "circle"), ("- 1>2", "expected lines"), ("no: [", "cannot be read"),
-                        ("no: 1>2\nno: 2>3", "no stands there twice")):
+                        ("no: 1>2\nno: 2>3", "no stands there twice"),
+                        ("no: ['*>*']", "no lock"), ("no: [1>2 in 3 4 5 6]", "no lock"), ("no: [2>*, 1>2]", "circle"),
+                        ("no: ['*>2', 2>1]", "circle")):
         path.write_text(text)
         with pytest.raises(ConfigError, match=fault):
             read_locks(path, tmp_path)
     with pytest.raises(ConfigError, match=r"lock: (1>2>3>1|2>3>1>2|3>1>2>3) goes round"):
         parse_locks(["1>2", "2>3", "3>1"], "lock")
-
-
-def write_reported(root):
-    """A set whose first scene has the lowest PSNR, and the second, of an ugly name, more left for the inpainter."""
-    names = ["a plain one", "<b> #2 100%"]
-    data, output = write_fused(root, names)
-    write_image(output / names[1] / "residual_mask.png", read_image(data / names[1] / "mask.png", "L"))
-    for name, ours in zip(names, (20.5, 30.25)):
-        metrics = {f"{rule}_psnr": 10.0 for rule in RULES} | {"fill_psnr": 21.0, "oracle_psnr": 35.0}
-        metrics |= {"ours_psnr": ours, "ours_psnr_overlap": math.nan}
-        write_record(output / name, {}, "", metrics, {})
-    write_order(output / names[0] / "order.json", names[0], {"pairs": [{"front": 2, "behind": 1}],
-                                                            "front_to_back": [[2], [1]], "cycles": []})
-    return data, output, names
-
-
-def test_report_lists_scenes_and_loads_nothing_external(tmp_path):
-    data, output, names = write_reported(tmp_path)
-    page = write_report(data, output, [*names, "not fused"])
-    text = page.read_text(encoding="utf-8")
-    assert "://" not in text and text.count("</script>") == 2
-    report = json.loads(re.search(r'id="report">(.*?)</script>', text)[1])
-    assert report["data"] == "../data"
-    first, second = report["scenes"]
-    assert first["id"] == names[0] and second["id"] == names[1]
-    assert first["psnr"] == 20.5 and first["gain"] == -0.5 and not {"overlap", "lpips"} & set(first)
-    assert first["order"] == "2 › 1" and second["order"] == "" and first["original"] and not first["figure"]
-    assert 0 < first["residual"] < second["residual"] == 1 and first["completions"] == ["comp1.png", "comp2.png"]
-    (data / names[0] / "mask.png").write_bytes(b"")
-    with pytest.raises(SceneError, match=r"mask\.png: empty"):
-        write_report(data, output, names)
-
-
-def browse(page, profile, *arguments):
-    """Open a page in Chromium without a window; returns what it printed."""
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-               f"--user-data-dir={profile}", "--hide-scrollbars", "--virtual-time-budget=3000", *arguments, page]
-    process = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=60, check=False)
-    assert process.returncode == 0, process.stderr
-    return process.stdout
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_report_in_a_browser(tmp_path):
-    data, output, names = write_reported(tmp_path)
-    size = (60, 100)
-    for name in names:
-        write_image(data / name / "partial.png", np.full((*size, 3), (0, 0, 200), np.uint8))
-        write_image(output / name / "fused.png", np.full((*size, 3), (0, 200, 0), np.uint8))
-    (output / names[0] / "weight_2.png").unlink()
-    (data / names[1] / "original.png").unlink()
-    page = write_report(data, output, names).as_uri()
-
-    def show(part):  # what the page shows, without its style and script
-        return browse(page + part, tmp_path / "profile", "--dump-dom").split("</style>")[1].split("<script")[0]
-
-    gallery = show("#filter=worst")
-    titles = re.findall(r'<article class="card" data-scene="(.*?)"', gallery)
-    assert titles == ["a plain one", "&lt;b&gt; #2 100%"]
-    assert gallery.count("weight of completion") == 3 and gallery.count('title="original"') == 1
-    assert "missing" not in gallery  # every picture was found
-
-    (output / names[0] / "fused.png").rename(tmp_path / "fused.png")
-    table = show("#filter=residual&view=table")
-    (tmp_path / "fused.png").rename(output / names[0] / "fused.png")
-    assert table.count('class="missing"') == 1
-    assert re.findall(r'<tr data-scene="(.*?)"', table) == ["&lt;b&gt; #2 100%", "a plain one"]
-    assert "PSNR, dB" in table and "30.25" in table and "−0.50" in table
-    assert "LPIPS" not in table  # nobody measured it
-
-    browse(page, tmp_path / "profile", f"--screenshot={tmp_path / 'page.png'}", "--window-size=700,500")
-    picture = read_image(tmp_path / "page.png", "RGB").astype(int)
-    before, after = (np.argwhere(np.abs(picture - colour).sum(2) < 30) for colour in ((0, 0, 200), (0, 200, 0)))
-    assert len(before) > 5000 and len(after) > 5000  # two pictures, each half the one and half the other
-    assert np.abs(before[:, 0].min() - after[:, 0].min()) < 3 and before[:, 1].min() < after[:, 1].min()
 
 
 def test_script_writes_the_outputs_it_is_asked_for(tmp_path, checkpoint, backbone):
@@ -446,7 +404,7 @@ def test_script_writes_the_outputs_it_is_asked_for(tmp_path, checkpoint, backbon
             check_options(InferenceConfig(str(data), output_dir=str(output), **options))
     with pytest.raises(ConfigError, match="single scene"):
         list_locks("1>2", None, data, ["one", "two"])
-    assert list_locks("1>2, 0>3", None, data, ["one"]) == {"one": [(1, 2), (0, 3)]}
+    assert list_locks("1>2, 0>3", None, data, ["one"]) == {"one": [Lock(1, 2), Lock(0, 3)]}
 
 
 def test_onnx_equals_the_network_for_every_scene(tmp_path, checkpoint):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from amodal_fusion.data.scenes import SCENE_NAMES, write_scene
+from amodal_fusion.data.scenes import SCENE_NAMES, SOURCES, write_scene
 from amodal_fusion.errors import ConfigError
 from amodal_fusion.files import atomic_file, is_temporary, remove_temporary, temporary_path, write_text
 
@@ -35,7 +35,7 @@ def check_own(output, scene_ids, overwrite):
             raise ConfigError(f"{folder} exists, but there is no dataset.yaml beside it. This is no data set of this "
                               "program and would be overwritten; choose another folder", "output_dir")
         strange = sorted(path.name for path in folder.iterdir()
-                         if not re.fullmatch(rf"({SCENE_NAMES})\.png", path.name))
+                         if not re.fullmatch(rf"({SCENE_NAMES})\.png|{re.escape(SOURCES)}", path.name))
         if strange:
             raise ConfigError(f"{folder / strange[0]}: not a file of a data set, and would be removed with its folder; "
                               "move it, or choose another output folder", "output_dir")

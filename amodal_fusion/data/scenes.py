@@ -8,18 +8,22 @@
     DATA/<id>/comp1.png …                                RGBA, full frame, straight alpha
     DATA/<id>/comp1_visible.png …                        optional, L, 255 = where the completer saw this object, its
                                                          modal mask
+    DATA/<id>/scene.json                                 optional, {"sources": {"comp1.png": "comp4.png"}}: the files
+                                                         that the completions were made from
 """
 
+import json
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from amodal_fusion.data.images import FEW, border, comment_of, open_picture, read_image, resize, write_image
 from amodal_fusion.errors import SceneError
+from amodal_fusion.files import write_text
 
 # In the header of a prepared completion: its alpha was decided on when it was written. A completed background may be
 # flat paper where objects hide all of the photo's own border, and then nothing in its pixels tells it from raw results.
@@ -36,6 +40,17 @@ class Scene:
     completions: list  # N × (H, W, 4), straight alpha
     original: np.ndarray | None = None  # (H, W, 3)
     visible: list | None = None  # N × (H, W) bool or None, modal masks; None if absent or not read
+    numbers: list | None = None  # N numbers of the files comp1.png …, ascending; None: 1 … N
+    sources: list | None = None  # N names of the files that the completions were made from; None: not known
+
+    def numbered(self):
+        """Number of each completion, as in its file name."""
+        return self.numbers or list(range(1, len(self.completions) + 1))
+
+    def source_names(self):
+        """Name of each completion as the user knows it: the file that it was made from, without suffix."""
+        sources = self.sources or [None] * len(self.completions)
+        return [stem_of(source) if source else f"comp{number}" for number, source in zip(self.numbered(), sources)]
 
     def resized(self, size):
         """The scene at `size` = (height, width); nearest for the mask, premultiplied area for the rest."""
@@ -44,18 +59,17 @@ class Scene:
         mask = resize(self.mask.astype(np.uint8), size, nearest=True).astype(bool)
         # the hole is transparent, not black: its blank must not darken the pixels beside it
         visible = resize(np.dstack([self.partial, np.where(self.mask, 0, 255).astype(np.uint8)]), size)
-        return Scene(
-            self.id,
-            np.where(mask[..., None], 0, visible[..., :3]).astype(np.uint8),
-            mask,
-            [resize(completion, size) for completion in self.completions],
-            None if self.original is None else resize(self.original, size),
-            None if self.visible is None else [
+        return replace(
+            self, mask=mask,
+            partial=np.where(mask[..., None], 0, visible[..., :3]).astype(np.uint8),
+            completions=[resize(completion, size) for completion in self.completions],
+            original=None if self.original is None else resize(self.original, size),
+            visible=None if self.visible is None else [
                 None if modal is None else resize(modal.astype(np.uint8), size, nearest=True) > 0
-                for modal in self.visible],
-        )
+                for modal in self.visible])
 
 
+SOURCES = "scene.json"
 SCENE_NAMES = r"comp\d+|comp\d+_visible|original|partial|mask"  # of a scene's files, without .png
 
 
@@ -63,6 +77,34 @@ def completion_paths(folder):
     """comp1.png, comp2.png … comp10.png of one scene folder, in the order of their numbers."""
     numbered = [(re.fullmatch(r"comp(\d+)\.png", path.name), path) for path in Path(folder).iterdir()]
     return [path for match, path in sorted(((m, p) for m, p in numbered if m), key=lambda x: int(x[0][1]))]
+
+
+def numbers_of(paths):
+    """[comp1.png, comp4.png] → [1, 4]; None where comp0.png or comp01.png beside comp1.png leave no number for each."""
+    numbers = [int(path.stem.removeprefix("comp")) for path in paths]
+    return numbers if len({0, *numbers}) > len(numbers) else None
+
+
+def stem_of(source):
+    """parts/comp4.png → parts/comp4."""
+    return str(PurePosixPath(source).with_suffix(""))
+
+
+def sources_of(folder, paths):
+    """The files that the completions at `paths` were made from, by `folder`/scene.json; None where it says nothing.
+
+    Raises:
+        SceneError: the file cannot be read.
+    """
+    try:
+        content = json.loads((Path(folder) / SOURCES).read_text(encoding="utf-8"))
+        sources = content["sources"]
+        return [str(sources[path.name]) if path.name in sources else None for path in paths]
+    except (FileNotFoundError, KeyError):
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise SceneError(f"{folder}/{SOURCES}: cannot be read ({error}); remove it, completions then have their own "
+                         "names") from None
 
 
 def modal_path(path):
@@ -196,7 +238,8 @@ def read_files(folder, max_completions=None, need_original=False, with_visible=F
     if max_completions != 0:
         check_opaque(folder, completions)
     visible = [pictures[name] >= 128 if (name := modal_path(path).name) in modal else None for path in paths]
-    return Scene(folder.name, partial, mask, completions, pictures.get("original.png"), visible if modal else None)
+    return Scene(folder.name, partial, mask, completions, pictures.get("original.png"), visible if modal else None,
+                 numbers_of(paths), sources_of(folder, paths))
 
 
 def _read_all(folder, files, faults):
@@ -277,10 +320,14 @@ def write_scene(folder, scene):
     write_image(folder / "mask.png", scene.mask.astype(np.uint8) * 255)
     if scene.original is not None:
         write_image(folder / "original.png", scene.original)
-    for number, completion in enumerate(scene.completions, 1):
-        write_image(folder / f"comp{number}.png", completion, ALPHA_HOLDS)
-        if scene.visible is not None and scene.visible[number - 1] is not None:
-            write_image(modal_path(folder / f"comp{number}.png"), scene.visible[number - 1].astype(np.uint8) * 255)
+    paths = [folder / f"comp{number}.png" for number in scene.numbered()]
+    for slot, (path, completion) in enumerate(zip(paths, scene.completions)):
+        write_image(path, completion, ALPHA_HOLDS)
+        if scene.visible is not None and scene.visible[slot] is not None:
+            write_image(modal_path(path), scene.visible[slot].astype(np.uint8) * 255)
+    if scene.sources is not None:
+        sources = {path.name: source for path, source in zip(paths, scene.sources)}
+        write_text(folder / SOURCES, json.dumps({"sources": sources}, ensure_ascii=False, indent=1) + "\n")
 
 
 # ----------------------------------------------------------------------------
@@ -320,6 +367,8 @@ def is_large(folder, max_completions=None):
 def read_large(folder, max_completions=None):
     """A scene whose completions stay on disk until they are asked for; see `read_scene`."""
     scene = read_scene(folder, 0)
-    scene.completions = StoredCompletions(completion_paths(folder)[:max_completions], scene)
+    paths = completion_paths(folder)[:max_completions]
+    scene.completions = StoredCompletions(paths, scene)
+    scene.numbers, scene.sources = numbers_of(paths), sources_of(folder, paths)
     check_opaque(folder, scene.completions)  # reads them up to the first that is not transparent
     return scene

@@ -29,12 +29,13 @@ from amodal_fusion.errors import ConfigError, SceneError
 from amodal_fusion.files import atomic_file, fingerprint, plain_cell, take_output
 from amodal_fusion.ingest.hole_cutting import NewHole
 from amodal_fusion.ingest.layouts import find_raw_scenes
-from amodal_fusion.ingest.raw_scenes import read_raw_scene
+from amodal_fusion.ingest.raw_scenes import keep_numbers, read_raw_scene
 from amodal_fusion.ingest.report import REPORT_COLUMNS, append_report, print_report
 from amodal_fusion.pools import Failure, Helpers
 
 # Options that decide how scenes look: a resumed run must have the same values.
-SHAPING = ("n_max_completions", "resize", "img_size", "mask_hole", "background", "cut_hole", "remove_object", "seed")
+SHAPING = ("n_max_completions", "keep_numbers", "resize", "img_size", "mask_hole", "background", "cut_hole",
+           "remove_object", "seed")
 
 
 @dataclass
@@ -153,6 +154,8 @@ def create_scene(raw, config):
         scene, report = read_raw_scene(raw, config.n_max_completions, config.mask_hole, config.background, new_hole)
     except (ValueError, IndexError, ArithmeticError, cv2.error) as error:  # an odd file must not stop other scenes
         raise SceneError(f"{raw.folder}: unforeseen error ({error!r}); please report it") from error
+    if config.keep_numbers:
+        keep_numbers(scene, report)
     if config.resize:
         scene = scene.resized((config.img_size, config.img_size))
         if not scene.mask.any():

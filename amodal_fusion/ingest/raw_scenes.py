@@ -1,6 +1,7 @@
 """From a raw scene to a prepared scene: read the files, find the hole, check the pictures, choose completions."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +65,30 @@ def read_raw_scene(raw, n_max_completions, mask_hole="auto", background="auto", 
         raise SceneError("\n".join([f"{raw.folder}: no completion shows anything in the hole ({reasons})", *notes]))
     visible = [pictures.visible[i] for i in kept]
     scene = Scene(raw.id, partial, hole, [pictures.completions[i] for i in kept], pictures.original,
-                  visible if any(mask is not None for mask in visible) else None)
+                  visible if any(mask is not None for mask in visible) else None,
+                  sources=[rows[i]["file"] for i in kept])
     return scene, {"hole": how, "hole_share": hole.mean(), "notes": notes, "completions": rows}
+
+
+def keep_numbers(scene, report):
+    """Give completions the numbers of their files, in place: comp4.png stays comp4.png. A note says where they cannot.
+
+    Args:
+        scene, report: of `read_raw_scene`.
+    """
+    found = [re.findall(r"\d+", Path(source).stem) for source in scene.sources]
+    numbers = [int(digits[-1]) if digits else 0 for digits in found]
+    if 0 in numbers or len(set(numbers)) < len(numbers):
+        report["notes"].append(f"the numbers of {', '.join(scene.sources)} cannot be kept, they must differ and begin "
+                               "at 1; completions are numbered from 1")
+        return
+    order = sorted(range(len(numbers)), key=numbers.__getitem__)
+    for row in report["completions"]:
+        row["kept_as"] = row["kept_as"] and numbers[row["kept_as"] - 1]
+    scene.numbers = [numbers[i] for i in order]
+    scene.completions, scene.sources = ([values[i] for i in order] for values in (scene.completions, scene.sources))
+    if scene.visible is not None:
+        scene.visible = [scene.visible[i] for i in order]
 
 
 def _find_or_make_hole(raw, pictures, mask_hole, new_hole):

@@ -21,8 +21,8 @@ from amodal_fusion.evaluation.inpainters import check_command
 from amodal_fusion.evaluation.perceptual import PerceptualLoss
 from amodal_fusion.files import check_ours, take_output
 from amodal_fusion.output.handover import check_handover, write_handover
-from amodal_fusion.output.html_report import write_report
-from amodal_fusion.output.order import list_locks
+from amodal_fusion.output.html_report import command_of, write_report
+from amodal_fusion.output.locks import list_locks
 from amodal_fusion.output.records import read_record, remove_outputs, state_of
 from amodal_fusion.output.run_tables import TABLES, remove_stale, write_failures, write_table
 from amodal_fusion.output.scene_reader import MOST_CANDIDATE_PIXELS, SceneReader, batches
@@ -309,4 +309,5 @@ def hand_out(config, scene_ids):
                                       config.workers)
         print(f"{count} scenes handed over in {folder}, {whole} with nothing left to draw; see its README.txt")
     if config.report:
-        print(f"report: {write_report(config.data_dir, config.output_dir, scene_ids, config.workers)}")
+        page = write_report(config.data_dir, config.output_dir, scene_ids, config.workers, command_of(config))
+        print(f"report: {page}")

@@ -1,19 +1,16 @@
-"""Who is in front of whom, by the network's weights and logits: order.json, and locks that overrule it.
+"""Who is in front of whom, by the network's weights and logits: order.json.
 
 Completions are numbered as in weight_1.png …; 0 is the fill, "none of these".
 """
 
 import json
 import math
-import re
-from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
+from graphlib import TopologicalSorter
 
 import numpy as np
-import yaml
 
-from amodal_fusion.errors import ConfigError, SceneError
 from amodal_fusion.files import write_text
+from amodal_fusion.output.locks import one_of, pairs_of
 
 MOST_COUNTED = 2**26  # candidates times pixels; of larger scenes every second, third … row and column is counted
 
@@ -80,7 +77,7 @@ def mean_margins(logits, alpha, mask):
 
 
 def order_of(scene, blend, logits, locks=()):
-    """`find_order` of a Scene and its Blend, made of logits (M,h,w), the fill's first."""
+    """`find_order` of a Scene and its Blend, made of logits (M,h,w), the fill's first. locks: list of Lock."""
     step = math.ceil(math.sqrt(max(1, len(scene.completions) * scene.mask.size / MOST_COUNTED)))
     sparse = np.s_[::step, ::step]
     coarse = np.ix_(*((np.arange(few) * many + many // 2) // few  # the nearest pixel to each logit
@@ -88,16 +85,11 @@ def order_of(scene, blend, logits, locks=()):
     shapes = [[completion[..., 3][grid] >= 128 for grid in (sparse, coarse)] for completion in scene.completions]
     alpha, coarse_alpha = map(np.stack, zip(*shapes))
     pairwise = mean_margins(logits[1:], coarse_alpha, scene.mask[coarse])
-    weights = np.stack([blend.on_picture(weight)[sparse] for weight in blend.weights]) / _one(blend)
-    order = find_order(weights, alpha, scene.mask[sparse], pairwise, locks)
+    weights = np.stack([blend.on_picture(weight)[sparse] for weight in blend.weights]) / one_of(blend)
+    order = find_order(weights, alpha, scene.mask[sparse], pairwise, pairs_of(locks, len(alpha)))
     for pair in order["pairs"]:
         pair |= {name: pair[name] * step**2 for name in ("area", "area_in_hole")}
     return order
-
-
-def _one(blend):
-    """What stands for a weight of 1 in a Blend."""
-    return np.float32(np.iinfo(np.uint16).max if blend.weights.dtype == np.uint16 else 1)
 
 
 def count_pairs(values, covers):
@@ -129,133 +121,14 @@ def front_to_back(count, pairs):
     return [np.flatnonzero(circle[i]).tolist() for i in TopologicalSorter(behind).static_order()]
 
 
-def write_order(path, scene_id, order):
-    """order.json, one pair a line, so that a person can read it, too."""
-    pairs = ",\n    ".join(map(json.dumps, order["pairs"]))
-    lines = [f'  "scene": {json.dumps(scene_id, ensure_ascii=False)}', f'  "pairs": [\n    {pairs}\n  ]']
-    lines += [f'  "{name}": {json.dumps(order[name])}' for name in ("front_to_back", "cycles")]
+def write_order(path, scene, order):
+    """order.json, one pair a line, so that a person can read it, too. Completions of `scene` have their own numbers."""
+    numbers = scene.numbered()
+    pairs = [pair | {name: numbers[pair[name] - 1] for name in ("front", "behind")} for pair in order["pairs"]]
+    names = dict(zip(map(str, numbers), scene.source_names()))
+    lines = [f'  "{name}": {json.dumps(value, ensure_ascii=False)}' for name, value in (("scene", scene.id),
+                                                                                        ("completions", names))]
+    lines.append('  "pairs": [\n    {}\n  ]'.format(",\n    ".join(map(json.dumps, pairs))))
+    lines += [f'  "{name}": {json.dumps([[numbers[place - 1] for place in group] for group in order[name]])}'
+              for name in ("front_to_back", "cycles")]
     write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
-
-
-def parse_locks(texts, source):
-    """["1>3", "0>2"] → [(1, 3), (0, 2)].
-
-    Raises:
-        ConfigError: one is no such pair, or they go round in a circle; the message starts with `source`.
-    """
-    locks = []
-    for text in texts if isinstance(texts, list) else [texts]:
-        match = re.fullmatch(r"\s*(\d+)\s*>\s*(\d+)\s*", str(text))
-        if match is None or int(match[1]) == int(match[2]):
-            raise ConfigError(f"{source}: {text!r} is no lock; write 1>3 for 1 in front of 3 (0 is none of them)")
-        locks.append((int(match[1]), int(match[2])))
-    try:
-        sort_locks(locks)
-    except CycleError as error:
-        circle = ">".join(map(str, error.args[1]))
-        raise ConfigError(f"{source}: {circle} goes round in a circle; leave one of these out") from None
-    return locks
-
-
-def read_locks(path, data_dir):
-    """Pairs decided by hand: a YAML file with a line such as `abbey__0001: ["1>3", "2>4"]` per scene.
-
-    Returns:
-        dict scene id → list of (front, behind).
-
-    Raises:
-        ConfigError: no such file, not YAML of that form, or a scene that is not there.
-    """
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            text = file.read()
-        node, table = (read(text, yaml.BaseLoader) for read in (yaml.compose, yaml.load))  # all text, as 0012 is a name
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML ({error})") from None
-    if not isinstance(table, dict):
-        raise ConfigError(f'{path}: expected lines of the form  scene: ["1>3"]')
-    names = [key.value for key, _ in node.value]
-    unknown = [name for name in names if not (Path(data_dir) / name).is_dir()]
-    if unknown:
-        raise ConfigError(f"{path}: there is no scene {', '.join(map(repr, unknown[:5]))} in {data_dir}")
-    if len(names) > len(table):
-        raise ConfigError(f"{path}: {max(names, key=names.count)} stands there twice")
-    return {scene_id: parse_locks(texts, f"{path}: {scene_id}") for scene_id, texts in table.items()}
-
-
-def list_locks(lock, path, data_dir, scene_ids):
-    """{scene id: pairs decided by hand}, by a text or by a file.
-
-    Raises:
-        ConfigError: a text for more than one scene; and as in `parse_locks` and `read_locks`.
-    """
-    if lock and (path or len(scene_ids) != 1):
-        raise ConfigError("locks as a text are for a single scene; for more write a file with a line for each", "lock",
-                          "locks")
-    if lock:
-        return {scene_ids[0]: parse_locks(lock.split(","), f"lock {lock}")}
-    return read_locks(path, data_dir) if path else {}
-
-
-def sort_locks(locks):
-    """{behind: those in front of it}, hindmost first; CycleError if there is none."""
-    graph = {}
-    for front, behind in locks:
-        graph.setdefault(behind, set()).add(front)
-    return {number: sorted(graph[number]) for number in reversed(list(TopologicalSorter(graph).static_order()))
-            if number in graph}
-
-
-def check_numbers(locks, count):
-    """Raise SceneError for a lock on a completion that the scene does not have."""
-    wrong = [f"{front}>{behind}" for front, behind in locks if max(front, behind) > count]
-    if wrong:
-        raise SceneError(f"lock {', '.join(wrong)}: the scene has completions 1 to {count}")
-
-
-def apply_locks(locks, weights, residual, alpha):
-    """Weights in which the front one of each locked pair has taken what the other had.
-
-    It takes as much as it covers: where it is opaque all, at a soft edge its alpha. Several in front of one share in
-    the ratio of their own weights.
-
-    Args:
-        locks: of `parse_locks`; weights, alpha: (N,…) float32; residual (…).
-
-    Returns:
-        weights and residual of the same shapes, their sum as before.
-    """
-    all_weights = np.concatenate([residual[None], weights])  # (M,…), the fill first, as in the locks
-    alpha = np.concatenate([np.ones_like(residual)[None], alpha])
-    for behind, fronts in sort_locks(locks).items():
-        cover = alpha[fronts]  # (F,…)
-        taken = all_weights[behind] * (1 - (1 - cover).prod(0))
-        share = (all_weights[fronts] + np.float32(1e-6)) * cover
-        all_weights[fronts] += taken * share / np.maximum(share.sum(0), np.float32(1e-9))
-        all_weights[behind] -= taken
-    return all_weights[1:], all_weights[0]
-
-
-def lock_blend(locks, scene, blend):
-    """Apply locks to the weights and colours of a Blend of `scene`, in place; SceneError as in `check_numbers`.
-
-    Returns:
-        those locks whose two do not meet in the hole, and that change nothing.
-    """
-    if not locks:
-        return []
-    numbers = sorted({0, *(number for lock in locks for number in lock)})
-    check_numbers(locks, len(blend.weights))
-    rgba = np.stack([scene.completions[number - 1][scene.mask] for number in numbers[1:]]) / np.float32(255)  # (K,P,4)
-    slots = [number - 1 for number in numbers[1:]]
-    full = _one(blend)
-    weights, residual = blend.weights[slots] / full, blend.residual / full
-    renumbered = [tuple(map(numbers.index, lock)) for lock in locks]
-    new_weights, new_residual = apply_locks(renumbered, weights, residual, rgba[..., 3])
-    blend.colours += ((new_weights - weights)[..., None] * rgba[..., :3]).sum(0)
-    blend.colours += (new_residual - residual)[:, None] * blend.fill
-    if full > 1:
-        new_weights, new_residual = np.rint(new_weights * full), np.rint(new_residual * full)
-    blend.weights[slots], blend.residual[:] = new_weights, new_residual
-    covers = {0: True, **{number: rgba[i, :, 3] > 0 for i, number in enumerate(numbers[1:])}}
-    return [(front, behind) for front, behind in locks if not np.any(covers[front] & covers[behind])]

@@ -16,7 +16,8 @@ from amodal_fusion.evaluation.rules import best_rule
 from amodal_fusion.evaluation.scores import evaluate_scene, photo_digest
 from amodal_fusion.model.blending import blend_hole, to_levels
 from amodal_fusion.output.guide import CONFIDENCE, MIN_REGION, make_guide
-from amodal_fusion.output.order import lock_blend, order_of, write_order
+from amodal_fusion.output.locks import lock_blend, to_slots
+from amodal_fusion.output.order import order_of, write_order
 from amodal_fusion.output.records import WHOLE, input_digest, scene_outputs, write_record
 
 LARGEST_FIGURE = 200  # side of a scene in its figure, px
@@ -47,7 +48,7 @@ class SceneWriter:
 
     def asked(self, scene_id):
         """What the user decided for a scene, as its record keeps it; other decisions mean recomputing."""
-        return {"locks": [list(lock) for lock in self.locks.get(scene_id, [])],
+        return {"locks": [str(lock) for lock in self.locks.get(scene_id, [])],
                 "inpaint_command": self.inpaint_command, "seam": self.seam,
                 "guide": [self.guide_confidence, self.min_region],
                 "lpips": None if self.perceptual is None else self.perceptual.net}
@@ -73,33 +74,33 @@ class SceneWriter:
             scene = read_large(source, self.max_completions)
         wanted = self.metrics and scene.original is not None
         exact = wanted and measured_scale(scene) == 1
-        blend, idle = self.blend(scene, logits, exact)
+        locks = to_slots(self.locks.get(scene_id, []), scene.numbered())
+        blend = blend_hole(scene, torch.from_numpy(logits), exact)
+        unlocked = blend.weights.copy() if locks else blend.weights
+        idle = [self.locks[scene_id][i] for i in lock_blend(locks, scene, blend)]
         if idle:
-            print(f"note: {scene_id}: lock {', '.join(f'{front}>{behind}' for front, behind in idle)} changes nothing; "
-                  "the two do not meet in the hole", file=sys.stderr, flush=True)
+            print(f"note: {scene_id}: lock {', '.join(map(str, idle))} changes nothing; the two do not meet in the "
+                  "hole", file=sys.stderr, flush=True)
         row = None
         if exact:
             row = self.measure(scene, blend)
         elif wanted:
-            row = self.measure_smaller(scene, logits)
+            row = self.measure_smaller(scene, logits, locks)
         with scene_outputs(folder) as stage:
             write_outputs(stage, scene, blend, describe(scene_id, row), self.figures)
+            write_unlocked(stage, scene, blend, unlocked)
             guide, inpaint_mask = make_guide(scene, blend, self.guide_confidence, self.min_region)
             write_image(stage / "guide.png", guide)
             write_image(stage / "inpaint_mask.png", inpaint_mask.astype(np.uint8) * 255)
-            write_order(stage / "order.json", scene_id, order_of(scene, blend, logits, self.locks.get(scene_id, ())))
+            write_order(stage / "order.json", scene, order_of(scene, blend, logits, locks))
             write_record(stage, self.made_by, digest, row, self.asked(scene_id))
             write_image(stage / WHOLE, blend.fused(scene.partial))
-
-    def blend(self, scene, logits, exact=True):
-        blend = blend_hole(scene, torch.from_numpy(logits), exact)
-        return blend, lock_blend(self.locks.get(scene.id, ()), scene, blend)
 
     def measure(self, scene, blend):
         return evaluate_scene(scene.id, as_result(scene, blend), self.perceptual, self.evaluate, self.inpaint_command,
                               self.seam)
 
-    def measure_smaller(self, scene, logits):
+    def measure_smaller(self, scene, logits, locks):
         """`evaluate_scene` of a smaller copy; `scale` in the row is the factor on its sides."""
         scale = measured_scale(scene)
         small = scene.resized(tuple(max(16, round(side * scale)) for side in scene.mask.shape))
@@ -108,7 +109,9 @@ class SceneWriter:
             small.mask[tuple(place.astype(int))] = True
             small.partial[small.mask] = 0
         photo = photo_digest(np.moveaxis(scene.original, -1, 0))  # alike for all holes in it, at whatever scale
-        return self.measure(small, self.blend(small, logits)[0]) | {"scale": scale, "photo": photo}
+        blend = blend_hole(small, torch.from_numpy(logits))
+        lock_blend(locks, small, blend, np.divide(small.mask.shape, scene.mask.shape)[::-1])
+        return self.measure(small, blend) | {"scale": scale, "photo": photo}
 
 
 def measured_scale(scene):
@@ -148,11 +151,18 @@ def describe(scene_id, row):
 
 def write_outputs(folder, scene, blend, title, figure):
     """Write all pictures of one scene except fused.png, which comes last."""
-    for number, weight in enumerate(blend.weights, 1):
+    for number, weight in zip(scene.numbered(), blend.weights):
         write_image(folder / f"weight_{number}.png", blend.on_picture(to_levels(weight)))
     write_image(folder / "residual_mask.png", blend.none_wins().astype(np.uint8) * 255)
     if figure:
         draw_scene(folder / "figure.png", for_figure(scene, blend), title)
+
+
+def write_unlocked(folder, scene, blend, unlocked):
+    """Write unlocked_1.png …: the network's own weights, of those completions where locks have changed them."""
+    for number, before, after in zip(scene.numbered(), unlocked, blend.weights):
+        if (before != after).any():
+            write_image(folder / f"unlocked_{number}.png", blend.on_picture(to_levels(before)))
 
 
 def for_figure(scene, blend):

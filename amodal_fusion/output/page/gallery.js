@@ -1,105 +1,7 @@
-<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Fused scenes</title>
-<style>
-  :root { color-scheme: light dark; --card: 300px;
-    --page: light-dark(#f4f4f2, #17181a); --sheet: light-dark(#fff, #212327); --ink: light-dark(#1d1f23, #e8e8e6);
-    --soft: light-dark(#6b6f76, #9a9ea6); --line: light-dark(#dedfdc, #34373c); --accent: light-dark(#c2410c, #fb923c);
-    --good: light-dark(#15803d, #4ade80); --bad: light-dark(#b91c1c, #f87171); }
-  * { box-sizing: border-box }
-  body { margin: 0; background: var(--page); color: var(--ink); font: 14px/1.4 system-ui, "Noto Sans", "Noto Sans KR", sans-serif }
-  button, input { font: inherit; color: inherit }
-  header { position: sticky; top: 0; z-index: 5; background: var(--sheet); border-bottom: 1px solid var(--line);
-    padding: 10px 20px; display: flex; flex-wrap: wrap; gap: 8px 18px; align-items: center }
-  h1 { font-size: 16px; margin: 0; font-weight: 650 }
-  .group { display: flex; border: 1px solid var(--line); border-radius: 8px; overflow: hidden }
-  .group button { border: 0; background: none; padding: 5px 12px; cursor: pointer }
-  .group button + button { border-left: 1px solid var(--line) }
-  .group button[aria-pressed=true] { background: var(--ink); color: var(--sheet) }
-  header input[type=search] { border: 1px solid var(--line); border-radius: 8px; background: none; padding: 5px 10px; width: 170px }
-  header label { color: var(--soft); display: flex; align-items: center; gap: 6px }
-  header select { font: inherit; color: inherit; background: var(--sheet); border: 1px solid var(--line); border-radius: 8px; padding: 4px 6px }
-  header input[type=range] { accent-color: var(--accent); width: 90px }
-  #facts { padding: 14px 20px 0; display: flex; flex-wrap: wrap; gap: 6px 26px; color: var(--soft) }
-  #facts b { color: var(--ink); font-weight: 650; font-variant-numeric: tabular-nums }
-  #gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, var(--card)), 1fr)); gap: 18px; padding: 16px 20px }
-  .card { background: var(--sheet); border: 1px solid var(--line); border-radius: 12px; overflow: hidden; min-width: 0; align-self: start }
-  .picture { position: relative; overflow: hidden; background: #000; --x: 50% }
-  .picture img { display: block; width: 100%; height: 100%; position: absolute; inset: 0 }
-  .picture .before { clip-path: inset(0 calc(100% - var(--x)) 0 0) }
-  .picture .handle { position: absolute; top: 0; bottom: 0; left: var(--x); width: 2px; margin-left: -1px; background: #fff;
-    box-shadow: 0 0 4px #000a; pointer-events: none }
-  .picture .handle::after { content: "‹ ›"; position: absolute; top: 50%; left: 50%; translate: -50% -50%; background: #fff; color: #222;
-    border-radius: 99px; padding: 2px 7px 4px; font: 700 13px/1 system-ui; white-space: nowrap; box-shadow: 0 1px 5px #0007 }
-  .picture input { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0; cursor: ew-resize }
-  .picture input:focus-visible + .handle { background: var(--accent) }
-  .map { position: absolute; inset: 0; pointer-events: none; visibility: hidden; isolation: isolate; background: #000 }
-  .map img { mix-blend-mode: normal } /* the weight, then its colour over it, then both as light over the dimmed picture */
-  .map .tint { position: absolute; inset: 0; mix-blend-mode: multiply }
-  .showing .map { visibility: visible; mix-blend-mode: screen }
-  .showing > img { filter: grayscale(1) brightness(.45) }
-  .showing .before, .showing .handle { visibility: hidden }
-  .showing.plain .map { mix-blend-mode: normal }
-  .map span { position: absolute; left: 8px; top: 8px; background: #000b; color: #fff; padding: 1px 8px; border-radius: 6px; font-size: 12px }
-  .text { padding: 10px 12px 12px }
-  .name { display: flex; gap: 10px; align-items: baseline }
-  .name button { all: unset; cursor: zoom-in; font-weight: 600; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; flex: 1 }
-  .name button:hover, .name button:focus-visible { text-decoration: underline }
-  .name a { color: var(--soft); font-size: 12px }
-  .numbers { color: var(--soft); font-size: 13px; display: flex; flex-wrap: wrap; gap: 0 12px; font-variant-numeric: tabular-nums }
-  .numbers b { color: var(--ink); font-weight: 600 }
-  .good, .numbers .good { color: var(--good) } .bad, .numbers .bad { color: var(--bad) }
-  .strip { display: flex; flex-wrap: wrap; gap: 5px; margin-top: 9px }
-  .strip button { all: unset; width: 38px; cursor: help; text-align: center; font-size: 11px; color: var(--soft) }
-  .strip i { display: block; height: 38px; border-radius: 6px; border: 2px solid; overflow: hidden;
-    background: repeating-conic-gradient(#bbb 0 25%, #ddd 0 50%) 0 / 12px 12px }
-  .strip img { width: 100%; height: 100%; object-fit: contain; display: block }
-  .strip button:hover, .strip button:focus-visible { color: var(--ink) }
-  .strip button:focus-visible i { outline: 2px solid var(--accent) }
-  #sheet { padding: 16px 20px; overflow-x: auto }
-  table { border-collapse: collapse; background: var(--sheet); border: 1px solid var(--line); width: 100%; font-variant-numeric: tabular-nums }
-  th, td { padding: 5px 12px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
-  th { position: sticky; top: 0; background: var(--sheet); cursor: pointer; user-select: none; font-weight: 600 }
-  th[aria-sort=ascending]::after { content: " ↑" } th[aria-sort=descending]::after { content: " ↓" }
-  th:nth-child(2), td:nth-child(2) { text-align: left; width: 100% }
-  td img { height: 40px; display: block; border-radius: 4px }
-  tbody tr { cursor: zoom-in } tbody tr:hover { background: var(--page) }
-  dialog { border: 0; border-radius: 14px; padding: 0; background: var(--sheet); color: inherit; width: min(94vw, var(--large)); max-height: 96vh; overflow: auto }
-  dialog::backdrop { background: #000a }
-  dialog .card { border: 0; border-radius: 0 }
-  dialog .strip button, dialog .strip i { width: 76px } dialog .strip i { height: 76px }
-  #end { height: 1px } #none { padding: 60px; text-align: center; color: var(--soft) }
-  [hidden] { display: none !important }
-</style>
-<header>
-  <h1>Fused scenes</h1>
-  <div class="group" id="filters"></div>
-  <div class="group" id="views"><button data-view="gallery">Gallery</button><button data-view="table">Table</button></div>
-  <label>sort <select id="sort"></select></label>
-  <label>size <input type="range" id="size" min="180" max="620" value="300"></label>
-  <input type="search" id="search" placeholder="name …" aria-label="search by name">
-</header>
-<div id="facts"></div>
-<main><div id="gallery"></div><div id="sheet"><table><thead><tr></tr></thead><tbody></tbody></table></div></main>
-<div id="none" hidden>No scene of that name here.</div>
-<div id="end"></div>
-<dialog></dialog>
-<noscript>The gallery is made by a script in this page; allow it to run.</noscript>
-<script type="application/json" id="report">@REPORT@</script>
-<script>
-"use strict";
-const {scenes, data, colours} = JSON.parse(document.getElementById("report").textContent);
-const $ = selector => document.querySelector(selector);
-const make = (tag, properties = {}, ...children) => {
-  const element = Object.assign(document.createElement(tag), properties);
-  element.append(...children);
-  return element;
-};
+// The gallery and the table of all scenes.
+
 const known = value => value !== null && value !== undefined;
 const number = (value, digits) => known(value) ? value.toFixed(digits) : "–";
-const percent = value => known(value) ? (100 * value).toFixed(1) + " %" : "–";
 const signed = value => (value >= 0 ? "+" : "−") + Math.abs(value).toFixed(2);
 
 // key, title, how to write it, whether small is bad, and so comes first
@@ -107,7 +9,7 @@ const COLUMNS = [
   ["psnr", "PSNR, dB", v => number(v, 2), true], ["gain", "over the best rule, dB", v => known(v) ? signed(v) : "–", true],
   ["overlap", "PSNR in overlap, dB", v => number(v, 2), true], ["oracle", "oracle, dB", v => number(v, 2), true],
   ["lpips", "LPIPS", v => number(v, 4), false], ["residual", "residual, of the hole", percent, false],
-  ["hole", "hole, of the picture", percent, false], ["count", "completions", String, false],
+  ["undecided", "undecided, of the hole", percent, false], ["hole", "hole, of the picture", percent, false], ["count", "completions", String, false],
 ].filter(([key]) => scenes.some(scene => known(scene[key])));
 const has = key => COLUMNS.some(column => column[0] === key);
 const tenth = Math.max(12, Math.ceil(scenes.length / 10));
@@ -115,13 +17,14 @@ const FILTERS = {
   all: {title: "All"},
   worst: {title: "Worst", sort: "psnr", ascending: true, most: tenth, tip: "the tenth with the lowest PSNR in the hole"},
   behind: {title: "Behind the best rule", sort: "gain", ascending: true, keep: s => s.gain < 0, tip: "a simple rule does better"},
+  undecided: {title: "Most undecided", sort: "undecided", ascending: false, most: tenth, tip: "the tenth where no candidate has a clear majority"},
+  open: {title: "Not done", keep: s => !done.has(s.id), tip: "not marked as done"},
+  corrected: {title: "Corrected", keep: s => s.now.length > 0, tip: "scenes that have locks"},
   residual: {title: "Most residual", sort: "residual", ascending: false, most: tenth, tip: "the tenth that leaves most to the inpainter"},
 };
 const state = {filter: "all", view: "gallery", sort: "id", ascending: true};
 let shown = [], drawn = 0;
 
-const inOutput = (scene, name) => encodeURIComponent(scene.id) + "/" + name;
-const inData = (scene, name) => data + "/" + encodeURIComponent(scene.id) + "/" + encodeURIComponent(name);
 const lazy = (src, properties = {}) => {
   const image = make("img", {loading: "lazy", decoding: "async", alt: "", ...properties});
   image.onerror = () => image.classList.add("missing");
@@ -153,8 +56,8 @@ function card(scene) {
     button.onmouseleave = button.onblur = () => picture.classList.remove("showing");
     strip.append(button);
   };
-  scene.completions.forEach((name, i) => thumb(inData(scene, name), inOutput(scene, `weight_${i + 1}.png`),
-    colours[i % colours.length], i + 1, `weight of completion ${i + 1}`));
+  for (const {file, number, name} of scene.completions) thumb(inData(scene, file), inOutput(scene, `weight_${number}.png`),
+    colourOf(scene, number), name, `weight of ${name}`);
   const residual = inOutput(scene, "residual_mask.png");
   thumb(residual, residual, "#999999", "none", "none of them: for the inpainter");
   if (scene.original) thumb(inData(scene, "original.png"), inData(scene, "original.png"), "", "truth", "original");
@@ -166,7 +69,10 @@ function card(scene) {
   if (known(scene.lpips)) add("LPIPS", number(scene.lpips, 3));
   add("residual", percent(scene.residual));
   if (scene.order) add("front to back", scene.order);
-  const name = make("div", {className: "name"}, make("button", {type: "button", title: scene.id, onclick: () => enlarge(scene)}, scene.id));
+  const name = make("div", {className: "name"}, make("button", {type: "button", title: scene.id, onclick: () => edit(scene)}, scene.id));
+  if (done.has(scene.id)) name.append(make("span", {className: "good"}, "done"));
+  if (isChanged(scene)) name.append(make("span", {className: "mark"}, "corrected"));
+  name.append(make("button", {type: "button", className: "correct", textContent: "correct", onclick: () => edit(scene)}));
   if (scene.figure) name.append(make("a", {href: inOutput(scene, "figure.png"), textContent: "figure"}));
   const element = make("article", {className: "card"}, picture, make("div", {className: "text"}, name, numbers, strip));
   element.dataset.scene = scene.id;
@@ -174,19 +80,18 @@ function card(scene) {
 }
 
 function row(scene) {
-  const element = make("tr", {onclick: () => enlarge(scene)}, make("td", {}, lazy(inOutput(scene, "fused.png"))),
+  const element = make("tr", {onclick: () => edit(scene)}, make("td", {}, lazy(inOutput(scene, "fused.png"))),
     make("td", {}, scene.id), ...COLUMNS.map(([key, , write]) => make("td", {
       className: key === "gain" && known(scene.gain) ? (scene.gain >= 0 ? "good" : "bad") : ""}, write(scene[key]))));
   element.dataset.scene = scene.id;
   return element;
 }
 
-function enlarge(scene) {
-  const dialog = $("dialog");
-  dialog.style.setProperty("--large", `${Math.round(Math.min(1100, innerHeight * .72 * scene.width / scene.height))}px`);
-  dialog.replaceChildren(card(scene));
-  dialog.onclick = event => event.target === dialog && dialog.close();
-  dialog.showModal();
+// What is likely to need correction first: by the loss against the best rule, or, without originals, where weights are undecided
+function worstFirst() {
+  const key = ["gain", "psnr", "undecided"].find(has);
+  change({filter: "all", sort: key, ascending: key !== "undecided"});
+  if ($("#editor").open) edit(shown[0]);
 }
 
 function more() { // a batch at a time, as the reader comes down: thousands of scenes cost nothing before
@@ -238,7 +143,8 @@ const observer = new IntersectionObserver(([entry]) => entry.isIntersecting && m
 function change(changes) {
   Object.assign(state, changes);
   history.replaceState(null, "", "#" + new URLSearchParams(state));
-  draw();
+  keep();
+draw();
 }
 const sortBy = key => change({sort: key,
   ascending: state.sort === key ? !state.ascending : key === "id" || COLUMNS.find(column => column[0] === key)[3]});
@@ -268,6 +174,5 @@ state.filter = FILTERS[preset].sort && !has(FILTERS[preset].sort) ? "all" : pres
 if (FILTERS[state.filter].sort) Object.assign(state, {sort: FILTERS[state.filter].sort, ascending: FILTERS[state.filter].ascending});
 if (asked.sort === "id" || has(asked.sort)) Object.assign(state, {sort: asked.sort, ascending: asked.ascending !== "false"});
 if (asked.view === "table") state.view = "table";
+keep();
 draw();
-</script>
-</html>
