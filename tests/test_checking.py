@@ -11,7 +11,7 @@ import amodal_fusion.data.checks
 import amodal_fusion_transformer as aft
 from amodal_fusion.checkpoints import save_checkpoint
 from amodal_fusion.data import splits
-from amodal_fusion.data.checks import MEMORY, check_scenes, recall, remember
+from amodal_fusion.data.checks import MEMORY, check_scenes, read_checked, write_checked
 from amodal_fusion.data.toy import write_dataset
 from amodal_fusion.errors import UserError
 
@@ -36,8 +36,8 @@ def test_scenes_are_read_again_only_when_they_changed(tmp_path, read):
 
     def check(most=3):
         read.clear()
-        faults, states = check_scenes(data, IDS, most, recall(data))
-        assert remember(data, {**recall(data), **states})
+        faults, states = check_scenes(data, IDS, most, read_checked(data))
+        assert write_checked(data, {**read_checked(data), **states})
         return sorted(read), faults
 
     assert check() == (IDS, []) and check() == ([], [])
@@ -58,8 +58,8 @@ def test_scenes_are_read_again_only_when_they_changed(tmp_path, read):
     assert again == IDS and len(faults) == 1 and "comp9.png" in faults[0]
     for rubbish in ("", "[]", '{"format": 1, "scenes": 3}', '{"format": 99, "scenes": {}}', "\0"):
         (data / MEMORY).write_text(rubbish)
-        assert recall(data) == {}
-    assert not remember(Path("/proc/nothing"), {})
+        assert read_checked(data) == {}
+    assert not write_checked(Path("/proc/nothing"), {})
 
 
 def test_splitting_many_scenes_looks_at_each_once(tmp_path, monkeypatch):

@@ -322,7 +322,7 @@ def test_done_means_whole_and_still_true(tmp_path):
     assert len(rows) == len(set(rows)) == 4 * len([row for row in rows if row[0] == "scene1"])
 
     shutil.rmtree(tree / "scene3")
-    assert "--overwrite removes them (as scene3)" in create(tree, output, "--max_bad", 0.5, start=succeed).stdout
+    assert "--overwrite removes them (such as scene3)" in create(tree, output, "--max_bad", 0.5, start=succeed).stdout
     assert "scene3" in scenes(output)
     create(tree, output, "--max_bad", 0.5, "--overwrite", start=succeed)
     assert scenes(output) == ["scene0", "scene1", "scene4"]

@@ -238,7 +238,7 @@ def test_frame_with_other_objects_is_another_photo(tmp_path):
     other[36:56, 2:14] = (230, 230, 40)  # on one backdrop, as frames of one camera are
     assert np.abs(made.photo.astype(int) - other)[~made.hole].mean() < 12
     comps = {f"comp{i}__png": made.objects[i] for i in range(3)}
-    with pytest.raises(SceneError, match=r"partial.png: another photo\? \d+% of what is visible differs from original"):
+    with pytest.raises(SceneError, match=r"partial.png: another photo\? \d+% of the visible part differs from original"):
         read_raw_scene(write(tmp_path / "a", original__png=other, partial__png=made.partial, mask__png=made.mask,
                              **comps), 5)
 
@@ -643,7 +643,7 @@ FAULTY = {
     "shifted": (change("original.png", lambda o: np.roll(o, 2, 1)), "partial.png: shifted by -2,0 pixels against"),
     "blank original": (change("original.png", np.zeros_like), "partial.png: another photo?"),
     "original is the partial": (lambda f: write_image(f / "original.png", read_image(f / "partial.png", "RGB")),
-                                "original.png: blank in the hole, it cannot be the target"),
+                                "original.png: blank in the hole, so it is no target"),
     "on grey": (on_grey, "comp1.png: no alpha, on a flat background"),
     "stray transparent pixel": (lambda f: [on_grey(f), change("comp1.png", lambda c: np.dstack([c[..., :3], np.where(
         np.arange(4096).reshape(64, 64) == 70, 0, 255).astype(np.uint8)]), "RGBA")(f)],
@@ -652,7 +652,7 @@ FAULTY = {
     "original.jpg": (lambda f: (f / "original.png").rename(f / "original.jpg"), "original.jpg: not read"),
     "modal mask of another": (modal_of_another, "comp1_visible.png: empty or beside its completion"),
     "modal mask of none": (lambda f: write_image(f / "comp9_visible.png", np.zeros((64, 64), np.uint8)),
-                           "comp9_visible.png: a modal mask of no completion"),
+                           "comp9_visible.png: a modal mask without a completion"),
 }
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with a prepared scene: its files, and what its pictures say about each other."""
+"""Find the faults of prepared scenes: in their files, and between their pictures."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 
 def check_dataset(data_dir, workers):
-    """Read every file of a data set as training would, in processes.
+    """Read every file of a data set as training does, in several processes.
 
     Returns:
         number of scenes, and a list of faults, each with its file.
@@ -29,18 +29,18 @@ def check_dataset(data_dir, workers):
     folders = [data_dir / scene_id for scene_id in scene_ids]
     with Helpers(check_scene, workers) as helpers:
         jobs = helpers.map(folders, 4 * workers)
-        found = dict(tqdm(jobs, total=len(folders), desc="check", disable=None))  # None, or what is wrong
+        found = dict(tqdm(jobs, total=len(folders), desc="check", disable=None))  # folder → its faults or None
     return len(scene_ids), faults + [found[folder] if str(folder) in found[folder] else f"{folder}: {found[folder]}"
                                      for folder in folders if found[folder]]
 
 
 def _list_faults(data_dir):
-    """What is wrong with the lists of a data set: scenes in two of them, scenes to train on without an original."""
+    """Faults of the lists of a data set: scenes in two lists, training scenes without an original."""
     faults, listed = [], set()
     for name in LISTS:
         path = data_dir / name
         if not path.exists() or (name != LISTS[0] and not path.stat().st_size):
-            continue  # `split` may have had no photo left for it
+            continue  # `split` may write an empty list
         try:
             members = read_list(path, data_dir)
         except SceneError as error:
@@ -55,7 +55,7 @@ def _list_faults(data_dir):
 
 
 def check_scene(folder, need_original=False, max_completions=None):
-    """All faults of a scene, one a line, or None.
+    """All faults of a scene, one per line, or None.
 
     Faults are what `read_scene` refuses, ignored or truncated files, and pictures that contradict each other."""
     folder = Path(folder)
@@ -71,7 +71,7 @@ def check_scene(folder, need_original=False, max_completions=None):
 
 
 def _unread_files(folder):
-    """comp2.PNG and comp2.jpg look like completions and are not read; original.jpg is no target."""
+    """Files that look like pictures of the scene but are not read: comp2.PNG, comp2.jpg, original.jpg."""
     if not folder.is_dir():
         return
     names = {path.name for path in folder.iterdir()}
@@ -82,11 +82,11 @@ def _unread_files(folder):
         if dot + suffix.lower() in IMAGE_SUFFIXES and stem.lower() + ".png" not in names:
             yield f"{folder / name}: not read; save it as {stem.lower()}.png, in small letters"
         elif name.endswith("_visible.png") and name.replace("_visible", "") not in names:
-            yield f"{folder / name}: a modal mask of no completion"
+            yield f"{folder / name}: a modal mask without a completion"
 
 
 def _contradictions(folder, scene):
-    """What `create` would not have written."""
+    """Contradictions between the pictures, which `create` never writes."""
     mask, partial, original = scene.mask, scene.partial, scene.original
     blank = blank_share(partial, mask)
     is_photo_inside = original is not None and agreement(original, partial, mask) > 0.9
@@ -98,55 +98,52 @@ def _contradictions(folder, scene):
         return
     if blank < 0.9:
         yield (f"{folder / 'partial.png'}: not blank in the hole, {1 - blank:.0%} of it shows something; blank it, or "
-               "see whether mask.png belongs to it")
+               "check whether mask.png belongs to it")
     if original is not None:
         fault = photo_fault(original, partial, mask)
         if fault:
             yield f"{folder / 'partial.png'}: {fault} original.png"
         elif is_blank_exactly_in(original, mask):
-            yield (f"{folder / 'original.png'}: blank in the hole, it cannot be the target; remove it and the scene is "
+            yield (f"{folder / 'original.png'}: blank in the hole, so it is no target; remove it, then the scene is "
                    "for inference only")
     fault, _ = misfit(partial, scene.completions, scene.visible or [None] * len(scene.completions), mask)
     if fault:
         yield f"{folder}: {fault}"
     for path, completion, visible in zip(completion_paths(folder), scene.completions, scene.visible or ()):
         if visible is not None and (visible & (completion[..., 3] > 0)).sum() <= 0.5 * visible.sum():
-            yield f"{modal_path(path)}: empty or beside its completion; remove it, or see whose mask it is"
+            yield f"{modal_path(path)}: empty or outside its completion; remove it, or check whose mask it is"
 
 
 def _is_cut_off(path):
-    """Whether a PNG lacks its end: decoders need not notice when no more than the last few bytes are gone."""
+    """Whether the end of a PNG is missing. Decoders may not notice that the last few bytes are."""
     with open(path, "rb") as file:
         if file.read(len(PNG_START)) != PNG_START:
-            return False  # another format by the name of PNG
+            return False  # another format, named .png
         file.seek(-len(PNG_END), 2)
-        # some programs append data of their own after the end
+        # some programs append data after the end
         return file.read() != PNG_END and PNG_END not in path.read_bytes()
 
 
-# ----------------------------------------------------------------------------
-# Reading every scene once before training, and remembering what was read.
-#
-# A damaged file stops a long run before its first step, not in the middle. Reading 100,000 scenes takes a quarter of an
-# hour, so a resumed run skips the scenes that were read before.
+# Training reads every scene once before its first step, so that a damaged file does not stop a long run later. Reading
+# 100,000 scenes takes a quarter of an hour, so a resumed run skips the scenes that were read before.
 
 
 
 
-MEMORY = ".checked.json"  # in the data set: scene id → state of its files when they were read without a fault
-FORMAT = 2  # another number when the check looks for more
+MEMORY = ".checked.json"  # in the data set: scene id → state of its files when they were without fault
+FORMAT = 2  # raised when the check finds more faults
 
 
 def files_state(folder, max_completions):
-    """Fingerprint of all files of a scene and of how many completions are read; None when they cannot be listed."""
+    """Fingerprint of all files of a scene and of the number of completions to read; None if they cannot be listed."""
     try:
         return fingerprint([max_completions, sorted(Path(folder).iterdir())])
     except OSError:
         return None
 
 
-def recall(data_dir):
-    """What `remember` wrote, {} when there is nothing of use."""
+def read_checked(data_dir):
+    """What `write_checked` wrote; {} if there is nothing usable."""
     with contextlib.suppress(OSError, ValueError):
         memory = json.loads((Path(data_dir) / MEMORY).read_text(encoding="utf-8"))
         if isinstance(memory, dict) and memory.get("format") == FORMAT and isinstance(memory.get("scenes"), dict):
@@ -154,8 +151,8 @@ def recall(data_dir):
     return {}
 
 
-def remember(data_dir, states):
-    """Write down scenes that were read without a fault. Returns False where the folder cannot be written."""
+def write_checked(data_dir, states):
+    """Write the states of scenes without fault. Returns False if the folder is not writable."""
     try:
         write_text(Path(data_dir) / MEMORY, json.dumps({"format": FORMAT, "scenes": states}, ensure_ascii=False))
     except OSError:
@@ -164,14 +161,14 @@ def remember(data_dir, states):
 
 
 def check_scenes(data_dir, scene_ids, max_completions, known, quiet=True):
-    """Read the files of training scenes, in threads: decoding and waiting let others run.
+    """Read the files of training scenes in threads, which decode in parallel.
 
     Args:
         max_completions: completions to read per scene; None reads all.
-        known: scene id → `files_state`; scenes that are still as they were then are not read again.
+        known: scene id → `files_state`; scenes with an equal state are skipped.
 
     Returns:
-        list of faults, and scene id → `files_state` of all without one.
+        list of faults, and scene id → `files_state` of all without fault.
     """
     def check(scene_id):
         folder = Path(data_dir) / scene_id

@@ -1,37 +1,37 @@
-"""What the pictures of one scene say about each other: where they agree, what is blank, whose outline a region has.
+"""Compare the pictures of one scene: where they agree, what is blank, whose outline a region has.
 
-`create` asks this about raw results and `check` about prepared scenes. Pictures are uint8, regions (H,W) bool.
+`create` uses it on raw results, `check` on prepared scenes. Pictures are uint8, regions (H,W) bool.
 """
 
 import cv2
 import numpy as np
 
-WHOLE_FRAME = 0.95  # share of the picture from which a completion is a background, and no object
-MOST_CHANGED = 0.02  # of what is visible; real photos as JPEG of quality 10 stay below
+WHOLE_FRAME = 0.95  # share of the picture; a completion that covers more is a background
+MOST_CHANGED = 0.02  # share of the visible photo; JPEG of quality 10 stays below
 DIFFERENT_PHOTO = 12  # mean difference in levels between photo and partial image; JPEG noise stays below 5
-FITS = 40  # levels between a completion and the photo up to which it may be what the photo shows
-FITS_CLOSELY = 16  # the same for a part of it: a wall of about its colour fits loosely, all over
-BLANK = 20  # levels from black or white that JPEG noise leaves in a blanked hole
+FITS = 40  # levels; a completion may show what the photo shows below this difference
+FITS_CLOSELY = 16  # stricter: a wall of a similar colour fits loosely everywhere
+BLANK = 20  # levels from black or white; JPEG noise in a blank hole stays below
 
 
 def grown(region, pixels):
-    """`region` with everything up to `pixels` beside it."""
+    """`region` grown by `pixels` in a square."""
     return cv2.dilate(region.astype(np.uint8), np.ones((2 * pixels + 1,) * 2, np.uint8)) > 0
 
 
 def core(region):
-    """`region` without the pixels at its edge, where JPEG mixes both sides; the region itself when it is thin."""
+    """`region` without its edge, where JPEG mixes both sides; a thin region is returned unchanged."""
     inner = cv2.erode(region.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0
     return inner if inner.any() else region
 
 
 def largest(colours):
-    """(…,3) → (…), what `max(-1)` gives, many times faster."""
+    """(…,3) → (…): `max(-1)`, many times faster."""
     return np.maximum(np.maximum(colours[..., 0], colours[..., 1]), colours[..., 2])
 
 
 def alike(picture, other):
-    """(…,3) twice → (…) bool: where both may show the same, up to JPEG noise or a redrawing."""
+    """Two (…,3) → (…) bool: where both may show the same, up to JPEG noise or redrawing."""
     return largest(cv2.absdiff(picture, other)) <= FITS
 
 
@@ -44,7 +44,7 @@ def blank_share(picture, region):
 
 
 def agreement(picture, other, region):
-    """The share of `region` in which two pictures are alike; 1 when it is empty."""
+    """The share of `region` where two pictures are alike; 1 if it is empty."""
     region = core(region)
     if not region.any():
         return 1.0
@@ -52,9 +52,9 @@ def agreement(picture, other, region):
 
 
 def is_blank_exactly_in(picture, region):
-    """Whether a picture has one colour all over `region`, and not beside it: then it was blanked there.
+    """Whether a picture has one colour in all of `region` and not around it: then the region was blanked.
 
-    The sky of a photo may be as flat, but it does not end where the region does.
+    The sky of a photo may be as flat, but it does not end with the region.
     """
     inner, edge, ring = core(region), region & ~grown(~region, 1), grown(region, 4) & ~grown(region, 1)
     if np.count_nonzero(inner) < 50 or not edge.any() or not ring.any():
@@ -65,7 +65,7 @@ def is_blank_exactly_in(picture, region):
 
 
 def photo_fault(original, partial, hole):
-    """What is wrong when the partial image is another photo than the original, or the same one shifted; else None."""
+    """The fault if the partial image shows another photo than the original, or a shifted one; else None."""
     visible = ~grown(hole, 4)
     visible[:2] = visible[-2:] = visible[:, :2] = visible[:, -2:] = False
     if not visible.any():
@@ -85,16 +85,16 @@ def photo_fault(original, partial, hole):
         return f"another photo? It differs by {here:.0f} levels outside the hole from"
     changed = (largest(cv2.absdiff(original, partial)) > 2 * BLANK) & visible
     changed = cv2.morphologyEx(changed.astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))[visible].mean()
-    if changed > MOST_CHANGED:  # frames of one camera, photos on one backdrop: alike on the whole
-        return f"another photo? {changed:.0%} of what is visible differs from"
+    if changed > MOST_CHANGED:  # similar photos: frames of one camera, products before one background
+        return f"another photo? {changed:.0%} of the visible part differs from"
     return None
 
 
 def outlined_object(region, alphas):
-    """The completion whose visible part `region` is, as far as outlines tell.
+    """The completion whose visible part is `region`, judged by outlines.
 
-    A modal mask lies within its object, and its edge is the object's own or that of something in front of it; a hole
-    cuts through objects.
+    A modal mask lies within its object, and its edge is the object's edge or that of an object in front. A hole cuts
+    through objects.
 
     Args:
         region: (H,W) bool; alphas: list of (H,W) uint8.
@@ -118,48 +118,49 @@ def outlined_object(region, alphas):
     on_any = np.count_nonzero(edge & np.any(outlines, 0)) / length
     for index, (share, outline) in enumerate(zip(inside, outlines)):
         on_own = np.count_nonzero(edge & outline) / length
-        if share >= 0.97:  # parts of its edge belong to what hides it, which need not have been completed
+        if share >= 0.97:  # parts of its edge belong to what hides it, which may have no completion
             on_others = 0.85 if on_own >= 0.4 else 0.95
             follows = on_own >= 0.6 or (on_own >= 0.3 and (on_any >= on_others or min(inside) >= 0.97))
-        else:  # a small object's mask is seldom exact
+        else:  # masks of small objects are rarely exact
             follows = share >= 0.8 and on_own >= 0.9
         if follows:
             return index
     return None
 
 
-LIKE_SIZED = 0.4  # of two areas; beyond it their fits do not compare
-OTHER_WAYS = {  # in which completions may fit the photo, and what that means
-    "swapped": "red and blue are swapped in the completions, which fit the photo the other way round; write them again "
+LIKE_SIZED = 0.4  # ratio of two areas; below it their fits cannot be compared
+OTHER_WAYS = {  # other ways in which completions may fit the photo → the fault
+    "swapped": "red and blue are swapped in the completions: swapped back, they fit the photo; write them again "
                "(cv2.imwrite takes BGR)",
-    "mirrored": "the completions are mirrored, left to right, against the photo; write them again, or mirror it",
-    "upside down": "the completions are upside down against the photo; write them again, or turn it",
-    "transparent": "the alpha of the completions is inverted: they fit the photo where they are transparent, and "
-                   "nowhere else; write 255 where the object is",
+    "mirrored": "the completions are mirrored against the photo, left to right; write them again, or mirror the photo",
+    "upside down": "the completions are upside down against the photo; write them again, or turn the photo",
+    "transparent": "the alpha of the completions is inverted: they fit the photo only where they are transparent; "
+                   "write 255 where the object is",
 }
 
 
 def misfit(photo, completions, visible, hole):
-    """Whether completions fit the photo better the other way round: red and blue swapped, mirrored, the object
-    transparent.
+    """Whether completions fit the photo better in another way: red and blue swapped, mirrored, with inverted alpha.
 
-    A single one may well be of an object that is hidden where it is not in the hole; of several one is in view.
+    One object may be hidden everywhere outside the hole; of several at least one is visible.
 
     Args:
         photo: (H,W,3) uint8; completions: N × (H,W,4) uint8; visible: N × (H,W) bool or None; hole: (H,W) bool.
 
     Returns:
-        what is wrong with them, in words for the user, or None; and the largest share of what is seen of one that
-        agrees with the photo, None when of fewer than two anything is seen.
+        the fault as a message, or None; and the largest share of the visible part of a completion that agrees with
+        the photo, None if fewer than two have a visible part.
     """
     step = max(1, round(max(hole.shape) / 128))
     photo, beside = photo[::step, ::step], ~grown(hole, step + 1)[::step, ::step]
-    counts = {way: [] for way in ("as they are", *OTHER_WAYS)}  # pixels that fit, closely, and all, of each completion
+    # way → (pixels that fit, that fit closely, all) of each completion
+    counts = {way: [] for way in ("as they are", *OTHER_WAYS)}
     for completion, shown in zip(completions, visible):
         colours, opaque = completion[::step, ::step, :3], completion[::step, ::step, 3] > 127
         if np.count_nonzero(opaque & beside) < 20:
             continue
-        written = (colours > 2).any(2) & (colours < 253).any(2)  # programs leave black or white where nothing shows
+        # transparent pixels are often plain black or white
+        written = (colours > 2).any(2) & (colours < 253).any(2)
         hidden = ~opaque & written
         if shown is not None and (opaque & beside & shown[::step, ::step]).any():
             opaque = opaque & shown[::step, ::step]
@@ -179,10 +180,10 @@ def misfit(photo, completions, visible, hole):
         {way: sum(count[i] for count in found) for way, found in counts.items()} for i in range(3))
     shares = {way: fitting[way] / max(1, seen[way]) for way in counts}
     as_they_are = shares.pop("as they are")
-    # pictures of the whole photo under an alpha fit it where they are transparent, too
+    # a whole photo with an alpha also fits where it is transparent
     if as_they_are > 0.05 or len(own) < 2:
         shares.pop("transparent")
-    for way in ("mirrored", "upside down"):  # of what is in the hole as it is, turned, a flat wall may have the colour
+    for way in ("mirrored", "upside down"):  # turned, content of the hole may lie on a wall of the same colour
         if not LIKE_SIZED < seen[way] / seen["as they are"] < 1 / LIKE_SIZED:
             shares.pop(way)
     way = max(shares, key=shares.get)

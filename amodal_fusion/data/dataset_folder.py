@@ -1,4 +1,4 @@
-"""The scene folders of a data set: written whole or not at all, and removed only where they are its own."""
+"""The scene folders of a data set: written completely or not at all, removed only if this program wrote them."""
 
 import csv
 import dataclasses
@@ -17,17 +17,18 @@ from amodal_fusion.files import atomic_file, is_temporary, remove_temporary, tem
 REMEDY = "choose another output folder, or overwrite this one"
 
 
-def present(output):
+def existing_scenes(output):
     """Ids of the scenes in a data set."""
     return {path.name for path in output.iterdir()
             if not path.name.startswith(".") and os.path.isfile(path / "mask.png")}
 
 
-def check_own(output, scene_ids, overwrite):
-    """Raise ConfigError when a folder that may be removed is nothing that this program has made: one of `scene_ids`,
-    with `overwrite` any scene's."""
+def check_removable(output, scene_ids, overwrite):
+    """Raise ConfigError if a scene folder that may be removed was not made by this program.
+
+    These are the folders of `scene_ids`, and with `overwrite` of all scenes."""
     made_here = (output / "dataset.yaml").exists()
-    for scene_id in sorted({*scene_ids, *(present(output) if overwrite else ())}):
+    for scene_id in sorted({*scene_ids, *(existing_scenes(output) if overwrite else ())}):
         folder = output / scene_id
         if folder.is_symlink() or not folder.is_dir():
             continue
@@ -42,10 +43,10 @@ def check_own(output, scene_ids, overwrite):
 
 
 def agree_with_earlier_run(command, shaping, config, output):
-    """Raise ConfigError when the data set at `output` was made by another command or with other options.
+    """Raise ConfigError if the data set at `output` was made by another command or with other options.
 
     Args:
-        shaping: names of the options that decide what a scene looks like.
+        shaping: names of the options that decide how scenes look.
     """
     path = output / "dataset.yaml"
     if config.overwrite or not path.exists():
@@ -53,14 +54,14 @@ def agree_with_earlier_run(command, shaping, config, output):
     try:
         manifest = yaml.safe_load(path.read_text(encoding="utf-8"))
         made_by, options = manifest["made_by"].split()[-1], manifest["options"]
-        # an option that the file lacks is newer than the data set, which then has its default
+        # an option that is not in the file is newer than the data set, which has its default
         earlier = {name: options.get(name, getattr(type(config), name, None)) for name in shaping}
     except (yaml.YAMLError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{path}: does not say how the data set was made ({error!r}); {REMEDY}",
                           "output_dir", "overwrite") from None
     if made_by != command:
         raise ConfigError(f"{output} was made by {made_by}; {REMEDY}", "output_dir", "overwrite")
-    if command == "create":  # scenes that were refused for want of a hole may get one in this run
+    if command == "create":  # scenes without a hole may get one in this run
         earlier = {name: value for name, value in earlier.items()
                    if not (name == "seed" and not earlier["cut_hole"])
                    and not (name in ("cut_hole", "remove_object") and value is None)}
@@ -71,39 +72,39 @@ def agree_with_earlier_run(command, shaping, config, output):
 
 
 def write_manifest(command, config, output, complete, skipped=None):
-    """dataset.yaml: options, counts, image size, skipped scenes."""
+    """Write dataset.yaml: options, counts, image size, skipped scenes."""
     manifest = {
         "made_by": f"prepare_dataset.py {command}",
         "complete": complete,
         "options": {key: value for key, value in dataclasses.asdict(config).items() if key != "workers"},
         "image_size": [config.img_size] * 2 if getattr(config, "resize", True) else "as they came",
-        "scenes": len(present(output)),
+        "scenes": len(existing_scenes(output)),
         "skipped": skipped or {},
     }
     write_text(output / "dataset.yaml", yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True))
 
 
-def leave_only(scene_ids, output, overwrite, sure=True):
-    """With `overwrite`, remove the scenes of earlier runs that are none of these; else say that there are some.
+def remove_or_report_others(scene_ids, output, overwrite, sure=True):
+    """Remove scenes of earlier runs that are not among `scene_ids` with `overwrite`; else print their number.
 
     Args:
-        sure: whether all that there is could be read; if not, it may be among what could not.
+        sure: whether all inputs could be read; if not, nothing is removed, since the scenes may come from the others.
     """
-    others = sorted(present(output) - set(scene_ids))
+    others = sorted(existing_scenes(output) - set(scene_ids))
     if overwrite:
         for scene_id in others if sure else ():
             remove_scene(output / scene_id)
-        for scene_id in present(output):
-            add_record(output, scene_id, TO_BE_MADE)  # should this run be stopped, the next one goes on from there
+        for scene_id in existing_scenes(output):
+            add_record(output, scene_id, TO_BE_MADE)  # if this run is stopped, the next one continues
     if others:
         print(f"{len(others)} scenes of earlier runs are not among them"
               + (" and were removed" if overwrite and sure else
-                 " and stay, as not all could be read" if overwrite else "; --overwrite removes them")
-              + f" (as {others[0]})")
+                 " and stay because some inputs could not be read" if overwrite else "; --overwrite removes them")
+              + f" (such as {others[0]})")
 
 
-def put_scene(output, scene):
-    """Write a scene's folder whole or not at all."""
+def write_scene_folder(output, scene):
+    """Write a scene's folder completely or not at all."""
     folder, temporary = output / scene.id, temporary_path(output / "scene")
     temporary.mkdir()
     write_scene(temporary, scene)
@@ -124,18 +125,14 @@ def clear_leftovers(output):
         remove_temporary(output / name)
 
 
-# ----------------------------------------------------------------------------
-# What each scene of a data set was made from, so that a run that continues knows what is done, and still true.
-
-
-
+# What each scene was made from: a resumed run repeats the scenes whose sources changed.
 RECORDS = "made_from.csv"
 TO_BE_MADE = "to be made again"  # no digest
 RECORD_COLUMNS = ("scene", "made_from", "files")
 
 
 def read_records(output):
-    """Scene id → (digest, names of its files); the last line of a scene counts, torn lines do not."""
+    """Scene id → (digest, names of its files). The last line of a scene counts; incomplete lines are ignored."""
     path, records = Path(output) / RECORDS, {}
     if path.exists():
         with open(path, newline="", encoding="utf-8", errors="replace") as file:
@@ -145,7 +142,7 @@ def read_records(output):
 
 
 def add_record(output, scene_id, made_from):
-    """Note that the scene's folder is whole."""
+    """Record that the scene's folder is complete."""
     append_rows(Path(output) / RECORDS, RECORD_COLUMNS, [(scene_id, made_from, _files(Path(output) / scene_id))])
 
 
@@ -156,7 +153,7 @@ def tidy_records(output, scene_ids):
 def is_done(output, scene_id, records, made_from):
     """Whether the scene is complete and was made from the same files with the same options.
 
-    A scene without a record is not: a stopped run may have written its folder, but its sources are unknown."""
+    A scene without a record is not done: a stopped run may have written its folder, but its sources are unknown."""
     return records.get(scene_id) == (made_from, _files(Path(output) / scene_id))
 
 
@@ -165,10 +162,10 @@ def _files(folder):
 
 
 def append_rows(path, columns, rows):
-    """Append to a CSV file that begins with `columns`, also when a killed run left it empty or within a line."""
+    """Append to a CSV file that begins with `columns`, even if a killed run left it empty or with half a line."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    with open(path, "a+b") as file:  # one write: rows are there, or they are not
+    with open(path, "a+b") as file:  # one write: all rows or none
         if not file.seek(0, os.SEEK_END):
             writer.writerow(columns)
         else:
@@ -180,10 +177,10 @@ def append_rows(path, columns, rows):
 
 
 def tidy_rows(path, columns, scene_ids, key=0):
-    """Rewrite a CSV file that was appended to: only scenes that are there, of each only what was written last.
+    """Rewrite a CSV file that was appended to: only existing scenes, of each only the latest rows.
 
     Args:
-        key: the column that tells rows of one scene apart; when it repeats, the rows before are of an earlier run.
+        key: column with a different value in every row of a scene; if a value repeats, the rows before are older.
     """
     if not path.exists():
         return

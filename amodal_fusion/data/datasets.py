@@ -1,4 +1,4 @@
-"""Scenes as the training script reads them: data sets, samplers and loaders."""
+"""PyTorch data sets of prepared, composed and layered scenes."""
 
 import dataclasses
 from pathlib import Path
@@ -16,7 +16,7 @@ class SceneDataset(Dataset):
 
     def __init__(self, scene_ids):
         self.scene_ids = scene_ids
-        # what each loader process reads, for the message when one dies
+        # the scene that each loader process reads, for the message if one dies
         self.reading = torch.full((256,), -1).share_memory_()
 
     def __len__(self):
@@ -37,11 +37,11 @@ class AmodalFusionDataset(SceneDataset):
         data_dir: folder of scene folders (see amodal_fusion/data/scenes.py).
         scene_ids: which of them.
         img_size: side of the square that the network sees, in pixels; scenes of other sizes are scaled.
-        n_max_completions: slots N; of scenes with more, the first N count.
-        augment: mirror and recolour the scene, shuffle its completions and drop some, each at random.
-        seed: with the epoch and the index it determines the augmentation, whatever the number of workers.
+        n_max_completions: slots N; of scenes with more completions, the first N are used.
+        augment: mirror and recolour scenes, shuffle completions and drop some, at random.
+        seed: with epoch and index it determines the augmentation, for any number of workers.
 
-    Items are asked for by index or by (epoch, index) and are dicts of float32 tensors: partial (3,H,W),
+    Items, by index or by (epoch, index), are dicts of float32 tensors: partial (3,H,W),
     mask (1,H,W), completions (N,4,H,W), original (3,H,W) in [0,1], valid (N,) bool, and the scene's `index`.
 
     Raises:
@@ -65,9 +65,9 @@ class AmodalFusionDataset(SceneDataset):
 
 
 def augmented(scene, slots, rng):
-    """`to_tensors` of a scene, its completions shuffled, seldom some dropped, and perhaps mirrored and recoloured."""
+    """`to_tensors` of a scene with shuffled completions, some rarely dropped, at random mirrored and recoloured."""
     kept = rng.permutation(len(scene.completions))
-    if rng.random() < 0.1:  # seldom: without the front object the one behind is wrong
+    if rng.random() < 0.1:  # rarely: without the front object the one behind is wrong
         kept = kept[: rng.integers(1, len(kept) + 1)]
     tensors = to_tensors(dataclasses.replace(scene, completions=[scene.completions[i] for i in kept]), slots)
     if rng.random() < 0.5:
@@ -78,9 +78,9 @@ def augmented(scene, slots, rng):
 
 
 def recolour(tensors, rng):
-    """Swap the colour channels and bend each by a gamma, alike in all pictures of a scene, in place.
+    """Permute the colour channels and apply a gamma to each, the same in all pictures of a scene, in place.
 
-    What copies the photo goes on copying it exactly, and what is wrong stays wrong; only the material looks new.
+    Exact copies of the photo stay exact copies and mistakes stay mistakes; only the colours are new.
     """
     order = torch.from_numpy(rng.permutation(3))
     gamma = torch.from_numpy(rng.uniform(-0.4, 0.4, 3)).float().exp()[:, None, None]
@@ -89,16 +89,15 @@ def recolour(tensors, rng):
 
 
 class WithLayers(SceneDataset):
-    """A data set in which a share of the scenes is replaced by scenes cut out of photos with layers.
+    """A data set with a share of its scenes replaced by scenes from photos with layers.
 
     Args:
         base: SceneDataset; layers: LayeredScenes; share: of all scenes, in (0, 1].
-        batch: scenes of one step over all processes when `base` is read in order: every step then has the same number
-            of layered scenes, at the same places, so that scenes of `base` that come again are those that came before.
-            None: each scene of an epoch is drawn at random.
+        batch: scenes of one step over all processes, if `base` is read in order: every step has the same number of
+            layered scenes, at the same positions, so that `base` can repeat its scenes. None: drawn at random.
     """
 
-    SPREAD = (5**0.5 - 1) / 2  # multiples of it, modulo 1, are spread evenly, over the processes too
+    SPREAD = (5**0.5 - 1) / 2  # multiples of it, modulo 1, are spread evenly, also over processes
 
     def __init__(self, base, layers, share, batch=None):
         super().__init__(base.scene_ids)
@@ -119,14 +118,14 @@ class WithLayers(SceneDataset):
 
 
 class SynthesizedDataset(SceneDataset):
-    """Scenes made on the fly, new ones in every epoch; items as of AmodalFusionDataset, to be asked for in order.
+    """Scenes composed on the fly, new in every epoch; items as in AmodalFusionDataset, to be read in order.
 
-    Making a scene takes longer than training on it. So each is used `repeat` times, augmented from the second time on:
-    of a step's scenes a `repeat`-th is new, and the others come again from 16, 32 … steps before, when the same loader
-    process made them, if there are 1, 2, 4, 8 or 16. In the first steps all are new.
+    Composing a scene takes longer than training on it. So each is used `repeat` times, augmented from the second time
+    on. 1 / `repeat` of a step's scenes are new; the others were first used 16, 32 … steps before, in the same loader
+    process if there are 1, 2, 4, 8 or 16. In the first steps all are new.
 
     Args:
-        synthesizer: Synthesizer; count: items of an epoch, a `repeat`-th of which are scenes of their own.
+        synthesizer: Synthesizer; count: items of an epoch, 1 / `repeat` of them new scenes.
         repeat: uses of a scene, at least 1; batch: scenes of one step, over all processes.
     """
 
@@ -141,9 +140,9 @@ class SynthesizedDataset(SceneDataset):
     def read(self, epoch, index):
         item = epoch * self.span + index
         turn, slot = item // self.lag, item % self.batch
-        # slot // repeat: a process has every world_size-th slot, and should have new scenes among them
+        # slot // repeat: a process has every world_size-th slot and needs new scenes among them
         use = min((slot + slot // self.repeat + turn) % self.repeat, turn)
-        number = item - use * self.lag  # of the item for which the scene was made
+        number = item - use * self.lag  # the item for which the scene was composed
         if number not in self.made:
             oldest = item - (self.repeat - 1) * self.lag
             self.made = {n: scene for n, scene in self.made.items() if n >= oldest}

@@ -1,10 +1,10 @@
-"""Holes to cut into training pictures, and the three masks of the published protocol."""
+"""Random holes for training pictures, and the three masks of a published protocol."""
 
 import cv2
 import numpy as np
 
-LARGEST = 0.85  # of the picture
-# The masks by which large-mask inpainting with guides is measured (Heo and Cho, CSF-Net, WACV 2026): a centred box of
+LARGEST = 0.85  # share of the picture
+# Masks for measuring large-mask inpainting with guides (Heo and Cho, CSF-Net, WACV 2026): a centred box of
 # 50 % and of 80 % of the side, and random strokes and boxes over 50 to 80 % of the area.
 PROTOCOL = ("centre_50", "centre_80", "random_50_80")
 HOLES = ("mixed", "box", "centre", "strokes", "grid", "scatter", "silhouette", "polygon", *PROTOCOL)
@@ -12,15 +12,15 @@ SHARES_OF_MIXED = (0.27, 0.07, 0.16, 0.04, 0.04, 0.08, 0.11, 0.08, 0.07, 0.08)  
 
 
 def cut_hole(policy, cover, silhouette, least, rng):
-    """A random hole, placed where objects are; the protocol's masks lie where the protocol puts them.
+    """A random hole over objects. The protocol's masks ignore the objects.
 
     Args:
         policy: one of HOLES; "mixed" draws one of the others.
-        cover: (H,H) int, how many objects stand at a pixel; silhouette: (H,H) bool, one object's shape.
+        cover: (H,H) int, number of objects at a pixel; silhouette: (H,H) bool, one object's shape.
         least: smallest share of the picture, in (0, 0.5).
 
     Returns:
-        (H,H) bool, True = hole, or None when the draw is smaller than `least` or larger than `LARGEST`.
+        (H,H) bool, True = hole, or None if the draw is smaller than `least` or larger than `LARGEST`.
     """
     if policy == "mixed":
         policy = rng.choice(HOLES[1:], p=SHARES_OF_MIXED)
@@ -28,7 +28,7 @@ def cut_hole(policy, cover, silhouette, least, rng):
     if points is None:
         return None
     size = cover.shape[0]
-    # Areas are drawn on a logarithmic scale up to a half; a quarter of the draws is larger.
+    # A quarter of the areas is large; the others are drawn on a logarithmic scale up to a half.
     most = 0.5 if rng.random() < 0.75 else LARGEST
     share = np.exp(rng.uniform(np.log(least if most == 0.5 else 0.4), np.log(most)))
     mask = np.zeros(cover.shape, np.uint8)
@@ -45,7 +45,7 @@ def cut_hole(policy, cover, silhouette, least, rng):
 
 
 def _points_on_objects(cover, rng):
-    """Six places on objects, mostly where two overlap, (6,2) as x, y; None without objects."""
+    """Six points on objects, mostly where two overlap, (6,2) as x, y; None without objects."""
     overlap = cover >= 2
     rows, columns = np.nonzero(overlap if overlap.any() and rng.random() < 0.75 else cover >= 1)
     if not len(rows):
@@ -106,7 +106,7 @@ def _around(silhouette, rng):
 
 
 def _strokes_and_boxes(mask, share, rng):
-    """Thick strokes and boxes anywhere until `share` of the picture is covered; ends within 3 % above it, mostly."""
+    """Thick strokes and boxes anywhere until `share` of the picture is covered, mostly at most 3 % more."""
     size = mask.shape[0]
     for _ in range(200):
         missing = share - mask.mean()

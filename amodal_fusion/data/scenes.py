@@ -1,7 +1,7 @@
-"""Scenes of a prepared data set: one folder each, named and encoded one way.
+"""Scenes of a prepared data set, one folder each.
 
     DATA/train_list.txt, val_list.txt, [test_list.txt]   one scene id per line
-    DATA/dataset.yaml                                    what made it
+    DATA/dataset.yaml                                    how it was made
     DATA/<id>/original.png                               RGB, the training target (may be absent at inference)
     DATA/<id>/partial.png                                RGB, the photo with the hole blanked
     DATA/<id>/mask.png                                   L, 0 or 255; 255 = hole
@@ -25,8 +25,8 @@ from amodal_fusion.data.images import FEW, border, comment_of, open_picture, rea
 from amodal_fusion.errors import SceneError
 from amodal_fusion.files import write_text
 
-# In the header of a prepared completion: its alpha was decided on when it was written. A completed background may be
-# flat paper where objects hide all of the photo's own border, and then nothing in its pixels tells it from raw results.
+# Stands in the header of a prepared completion: its alpha is final. A completed background may have a flat border, and
+# then its pixels look like a raw result with a background to key out.
 ALPHA_HOLDS = "straight alpha"
 
 
@@ -57,7 +57,7 @@ class Scene:
         if size == self.mask.shape:
             return self
         mask = resize(self.mask.astype(np.uint8), size, nearest=True).astype(bool)
-        # the hole is transparent, not black: its blank must not darken the pixels beside it
+        # as a transparent hole: black must not darken the pixels beside it
         visible = resize(np.dstack([self.partial, np.where(self.mask, 0, 255).astype(np.uint8)]), size)
         return replace(
             self, mask=mask,
@@ -70,7 +70,7 @@ class Scene:
 
 
 SOURCES = "scene.json"
-SCENE_NAMES = r"comp\d+|comp\d+_visible|original|partial|mask"  # of a scene's files, without .png
+SCENE_NAMES = r"comp\d+|comp\d+_visible|original|partial|mask"  # names of a scene's files, without .png
 
 
 def completion_paths(folder):
@@ -134,7 +134,7 @@ def find_scenes(data_dir):
 
 
 def _may_hold(folder, name):
-    """Whether the file exists. Also true without permission to look: reading the scene then reports it."""
+    """Whether the file exists. Also true without permission, which reading the scene then reports."""
     try:
         return (folder / name).exists()
     except OSError:
@@ -194,7 +194,7 @@ def read_scene(folder, max_completions=None, need_original=False, with_visible=F
 
     Args:
         folder: DATA/<id>.
-        max_completions: how many to keep (`create` puts the most useful first); None keeps all, 0 none.
+        max_completions: number to read (`create` puts the most useful first); None reads all, 0 none.
         need_original: a missing original.png is an error.
         with_visible: read the modal masks as well.
 
@@ -208,7 +208,7 @@ def read_scene(folder, max_completions=None, need_original=False, with_visible=F
 
 
 def read_files(folder, max_completions=None, need_original=False, with_visible=False):
-    """As `read_scene`, but the partial image is as in its file, blank in the hole or not."""
+    """As `read_scene`, but the partial image is not blanked in the hole."""
     folder = Path(folder)
     if not folder.is_dir():
         raise SceneError(f"{folder}: no such folder")
@@ -243,7 +243,7 @@ def read_files(folder, max_completions=None, need_original=False, with_visible=F
 
 
 def _read_all(folder, files, faults):
-    """{name: picture} of `files`, [(name, mode)], all of one size. Raises SceneError with `faults` and all others."""
+    """{name: picture} of `files`, [(name, mode)], all of one size. Raises SceneError with `faults` and new ones."""
     pictures = {}
     for name, mode in files:
         try:
@@ -259,7 +259,7 @@ def _read_all(folder, files, faults):
 
 
 def _check_mask(path, mask, partial):
-    """Raise SceneError when the mask (H,W) bool has no hole, or when the partial image says that it is inverted."""
+    """Raise SceneError if the mask (H,W) bool has no hole, or is inverted by the partial image."""
     if not mask.any():
         raise SceneError(f"{path}: no hole in it (255 = hole); drop the scene or cut a hole")
     if not mask.all() and not partial[~mask].any() and partial[mask].any():
@@ -271,17 +271,17 @@ def check_frame(path, picture, size):
     """Raise SceneError unless the picture of file `path` has the `size`, (height, width), of partial.png."""
     if picture.shape[:2] != size:
         raise SceneError(f"{path}: {picture.shape[1]}×{picture.shape[0]}, but partial.png is {size[1]}×{size[0]}; "
-                         "all pictures of a scene show the same frame")
+                         "all pictures of a scene must show the same frame")
 
 
 def check_opaque(folder, completions):
-    """Raise SceneError when nothing is seen of any of a scene's completions."""
+    """Raise SceneError if all completions of a scene are transparent."""
     if not any(completion[..., 3].any() for completion in completions):
         raise SceneError(f"{folder}: every completion is fully transparent; drop the scene")
 
 
 def check_completion(path, completion, partial, mask):
-    """Raise SceneError when a completion's alpha cannot be meant as it is.
+    """Raise SceneError if a completion's alpha is obviously wrong.
 
     Args:
         path: its file; completion (H,W,4), partial (H,W,3), mask (H,W) bool, of one size.
@@ -292,13 +292,13 @@ def check_completion(path, completion, partial, mask):
 
 
 def check_alpha(name, completion):
-    """Raise SceneError when the alpha of the picture `name`, (H,W,4), counts to 1."""
+    """Raise SceneError if the alpha of the picture `name`, (H,W,4), has values 0 and 1."""
     if completion[..., 3].max() == 1:
         raise SceneError(f"{name}: alpha is 0 or 1, but 255 is opaque; multiply it by 255")
 
 
 def _is_raw(completion, partial, mask):
-    """An opaque picture with a flat border where the photo has none: its background was not keyed out."""
+    """Whether the background is not keyed out: an opaque picture with a flat border where the photo has none."""
     if np.count_nonzero(completion[..., 3] < 250) > FEW * mask.size:
         return False
     edge, photo, hole = (border(picture) for picture in (completion, partial, mask))
@@ -308,7 +308,7 @@ def _is_raw(completion, partial, mask):
         return False
     if not hole.all() and (np.abs(edge - photo)[~hole].max(1) <= 40).mean() >= 0.8:
         return False
-    if hole.all() or np.abs(completion[..., :3] - colour).max() <= 20:  # no object is seen on it: empty paper
+    if hole.all() or np.abs(completion[..., :3] - colour).max() <= 20:  # no object on it: an empty background
         return bool(edge.min() >= 240 or edge.max() <= 8)
     return True
 
@@ -330,16 +330,11 @@ def write_scene(folder, scene):
         write_text(folder / SOURCES, json.dumps({"sources": sources}, ensure_ascii=False, indent=1) + "\n")
 
 
-# ----------------------------------------------------------------------------
-# Scenes too large to travel between processes or to be held in memory whole.
-
-
-
 LARGE = 2**25  # bytes of decoded pictures
 
 
 class StoredCompletions(Sequence):
-    """Completions of a scene on disk, each read when it is asked for."""
+    """Completions of a scene on disk, each read on access."""
 
     def __init__(self, paths, scene):
         self.paths, self.partial, self.mask = paths, scene.partial, scene.mask
@@ -355,7 +350,7 @@ class StoredCompletions(Sequence):
 
 
 def is_large(folder, max_completions=None):
-    """Whether a scene takes more than LARGE bytes, by the header of its mask; False when there is no telling."""
+    """Whether a scene takes more than LARGE bytes, by the header of its mask; False if that is unreadable."""
     try:
         with open_picture(folder / "mask.png") as mask:
             pixels = mask.width * mask.height
@@ -365,7 +360,7 @@ def is_large(folder, max_completions=None):
 
 
 def read_large(folder, max_completions=None):
-    """A scene whose completions stay on disk until they are asked for; see `read_scene`."""
+    """As `read_scene`, but completions stay on disk until they are used."""
     scene = read_scene(folder, 0)
     paths = completion_paths(folder)[:max_completions]
     scene.completions = StoredCompletions(paths, scene)

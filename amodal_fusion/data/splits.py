@@ -1,4 +1,4 @@
-"""Which scenes train, which validate: lists that never have one photo on both sides."""
+"""Split scenes into training, validation and test lists; scenes of one photo stay in one list."""
 
 import hashlib
 import os
@@ -19,18 +19,18 @@ from amodal_fusion.files import write_text
 
 LISTS = ("train_list.txt", "val_list.txt", "test_list.txt")
 THUMBNAIL = (8, 8)
-SAME_PHOTO = 2.5  # levels between thumbnails; the same photo as JPEG and as PNG stays below 1
+SAME_PHOTO = 2.5  # levels between thumbnails; JPEG and PNG of one photo stay below 1
 
 
 @dataclass
 class SplitOptions:
-    """How scenes are divided, for `create --split` and `split`."""
+    """Options of the split, for `create` and `split`."""
 
     val_fraction: float = option(0.1, "share of scenes for validation", "split", least=0, most=1)
     test_fraction: float = option(0.0, "share of scenes for testing", "split", least=0, most=1)
-    group_by: str | None = option(None, "regular expression; scenes whose ids share what it matches at their start "
-                                        "(its first group, if it has one) stay together, for scenes cut from one "
-                                        "photo; scenes with the same original do in any case", "split")
+    group_by: str | None = option(None, "regular expression for the start of ids; scenes with the same match (or "
+                                        "first group) stay in one list. Scenes with the same original always do",
+                                  "split")
     seed: int = option(0, "decides which scenes are in which list", "split", least=0)
 
 
@@ -41,7 +41,7 @@ def write_lists(data_dir, options):
     scene moves few others.
 
     Returns:
-        0, or 1 when scenes were left out because of their names (they are printed).
+        0, or 1 if scenes were left out because of their names (these are printed).
     """
     try:
         pattern = re.compile(options.group_by) if options.group_by else None
@@ -71,7 +71,7 @@ def write_lists(data_dir, options):
 
 
 def _groups(scene_ids, pattern, twins):
-    """{name: scene ids} of the scenes that stay together: by `pattern` in their ids, or as `twins` of one photo."""
+    """{name: scene ids} of scenes that stay in one list: by `pattern` in their ids, or as `twins` of one photo."""
     group_of, joined, groups = {scene_id: photo_of(scene_id, pattern) or scene_id for scene_id in scene_ids}, {}, {}
     for scene_id, twin in twins:
         _join(joined, group_of[scene_id], group_of[twin])
@@ -81,13 +81,13 @@ def _groups(scene_ids, pattern, twins):
 
 
 def _divided(groups, shares, total, seed):
-    """{list: scene ids}, whole groups each; `shares` are of `total` scenes, and train_list.txt has the rest."""
+    """{list: scene ids} of whole groups; `shares` are of `total` scenes, train_list.txt gets the rest."""
     order = sorted(groups, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
     lists = {name: [] for name in LISTS}
     for name, share in shares.items():
         size = max(1, round(share * total)) if share > 0 else 0
         while len(order) > 1 and len(lists[name]) < size:
-            # a large group would take the place of most others; the smallest group if all are large
+            # a large group would displace most others; if all are large, take the smallest
             fitting = (group for group in order if len(lists[name]) + len(groups[group]) <= max(size + 1, 1.5 * size))
             group = next(fitting, None) or min(order, key=lambda group: len(groups[group]))
             order.remove(group)
@@ -97,7 +97,7 @@ def _divided(groups, shares, total, seed):
 
 
 def _print_split(lists, shares, trainable, groups, twins):
-    """Print the lengths of the lists, and why they are not as asked for; `trainable` and `groups` are numbers."""
+    """Print the lengths of the lists, and why they differ from the shares; `trainable` and `groups` are numbers."""
     print("split: " + ", ".join(f"{len(members)} in {name}" for name, members in lists.items()))
     for name, share in shares.items():
         if len(lists[name]) > max(2, 2 * share * trainable):
@@ -105,15 +105,15 @@ def _print_split(lists, shares, trainable, groups, twins):
     short = [name for name, share in shares.items() if share > 0 and trainable and not lists[name]]
     if short:
         print(f"nothing left for {' and '.join(short)}: the {trainable} scenes with an original are of {groups} "
-              f"photo{'s' if groups > 1 else ''} or groups, which stay whole; add scenes of other photos, or train "
-              "with --val_dir on a second folder")
+              f"photo{'s' if groups > 1 else ''} or groups, which stay in one list; add scenes of other photos, or "
+              "use a second folder for validation (--val_dir)")
     if twins:
         print(f"{len({scene_id for pair in twins for scene_id in pair})} scenes share their photo with another; those "
               f"stay in one list (as {', '.join(twins[0])})")
 
 
 def same_photo(data_dir, scene_ids):
-    """Pairs of scenes with the same original, enough to connect all scenes that share one.
+    """Pairs of scenes with the same original; they connect all scenes of one photo.
 
     Thumbnails are compared, so a photo as PNG and as JPEG is the same. Originals that cannot be read are left out;
     `check` names them.
@@ -131,7 +131,7 @@ def same_photo(data_dir, scene_ids):
                  zip(scene_ids, tqdm(jobs, "photos", len(scene_ids), disable=None, leave=False)) if small is not None]
     if len(known) < 2:
         return []
-    known.sort(key=lambda entry: entry[1].mean())  # twins are as bright as each other
+    known.sort(key=lambda entry: entry[1].mean())  # twins are equally bright
     thumbnails = np.stack([small for _, small in known])
     brightness = thumbnails.mean(1)
     ends = np.searchsorted(brightness, brightness + SAME_PHOTO, side="right")
@@ -144,7 +144,7 @@ def same_photo(data_dir, scene_ids):
 
 
 def _join(joined, one, other):
-    """Join two groups under the name that sorts first; returns False when they were one group already."""
+    """Join two groups under the name that sorts first; returns False if they were one group already."""
     first, second = sorted(_root(joined, name) for name in (one, other))
     if first == second:
         return False

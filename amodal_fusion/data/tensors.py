@@ -1,4 +1,4 @@
-"""Scenes as tensors, the network's inputs and outputs, and as arrays for figures."""
+"""Scenes as tensors for the network, and as arrays for figures."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ INPUTS = ("partial", "mask", "completions", "valid")  # of the network
 
 
 def inputs_of(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What the network takes of a batch: `model(**inputs_of(batch))`."""
+    """The network's inputs in a batch: `model(**inputs_of(batch))`."""
     return {name: batch[name] for name in INPUTS}
 
 
@@ -40,9 +40,9 @@ def to_tensors(scene: Scene, slots: int) -> dict[str, torch.Tensor]:
 
 
 def distinct(completions: Sequence[np.ndarray]) -> list[int]:
-    """Indices of the completions that count: the first of each set of exact copies, none that is all transparent.
+    """Indices of the distinct completions: the first of each set of exact copies, no transparent one.
 
-    Colours under alpha 0 do not matter. When all are transparent, the first one counts.
+    Colours under alpha 0 are ignored. If all are transparent, the first one is kept.
 
     Args:
         completions: N × (H,W,4) uint8.
@@ -77,15 +77,11 @@ def to_arrays(batch: dict[str, torch.Tensor]) -> list[dict[str, np.ndarray]]:
     return scenes
 
 
-# ----------------------------------------------------------------------------
-# A scene out of whatever a program holds its pictures in: PIL images, numpy arrays or tensors.
-
-
 def as_scene(partial, mask, completions, key=None) -> Scene:
-    """Three arguments of one kind or of several → Scene.
+    """PIL images, numpy arrays, tensors or paths, also mixed → Scene.
 
     Args:
-        partial: the photo, RGB; what it shows in the hole does not matter.
+        partial: the photo, RGB; its content in the hole is ignored.
         mask: the hole, white (255, 1 or True) on black.
         completions: any number of RGBA pictures, a list of them or one array; or a single one.
             Paths; PIL images; numpy (H,W), (H,W,C) and (N,H,W,4); or tensors (1,H,W), (C,H,W) and (N,4,H,W).
@@ -109,7 +105,7 @@ def as_scene(partial, mask, completions, key=None) -> Scene:
     for name, picture in named.items():
         if picture.shape[:2] != partial.shape[:2]:
             raise SceneError(f"{name}: {picture.shape[1]}×{picture.shape[0]}, but partial is "
-                             f"{partial.shape[1]}×{partial.shape[0]}; all pictures show the same frame")
+                             f"{partial.shape[1]}×{partial.shape[0]}; all pictures must show the same frame")
     if not mask.any():
         raise SceneError("mask: no hole in it; the hole is white")
     if not mask.all() and not partial[~mask].any() and partial[mask].any():
@@ -133,7 +129,7 @@ def to_mask(mask):
 
 
 def to_rgba(picture, name, key):
-    """A completion → (H,W,4) uint8; what has no transparent pixel is keyed by `key`, see `as_scene`."""
+    """A completion → (H,W,4) uint8; one without transparent pixels is keyed by `key`, see `as_scene`."""
     try:
         rgba = to_bytes(picture, name, (4,) if key is None else (3, 4))
     except SceneError as error:
@@ -146,7 +142,7 @@ def to_rgba(picture, name, key):
 
 
 def from_path(path, name, channels):
-    """The picture of a file as `to_bytes` wants it."""
+    """The picture of a file, for `to_bytes`."""
     if channels == (4,):
         with open_picture(path) as picture:
             if "A" not in picture.getbands() and "transparency" not in picture.info:
@@ -156,7 +152,7 @@ def from_path(path, name, channels):
 
 
 def from_pillow(picture, name, channels):
-    """A PIL image in a mode of `channels`; SceneError when it has none of them."""
+    """A PIL image in a mode of `channels`. Raises SceneError if its mode does not fit."""
     modes = {1: ("1", "L", "RGB", "RGBA", "P"), 3: ("RGB", "RGBA", "L", "P"), 4: ("RGBA", "LA", "PA")}[channels[0]]
     if picture.mode not in modes:
         raise SceneError(f"{name}: a picture of mode {picture.mode}; " + (
@@ -169,8 +165,7 @@ def from_pillow(picture, name, channels):
 
 
 def to_bytes(picture, name, channels):
-    """One picture, or its path → uint8 (H,W,C); C must be one of `channels`, of which it becomes the first if it can.
-    """
+    """One picture, or its path → uint8 (H,W,C), with C among `channels`."""
     if isinstance(picture, (str, Path)):
         return from_path(Path(picture), name, channels)
     if isinstance(picture, Image.Image):

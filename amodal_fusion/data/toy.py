@@ -1,4 +1,4 @@
-"""Scenes that tests and benchmarks draw. Importing this changes nothing, unlike the tests' own set-up."""
+"""Drawn scenes for tests and benchmarks."""
 
 import numpy as np
 
@@ -8,8 +8,8 @@ from amodal_fusion.data.scenes import Scene, write_scene
 def draw_scene(seed, size=64, n=3, scene_id="scene", decoy=False):
     """Coloured discs over a gradient, the later in front; completions copy them whole, in random order.
 
-    With `decoy` one more completion copies what is visible of a disc and is white where it is hidden: no rule can
-    tell it from the true one, a network can learn to.
+    With `decoy` one more completion copies the visible part of a disc and is white in the hidden part. No rule can
+    distinguish it from the true one, a network can.
     """
     rng = np.random.default_rng(seed)
     height, width = (size, size) if isinstance(size, int) else size

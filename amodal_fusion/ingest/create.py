@@ -11,17 +11,17 @@ from tqdm import tqdm
 from amodal_fusion.data.dataset_folder import (
     add_record,
     agree_with_earlier_run,
-    check_own,
+    check_removable,
     clear_leftovers,
+    existing_scenes,
     is_done,
-    leave_only,
-    present,
-    put_scene,
     read_records,
+    remove_or_report_others,
     remove_scene,
     tidy_records,
     tidy_rows,
     write_manifest,
+    write_scene_folder,
 )
 from amodal_fusion.data.names import printable
 from amodal_fusion.data.splits import LISTS, write_lists
@@ -73,8 +73,9 @@ def create_dataset(config):
     skipped = {printable(name, ""): printable(fault, "") for name, fault in faults.items()} | skipped
 
     clear_leftovers(output)  # of processes that were killed
-    tidy_rows(output / "report.csv", REPORT_COLUMNS, map(plain_cell, present(output)), key=REPORT_COLUMNS.index("file"))
-    tidy_records(output, present(output))
+    tidy_rows(output / "report.csv", REPORT_COLUMNS, map(plain_cell, existing_scenes(output)),
+              key=REPORT_COLUMNS.index("file"))
+    tidy_records(output, existing_scenes(output))
     print_report(raw_scenes, reports, skipped, config.input_dir, LISTS[2])
     with atomic_file(output / "skipped.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("scene", "fault"), *((plain_cell(name), plain_cell(fault))
@@ -121,12 +122,12 @@ def _remove_outdated(raw_scenes, faults, made_from, config, output):
             if config.overwrite or not is_done(output, raw.id, records, made_from[raw.id])]
     changed = sum((output / raw.id).is_dir() for raw in todo)
     bad_now = set(faults) & set(records) - set(made_from)
-    check_own(output, {*(raw.id for raw in todo), *bad_now}, config.overwrite)
+    check_removable(output, {*(raw.id for raw in todo), *bad_now}, config.overwrite)
     for scene_id in bad_now:
         remove_scene(output / scene_id)
     print(printable(f"{len(raw_scenes)} scenes below {config.input_dir}, {len(raw_scenes) - len(todo)} already there")
           + (f", {changed} are made again because their files changed" if changed and not config.overwrite else ""))
-    leave_only(made_from, output, config.overwrite, sure=not faults)
+    remove_or_report_others(made_from, output, config.overwrite, sure=not faults)
     return todo
 
 
@@ -161,5 +162,5 @@ def create_scene(raw, config):
         if not scene.mask.any():
             raise SceneError(f"{raw.folder}: the hole vanishes at this size; use a larger one", "img_size", "resize")
     report["trainable"] = scene.original is not None
-    put_scene(Path(config.output_dir), scene)
+    write_scene_folder(Path(config.output_dir), scene)
     return report

@@ -8,16 +8,16 @@ from tqdm import tqdm
 from amodal_fusion.data.dataset_folder import (
     add_record,
     agree_with_earlier_run,
-    check_own,
+    check_removable,
     clear_leftovers,
+    existing_scenes,
     is_done,
-    leave_only,
-    present,
-    put_scene,
     read_records,
+    remove_or_report_others,
     remove_scene,
     tidy_records,
     write_manifest,
+    write_scene_folder,
 )
 from amodal_fusion.data.names import printable
 from amodal_fusion.data.splits import write_lists
@@ -57,13 +57,13 @@ def synthesize_dataset(config):
     indices = {synthesizer.scene_id(index): index for index in range(config.n_scenes)}
     todo = [index for scene_id, index in indices.items()
             if config.overwrite or not is_done(output, scene_id, records, made_from)]
-    check_own(output, map(synthesizer.scene_id, todo), config.overwrite)
-    leave_only(indices, output, config.overwrite)
+    check_removable(output, map(synthesizer.scene_id, todo), config.overwrite)
+    remove_or_report_others(indices, output, config.overwrite)
     write_manifest("synthesize", config, output, complete=False)
     left_out, skipped = _compose_scenes(synthesizer, todo, made_from, config.workers, output)
     left_out |= set(material.faults)
     clear_leftovers(output)  # of processes that were killed
-    tidy_records(output, present(output))
+    tidy_records(output, existing_scenes(output))
     write_manifest("synthesize", config, output, complete=True, skipped=skipped)
     for fault in sorted(left_out):
         print(f"left out: {printable(fault)}")
@@ -97,5 +97,5 @@ def _compose_scenes(synthesizer, todo, made_from, workers, output):
 def compose_scene(synthesizer, output, index):
     """Compose scene `index` and write its folder; returns what material could not be used."""
     composition = synthesizer.compose(index)
-    put_scene(output, composition.scene)
+    write_scene_folder(output, composition.scene)
     return composition.faults

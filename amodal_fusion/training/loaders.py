@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader
 
-from amodal_fusion.data.checks import MEMORY, check_scenes, recall, remember
+from amodal_fusion.data.checks import MEMORY, check_scenes, read_checked, write_checked
 from amodal_fusion.data.datasets import AmodalFusionDataset, SceneDataset, SynthesizedDataset, WithLayers
 from amodal_fusion.data.scenes import find_scenes, read_list
 from amodal_fusion.distributed import EpochSampler
@@ -105,13 +105,13 @@ def check_data(config, process, lists):
     for folder, scene_ids in lists:
         if not scene_ids:
             continue
-        known = recall(folder)
+        known = read_checked(folder)
         share = scene_ids[process.rank :: process.world_size]
         checked = process.gather(check_scenes(folder, share, config.n_max_completions, known,
                                               quiet=None if process.is_main else True))
         faults += [fault for found, _ in checked for fault in found]
         states = {scene_id: state for _, new in checked for scene_id, state in new.items()}
-        if process.is_main and not states.items() <= known.items() and not remember(folder, {**known, **states}):
+        if process.is_main and not states.items() <= known.items() and not write_checked(folder, {**known, **states}):
             print(f"{folder / MEMORY} cannot be written, so every start reads all scenes; --no-check skips that",
                   file=sys.stderr)
     if faults:
