@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and that run no code when they are read."""
+"""Checkpoints: written atomically, and read without running code."""
 
 import contextlib
 import os
@@ -13,13 +13,13 @@ import torch
 from amodal_fusion.errors import UserError
 from amodal_fusion.files import atomic_file
 
-# The weights that ship: inside the package when it is installed, beside it in a checkout of the repository.
+# The shipped weights: inside an installed package, or beside it in the repository.
 INSTALLED = Path(__file__).parent / "pretrained"
 PRETRAINED = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "pretrained"
 
 KIND = "amodal_fusion_transformer"
 VERSION = 4
-EARLIER = {1: "f5cd88e", 2: "8160f9c", 3: "e5d7be6"}  # the last commits that read them
+EARLIER = {1: "f5cd88e", 2: "8160f9c", 3: "e5d7be6"}  # version → last commit that reads it
 
 
 def save_checkpoint(path, state):
@@ -39,7 +39,7 @@ def save_checkpoint(path, state):
 
 
 def sync_folder(folder):
-    """Have a new name in the folder reach the disk, where the file system can do that; the file itself is whole."""
+    """Flush a folder's new names to the disk, where the file system supports it."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -49,8 +49,7 @@ def sync_folder(folder):
 
 
 def check_writable(path):
-    """Make the folder of `path`; raise UserError unless a checkpoint can be written there: better now than when
-    training has ended."""
+    """Make the folder of `path`. Raise UserError unless a file can be written there: before training, not after."""
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder; name a file")
     folder = os.path.dirname(os.path.abspath(path))
@@ -66,11 +65,11 @@ def load_checkpoint(path):
     """Read a checkpoint onto the CPU.
 
     Raises:
-        UserError: missing, truncated, a flipped bit, pickled code, not a checkpoint of this program, or its weights are
+        UserError: the file is missing, damaged, holds code, is no checkpoint of this program, or has weights that are
             not finite.
     """
     if os.path.exists(path) and not os.path.isfile(path):
-        raise UserError(f"{path}: is not a regular file, so no checkpoint")
+        raise UserError(f"{path}: is not a regular file")
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch.load ignores the checksums that torch.save wrote (pytorch#126952)
@@ -83,7 +82,7 @@ def load_checkpoint(path):
         raise UserError(f"{path}: no such checkpoint") from None
     except pickle.UnpicklingError:
         raise UserError(f"{path}: holds pickled code, which is never run; only plain weights are read") from None
-    except Exception as error:  # damaged archives fail in many ways
+    except Exception as error:  # damaged archives raise many kinds of errors
         raise UserError(f"{path}: not a whole checkpoint ({error}); use another one") from None
     if isinstance(state, dict) and "model_state_dict" in state:
         raise UserError(f"{path}: weights of another program's network (model_state_dict), which has other layers; "
@@ -93,7 +92,7 @@ def load_checkpoint(path):
     check_version(path, state.get("version"))
     odd = next(odd_tensors(state), None)
     if odd:
-        raise UserError(f"{path}: {odd}; checkpoints of this program hold ordinary tensors only, use another one")
+        raise UserError(f"{path}: {odd}; checkpoints of this program have ordinary tensors only; use another one")
     for part in ("model", "ema"):
         weights = state[part].items() if isinstance(state.get(part), dict) else ()
         broken = [name for name, tensor in weights if torch.is_tensor(tensor) and not tensor.isfinite().all()]
@@ -104,9 +103,9 @@ def load_checkpoint(path):
 
 
 def check_version(path, version):
-    """Raise UserError unless `version` is that of the format this program reads."""
+    """Raise UserError unless this program reads checkpoints of this version."""
     if type(version) is not int:
-        raise UserError(f"{path}: its version is no number, so it is not a checkpoint of this program")
+        raise UserError(f"{path}: its version is no number: it is no checkpoint of this program")
     if version in EARLIER:
         raise UserError(f"{path}: checkpoint format {version} of an earlier version (up to commit {EARLIER[version]}), "
                         "which had another network; train from the start, or fine-tune the shipped weights",
@@ -116,7 +115,7 @@ def check_version(path, version):
 
 
 def odd_tensors(value, name="it"):
-    """Lines about tensors within `value` without ordinary numbers: sparse, quantized, complex or empty of data."""
+    """Lines about unusual tensors in `value`: sparse, quantized, complex or without data."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from odd_tensors(inner, str(key))
@@ -130,19 +129,19 @@ def odd_tensors(value, name="it"):
 
 
 def averaged_weights(state):
-    """The network's state dict in a checkpoint: the EMA of a training checkpoint, all there is in exported weights."""
+    """The network's state dict in a checkpoint: the EMA of a training checkpoint, or the exported weights."""
     if "ema" not in state:
         return state["model"]
     return {key.removeprefix("module."): value for key, value in state["ema"].items() if key != "n_averaged"}
 
 
 def check_shapes(build, config, weights):
-    """Whether `weights` are those of the network `build(config)`, without memory for what a config may claim.
+    """Check that `weights` fit the network `build(config)`, without allocating it.
 
     Raises:
-        KeyError, AttributeError, ValueError: a tensor is missing, is none, or has another shape.
+        KeyError, AttributeError, ValueError: a tensor is missing, is no tensor, or has another shape.
     """
-    with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # it warns that tensors there stay empty
+    with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # warnings that tensors stay empty
         expected = build(config).state_dict()
     for name, tensor in expected.items():
         if weights[name].shape != tensor.shape:
@@ -152,12 +151,12 @@ def check_shapes(build, config, weights):
 def export_weights(checkpoint, path, start=None, start_share=0.0, **options):
     """Write a training checkpoint's averaged weights alone, a quarter of its size, with the options that made them.
 
-    Options that are paths are left out: they mean nothing elsewhere. Those given as `options` have other values.
+    Options that are paths are left out, since they mean nothing elsewhere. `options` overrides others.
 
     Args:
         start, start_share: checkpoint that fine-tuning started from, and its share of the exported weights, in [0,1].
-            The line between weights before and after fine-tuning generalizes better than its ends (Wortsman et al.
-            2022, Robust fine-tuning of zero-shot models, equation 1).
+            A mean of weights before and after fine-tuning generalizes better than either (Wortsman et al. 2022, Robust
+            fine-tuning of zero-shot models, equation 1).
     """
     state = load_checkpoint(checkpoint)
     weights = averaged_weights(state)
@@ -169,12 +168,12 @@ def export_weights(checkpoint, path, start=None, start_share=0.0, **options):
               if not isinstance(value, (str, tuple)) or name in ("optimizer", "lpips_net", "amp")} | options
     kept = {name: state[name] for name in ("metrics", "epoch", "step")}
     if start_share:
-        kept["metrics"] = {}  # those of the run are not of these weights
+        kept["metrics"] = {}  # the run's metrics are not those of the mean
     save_checkpoint(path, {"model": weights, "config": config, **kept})
 
 
 def rng_state(device):
-    """This process's random state, in types that weights_only accepts; a run on the CPU leaves GPUs alone."""
+    """Random state of this process, in types that weights_only accepts; on the CPU without GPU state."""
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     return {"torch": torch.get_rng_state(), "cuda": cuda}
 

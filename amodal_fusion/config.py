@@ -1,4 +1,4 @@
-"""One dataclass per command is the only list of options: flags, YAML keys, types, defaults and help come from it."""
+"""Options: one dataclass per command gives flags, YAML keys, types, defaults and help."""
 
 import argparse
 import contextlib
@@ -16,8 +16,8 @@ from amodal_fusion.errors import ConfigError, message_of
 
 LARGEST_FILE = 1 << 20  # bytes; a file of options has a few dozen lines
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-ANY_NUMBER = "…"  # last of an option's metavar: it takes one value or more
-NOTHING = ("", "~", "null", "none")  # in any case of letters
+ANY_NUMBER = "…"  # last in an option's metavar: one or more values
+NOTHING = ("", "~", "null", "none")  # in upper or lower case
 
 
 def option(default, help, group="options", choices=None, least=None, most=math.inf, aliases=None):
@@ -26,7 +26,7 @@ def option(default, help, group="options", choices=None, least=None, most=math.i
     Args:
         choices: the allowed values; for a tuple of texts the names of its parts, ("KIND", "DIR"), or ("DIR",
             ANY_NUMBER) for one or more.
-        aliases: other names, as flag and as key → a note for those who use them, "" where nothing differs.
+        aliases: other names, as flag and key → a note about a different meaning, or "".
     """
     limits = None if least is None else (least, most)
     metadata = {"help": help, "group": group, "choices": choices, "limits": limits, "aliases": aliases or {}}
@@ -42,7 +42,7 @@ def _type_of(field):
 
 
 def _other_keys(config_class):
-    """Keys of other programs that are no options here: name → (type, function).
+    """Keys of other programs that are not options here: name → (type, function).
 
     `function(value, config)` returns a note for the user, "" for none, or raises ConfigError.
     """
@@ -50,7 +50,7 @@ def _other_keys(config_class):
 
 
 def _names(config_class):
-    """Every name of every option → its field and the note of that name."""
+    """All names of options → field and note."""
     names = {}
     for field in dataclasses.fields(config_class):
         names[field.name] = field, ""
@@ -58,14 +58,10 @@ def _names(config_class):
     return names
 
 
-# ----------------------------------------------------------------------------
-# Where values come from
-
-
 def add_options(parser, config_class):
-    """Add one flag per field; flags that are not given leave no trace in the namespace.
+    """Add one flag per field; flags that are not given are absent from the namespace.
 
-    Values stay texts: `check_values` turns them into numbers, as it does with a file's.
+    Values stay text: `check_values` converts them, as it does for a file.
     """
     groups = {}
     for field in dataclasses.fields(config_class):
@@ -92,35 +88,35 @@ def add_options(parser, config_class):
 
 
 class _TextLoader(yaml.BaseLoader):
-    """Every value is text: no dates, no numbers to the base 60, no `off` that is false where text is wanted."""
+    """Reads every value as text: no dates, no base-60 numbers, no `off` as false."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key, _ in node.value:
             if str(key.value) in seen:
-                raise ConfigError(f"line {key.start_mark.line + 1}: key {_shown(key.value)} stands twice")
+                raise ConfigError(f"line {key.start_mark.line + 1}: key {_shown(key.value)} is given twice")
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 
 def read_mapping(path):
-    """The 'key: value' lines of a YAML file, all keys and values as text, or as lists and dicts of it.
+    """The 'key: value' lines of a YAML file, with keys and values as text, or lists and dicts of text.
 
     Raises:
-        ConfigError: no such file, not YAML, no such lines, or a key that stands twice in the file.
+        ConfigError: the file is missing or no YAML, has no such lines, or a key twice.
     """
     try:
         with open(path, "rb") as file:
             content = file.read(LARGEST_FILE + 1)
         if len(content) > LARGEST_FILE:
-            raise ConfigError(f"more than {LARGEST_FILE >> 20} MiB, no file of options")
-        values = yaml.load(content.decode("utf-8-sig"), _TextLoader) or {}  # builds texts, lists and dicts only
+            raise ConfigError(f"more than {LARGEST_FILE >> 20} MiB, which is no file of options")
+        values = yaml.load(content.decode("utf-8-sig"), _TextLoader) or {}  # only text, lists and dicts
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     except RecursionError:
-        raise ConfigError(f"{path}: lists within lists without end; expected 'key: value' lines") from None
+        raise ConfigError(f"{path}: endlessly nested lists; expected 'key: value' lines") from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     if not isinstance(values, dict):
@@ -129,25 +125,21 @@ def read_mapping(path):
 
 
 def read_yaml(path, config_class):
-    """Options of a YAML file as a dict, every key and type checked.
+    """Options of a YAML file as a dict, with keys and types checked.
 
     Raises:
-        ConfigError: no such file, not YAML, an unknown or repeated key, a value of the wrong type.
+        ConfigError: the file is missing or no YAML; a key is unknown or repeated, or its value has the wrong type.
     """
     path = os.path.expanduser(path)
     return check_values(read_mapping(path), config_class, path)
 
 
-# ----------------------------------------------------------------------------
-# What values mean
-
-
 def check_values(values, config_class, source):
-    """`values` by the options' own names, each of its option's type; prints the notes of aliases.
+    """`values` by the options' own names, converted to their types; prints the notes of aliases.
 
     Args:
         values: name of an option, alias or key of another program → text, or for a flag without a value True or False.
-        source: where they come from, for messages.
+        source: of the values, for messages.
 
     Raises:
         ConfigError: names `source` and the key.
@@ -187,11 +179,11 @@ def _checked(field, value, where):
 
 
 def _converted(value, kind, optional, where):
-    """Text → a value of `kind`, None where it says so and may; a path's ~ becomes the home directory."""
+    """Text → a value of `kind`, or None if allowed; ~ in a path becomes the home directory."""
     if isinstance(value, str) and value.strip().lower() in NOTHING:
         if optional:
             return None
-        raise ConfigError(f"{where}: there is no value")
+        raise ConfigError(f"{where}: has no value")
     if kind is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(map(os.path.expanduser, value))
     if kind is str and isinstance(value, str):
@@ -213,7 +205,7 @@ def _converted(value, kind, optional, where):
 
 
 def _shown(value):
-    """A value in a message: never more of it than a line."""
+    """A value for a message, shortened to a line."""
     if isinstance(value, (dict, list)):
         return "a list" if isinstance(value, list) else "a mapping"
     text = repr(value)
@@ -221,9 +213,9 @@ def _shown(value):
 
 
 def _hint(name, known):
-    """The name that `name` is a misspelling of, or all of them.
+    """The option of which `name` is a misspelling, else all options.
 
-    Compared word by word: log_dirs is log_dir, but val_batch_size is not batch_size, nor log_file log_every.
+    Words are compared: log_dirs means log_dir, but val_batch_size is not batch_size, nor log_file log_every.
     """
     words = name.lower().replace("-", "_").split("_")
 
@@ -241,19 +233,15 @@ def _hint(name, known):
 
 
 def note(text):
-    """Print a note once: not in every process of a launcher, nor again in those that `--gpus 6` starts."""
+    """Print a note once, in the first process only."""
     me = str(os.getpid())
     if text and os.environ.get("RANK", "0") == "0" and os.environ.setdefault("AMODAL_FUSION_NOTES_BY", me) == me:
         print(f"note: {text}", file=sys.stderr)
 
 
-# ----------------------------------------------------------------------------
-# Command lines
-
-
 def _parse_arguments(parser, argv):
     for stream in (sys.stdout, sys.stderr):
-        # a terminal of cp949 or ASCII has no × and no – : it shows a question mark, and the run goes on
+        # terminals of cp949 or ASCII cannot show × or –: they print a question mark
         with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="replace")
     given, unknown = parser.parse_known_args(argv)
@@ -261,7 +249,7 @@ def _parse_arguments(parser, argv):
 
 
 def _build(parser, config_class, given, unknown, path=None):
-    """Command line over file over defaults as a config; wrong usage ends the program with status 2."""
+    """A config from command line, file and defaults, in this order; wrong usage exits with status 2."""
     try:
         if unknown:
             flags = [text for text in unknown if text.startswith("--")]
@@ -280,13 +268,13 @@ def _build(parser, config_class, given, unknown, path=None):
 
 
 def parse(config_class, description, argv=None, yaml_file=False):
-    """Options of a command: the command line over the file given with --config over the defaults.
+    """Options of a command: the command line overrides the file of --config, the file overrides defaults.
 
     Wrong usage prints the reason and exits with status 2, as argparse does.
     """
     parser = argparse.ArgumentParser(
         description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s [options]"  # an error shall not stand below thirty lines of all of them
+        usage="%(prog)s [options]"  # argparse would print all flags before an error
     )
     if yaml_file:
         parser.add_argument("--config", metavar="YAML", help="file with 'key: value' lines, keys as the flags below")

@@ -1,4 +1,4 @@
-"""Several processes under PyTorch's own launcher: one class, `Process`, for training and inference."""
+"""Several processes under PyTorch's launcher: the class `Process`, for training and inference."""
 
 import contextlib
 import datetime
@@ -19,13 +19,13 @@ from torch.utils.data import Sampler
 from amodal_fusion.errors import UserError
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]  # not on Windows
-MEETING = datetime.timedelta(minutes=10)  # limit for all processes to arrive
-SILENCE = 10  # seconds of waiting for them before a line says so
-PATIENCE = datetime.timedelta(days=1)  # while one process downloads a backbone or reads 100,000 scenes, others wait
+MEETING = datetime.timedelta(minutes=10)  # limit for all processes to join
+SILENCE = 10  # seconds of waiting before a message
+PATIENCE = datetime.timedelta(days=1)  # limit for others to wait while one downloads a backbone or reads 100,000 scenes
 
 
 class NoMeeting(UserError):
-    """The processes of a launch do not find each other. Each of them reports it."""
+    """The processes of a launch did not find each other. Each of them reports it."""
 
 
 @dataclass
@@ -36,9 +36,9 @@ class Process:
     world_size: int
     device: torch.device
     store: "dist.Store | None" = None
-    # Messages other than gradients use gloo: it takes no GPU time, and may take long.
+    # For messages other than gradients: gloo, which takes no GPU time and may wait long.
     messages: "dist.ProcessGroup | None" = None
-    numbers: count = field(default_factory=count)  # of the only process
+    numbers: count = field(default_factory=count)  # items of a single process
     finished: int = 0
 
     @property
@@ -73,7 +73,7 @@ class Process:
         return self._reduce(values, dist.ReduceOp.MAX)
 
     def any(self, flag):
-        """True on every process when `flag` is true on one."""
+        """True on every process if `flag` is true on one."""
         return self.max([float(flag)])[0] > 0
 
     def _reduce(self, values, operation):
@@ -83,7 +83,7 @@ class Process:
         return total.tolist()
 
     def take(self, total):
-        """0 … total − 1, each for one of the processes: the next number goes to the one that asks first."""
+        """0 … total − 1, each in one process: the next number goes to the process that asks first."""
         while (number := self.store.add("taken", 1) - 1 if self.distributed else next(self.numbers)) < total:
             yield number
 
@@ -93,13 +93,9 @@ class Process:
         return self.store.add("finished", number) if self.distributed else self.finished
 
     def leave(self):
-        """Leave the group. Without it the threads of the group may abort the interpreter at its end."""
+        """Leave the group. Otherwise its threads may abort the interpreter at exit."""
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-# ----------------------------------------------------------------------------
-# The launcher's variables
 
 
 def under_launcher():
@@ -111,7 +107,7 @@ def number_in(name, default=0, least=0, most=1 << 31):
     """An environment variable of the launcher as a number.
 
     Raises:
-        NoMeeting: it is no whole number from `least` to `most`.
+        NoMeeting: it is not a whole number from `least` to `most`.
     """
     text = os.environ.get(name, str(default))
     if not (text.strip().isascii() and text.strip().isdigit() and least <= int(text) <= most):
@@ -126,26 +122,22 @@ def local_rank():
 
 
 def restarted():
-    """True when the launcher has started this group again after one of its processes died."""
+    """True if the launcher restarted this group after one of its processes died."""
     return number_in("TORCHELASTIC_RESTART_COUNT") > 0
 
 
 def launch_name():
-    """A name for this launch, the same after the launcher has started the group again."""
+    """A name for this launch, unchanged when the launcher restarts the group."""
     launcher = os.getppid()
-    try:  # process numbers are used again: field 22 is the start time; field 2, the name, is in brackets
+    try:  # with the start time (field 22), since process numbers are reused; field 2, the name, is in brackets
         began = Path(f"/proc/{launcher}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19]
     except OSError:
         began = ""
     return f"{os.environ.get('TORCHELASTIC_RUN_ID', '')} {socket.gethostname()} {launcher} {began}"
 
 
-# ----------------------------------------------------------------------------
-# Starting and joining
-
-
 def check_gpus(wanted):
-    """Raise UserError unless `wanted` GPUs are there."""
+    """Raise UserError unless the machine has `wanted` GPUs."""
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted > found:
         usable = f"at most {found}, or 0 for the CPU" if found else "0 for the CPU"
@@ -156,7 +148,7 @@ def check_gpus(wanted):
 def launch(gpus):
     """Become torchrun for one process per GPU with the same command line; does not return.
 
-    The processes report their errors; torchrun's own traceback about them is left out.
+    The processes report their errors; torchrun's traceback is suppressed.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -183,7 +175,7 @@ def join(gpus):
         Process.
 
     Raises:
-        UserError: there are fewer GPUs than processes, or the processes do not meet.
+        UserError: there are fewer GPUs than processes, or the processes do not find each other.
     """
     if under_launcher():
         return join_group(gpus)
@@ -194,12 +186,12 @@ def join(gpus):
 
 
 def join_group(gpus=0):
-    """Join the launcher's group; gpus as in `join`. Alone, on the CPU, where there is no launcher.
+    """Join the launcher's group; gpus as in `join`. Without a launcher: alone, on the CPU.
 
-    Until all have joined signals end the process at once: the waiting is in C++, where Python cannot answer them.
+    Until all have joined, signals end the process at once: it waits in C++, where Python cannot handle them.
 
     Raises:
-        NoMeeting: a variable of the launcher is wrong, or the processes do not meet within MEETING.
+        NoMeeting: a variable of the launcher is wrong, or not all processes join within MEETING.
     """
     if not under_launcher():
         return Process(0, 1, torch.device("cpu"))
@@ -219,14 +211,14 @@ def join_group(gpus=0):
         raise NoMeeting(f"MASTER_ADDR: the host {os.environ['MASTER_ADDR']!r} is unknown here ({error.strerror}); all "
                         "machines must reach the first one under this name") from None
     except dist.DistError as error:
-        raise NoMeeting(f"process {rank} of {world_size} did not meet the others at {where} (MASTER_ADDR:MASTER_PORT) "
+        raise NoMeeting(f"process {rank} of {world_size} did not find the others at {where} (MASTER_ADDR:MASTER_PORT) "
                         f"within {MEETING.seconds // 60} minutes: {str(error).splitlines()[0][:200]}. Start all of "
                         "them with the same address, and with a port that is free and open") from None
 
 
 @contextlib.contextmanager
 def default_signals():
-    """Within it SIGTERM, Ctrl-C and a closed terminal end the process at once; ignored signals stay ignored."""
+    """In this context SIGTERM, Ctrl-C and a closed terminal end the process at once; ignored ones stay ignored."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number, handler in before.items():
         if handler != signal.SIG_IGN:
@@ -240,7 +232,7 @@ def default_signals():
 
 @contextlib.contextmanager
 def note_when_waiting(who, where):
-    """After SILENCE seconds within it, print a line that says who is expected where."""
+    """After SILENCE seconds in this context, print who is waited for and where."""
     text = (f"waiting for {who} at {where} (MASTER_ADDR:MASTER_PORT), {MEETING.seconds // 60} minutes at most; Ctrl-C "
             "ends it")
     timer = threading.Timer(SILENCE, print, (text,), {"file": sys.stderr, "flush": True})
@@ -253,7 +245,7 @@ def note_when_waiting(who, where):
 
 
 def own_gpu(store, rank, world_size):
-    """The GPU of this process. A scheduler may show each process only its own GPU, which is number 0 to it."""
+    """The GPU of this process. If a scheduler shows each process only its own GPU, that is number 0."""
     number = local_rank()
     if torch.cuda.device_count() == 1:
         number = 0
@@ -269,12 +261,12 @@ def own_gpu(store, rank, world_size):
 
 
 def parallel(model, process):
-    """DistributedDataParallel of the model, or the model itself where there is one process."""
+    """DistributedDataParallel of the model; with one process the model itself."""
     if not process.distributed:
         return model
     device_ids = [process.device] if process.device.type == "cuda" else None
     network = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
-    # All buffers are constants, read from the same file. As an argument it is deprecated from torch 2.13 on.
+    # All buffers are constants from the same file. The constructor's argument is deprecated since torch 2.13.
     network.broadcast_buffers = False
     return network
 

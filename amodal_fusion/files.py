@@ -1,7 +1,7 @@
-"""Files that are whole or not there, the record of which files are ours, and folders that one run at a time writes to.
+"""Atomic writes, a record of the files that this program wrote, and locks of folders.
 
-This program deletes and overwrites only what it can prove to have written. Each folder has a record, WRITTEN, with the
-size, time and digest of every such file. The name of a temporary file contains a check sum that no other program uses.
+This program deletes and overwrites only files that it wrote itself. In each folder WRITTEN records the size, time and
+digest of every such file. The name of a temporary file contains a check sum that no other program uses.
 """
 
 import dataclasses
@@ -19,12 +19,12 @@ from amodal_fusion.errors import ConfigError, UserError
 
 WRITTEN = ".written_by_amodal_fusion.json"  # in a folder: name of a file → its states, see `record_written`
 TEMPORARY = re.compile(r"\.(?P<name>.*\.[0-9a-f]{8})(?P<check>[0-9a-f]{16})\.tmp(\..+)?", re.DOTALL)
-UMASK = os.umask(0)  # once and early: setting it back is not safe in threads
+UMASK = os.umask(0)  # read once at import: reading sets it, which is not safe in threads
 os.umask(UMASK)
 
 
 def temporary_path(path):
-    """A free name beside `path`, hidden, which `is_temporary` recognizes."""
+    """A free hidden name beside `path` that `is_temporary` recognizes."""
     while True:
         name = f"{path.stem[:40]}.{secrets.token_hex(4)}"
         temporary = path.with_name(f".{name}{_check_sum(name)}.tmp{path.suffix}")
@@ -33,7 +33,7 @@ def temporary_path(path):
 
 
 def is_temporary(name):
-    """Whether this program made up the name, for a file or folder that was not finished."""
+    """Whether this program made this name for an unfinished file or folder."""
     match = TEMPORARY.fullmatch(name)
     return match is not None and match["check"] == _check_sum(match["name"])
 
@@ -47,10 +47,10 @@ def atomic_file(path, owned=False):
     """Yield a temporary path beside `path`; rename it over `path` if the block succeeds, remove it if not.
 
     Args:
-        owned: never overwrite a file of somebody else, and record the new one as ours.
+        owned: never overwrite a file of others, and record the new one as ours.
 
     Raises:
-        UserError: `owned`, and what is at `path` is not ours.
+        UserError: `owned`, and the file at `path` is not ours.
     """
     path = Path(path)
     if owned:
@@ -59,7 +59,7 @@ def atomic_file(path, owned=False):
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     try:
         yield temporary
-        with suppress(OSError):  # some file systems have no permissions
+        with suppress(OSError):  # some file systems lack permissions
             os.chmod(temporary, 0o666 & ~UMASK)
         if owned:
             record_written(path.parent, {path.name: temporary})
@@ -75,12 +75,8 @@ def write_text(path, text, owned=False):
         temporary.write_text(text, encoding="utf-8")
 
 
-# ----------------------------------------------------------------------------
-# Which files are ours
-
-
 def _record(folder):
-    """The record of a folder, {name: [[size, time, digest], …]}; {} when there is none, None when it is not ours."""
+    """The record of a folder, {name: [[size, time, digest], …]}; {} without one, None if it is not ours."""
     try:
         content = json.loads((folder / WRITTEN).read_text(encoding="utf-8"))
         return dict(content["files"]) if content["written_by"] == "amodal_fusion" else None
@@ -101,7 +97,7 @@ def _digest(path, size):
 
 
 def _has_state(path, states, grown=False):
-    """Whether the file at `path`, no link, has one of these states; with `grown`, whether it begins like that."""
+    """Whether the file at `path`, no link, has one of these states; with `grown`, or begins so."""
     try:
         found = os.lstat(path)
         if not stat.S_ISREG(found.st_mode):
@@ -119,18 +115,18 @@ def _has_state(path, states, grown=False):
 def record_written(folder, files):
     """Record files as written by this program, before or after they get their names.
 
-    The state that a name has now is kept beside the new one: whenever a run is killed, the file there is known.
-    One process or thread at a time may do this in a folder.
+    The old state of a name is kept beside the new one, so that the file is known even if the run is killed between.
+    Only one process or thread at a time may do this in a folder.
 
     Args:
         folder: Path; files: {name: Path of the content, the file itself or a temporary one}.
 
     Raises:
-        UserError: there is a file of somebody else where the record should be.
+        UserError: the record's name is taken by a file of others.
     """
     record = _record(folder)
     if record is None:
-        raise UserError(f"{folder / WRITTEN}: is there, but was not written by this program; move it elsewhere")
+        raise UserError(f"{folder / WRITTEN}: was not written by this program; move it elsewhere")
     for name, content in files.items():
         found = os.stat(content)
         state = [found.st_size, found.st_mtime_ns, _digest(content, found.st_size)]
@@ -156,25 +152,25 @@ def is_ours(path, grown=False):
 
 
 def check_ours(paths, grown=()):
-    """Raise UserError when a file is at one of `paths` that is not ours; those in `grown` may have new rows."""
+    """Raise UserError if a file at one of `paths` is not ours; those in `grown` may have new rows."""
     for path in paths:
         if os.path.lexists(path) and not is_ours(path, path in grown):
-            raise UserError(f"{path}: is there, but was not written by this program, or was changed since; move it "
-                            "elsewhere, or choose another output folder")
+            raise UserError(f"{path}: was not written by this program, or was changed since; move it elsewhere, or "
+                            "choose another output folder")
 
 
 def remove_ours(path, grown=False):
-    """Remove the file at `path` if it is ours; returns whether nothing is there now."""
+    """Remove the file at `path` if it is ours; returns whether `path` is free now."""
     if is_ours(path, grown):
         Path(path).unlink()
     return not os.path.lexists(path)
 
 
 def clear_folder(folder):
-    """Remove our own files in a folder, and then the folder if it is empty; a link to a folder stays as it is.
+    """Remove our files in a folder, and then the folder if it is empty. A link to a folder is not followed.
 
     Returns:
-        names of what is left.
+        names of the remaining files.
     """
     if folder.is_symlink() or not folder.is_dir():
         return []
@@ -201,14 +197,14 @@ def ours_in(folder):
 
 @contextmanager
 def publish(folder, last=None):
-    """Yield a temporary folder; if the block succeeds, its files go to `folder` in place of all of ours there.
+    """Yield a temporary folder; if the block succeeds, its files replace all of ours in `folder`.
 
     Args:
-        folder: Path, made if need be.
-        last: name of the file that is removed first and comes last: while it is there, all the others are.
+        folder: Path, made if missing.
+        last: name of the file that is removed first and moved last: while it exists, all others exist.
 
     Raises:
-        UserError: a file of the same name is there that is not ours; nothing has changed then.
+        UserError: a file of the same name is not ours; nothing is changed then.
     """
     folder.mkdir(parents=True, exist_ok=True)
     stage = temporary_path(folder / "stage")
@@ -228,7 +224,7 @@ def publish(folder, last=None):
 
 
 def remove_temporary(path):
-    """Remove an unfinished file or folder of a run that was killed; its name says that it is ours."""
+    """Remove an unfinished file or folder of a run that was killed."""
     assert is_temporary(path.name)
     if path.is_dir() and not path.is_symlink():
         for inner in path.iterdir():
@@ -241,14 +237,14 @@ def remove_temporary(path):
 
 
 def plain_cell(text):
-    """Text for a CSV file that a spreadsheet takes as text, whatever it begins with: '=…' would be run as a formula."""
+    """Text for a CSV cell that a spreadsheet never runs as a formula, even if it begins with '='."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def fingerprint(source):
     """Hexadecimal digest of a dataclass, list, tuple or plain value.
 
-    A path in it counts by the name, size and time of its file; a folder or a file that is not there by its name.
+    A path contributes name, size and time of its file; a folder or missing file only its name.
     """
     def plain(value):
         if dataclasses.is_dataclass(value):
@@ -268,19 +264,19 @@ def fingerprint(source):
 
 
 def lock_run_dir(folder):
-    """Make `folder` and keep other runs out of it for as long as this process lives, however it ends.
+    """Make `folder` and lock it until this process ends.
 
     Unfinished files of killed runs are removed.
 
     Returns:
-        the open lock file, to be kept; None when another process has it.
+        the open lock file, to be kept open; None if another process has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = open(folder / ".lock", "a", encoding="utf-8")  # noqa: SIM115
     try:
         import fcntl
 
-        # lockf, not flock: loader processes would inherit the latter and outlive a killed run for seconds
+        # lockf, not flock: loader processes would inherit a flock and hold it after a killed run
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         lock.close()
@@ -293,7 +289,7 @@ def lock_run_dir(folder):
 
 
 def take_output(output):
-    """Make the output folder and keep other runs out of it; returns the lock, to be held.
+    """Make the output folder and lock it; returns the lock, to be held.
 
     Raises:
         ConfigError: another run is writing to it.

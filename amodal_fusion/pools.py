@@ -1,4 +1,4 @@
-"""Processes that do one kind of work; one that dies costs no more than its own case."""
+"""Helper processes. If one dies, only its own job is lost."""
 
 import contextlib
 import multiprocessing
@@ -14,18 +14,18 @@ from concurrent.futures.process import BrokenProcessPool
 
 from amodal_fusion.errors import SceneError, UserError
 
-KILLED = ("the process that worked on it was killed, most likely because memory ran out; use fewer workers, or make "
-          "its pictures smaller (--workers)")
+KILLED = ("its process was killed, most likely because memory ran out; use fewer workers or smaller pictures "
+          "(--workers)")
 ATTEMPTS = 5  # to start the processes
 _mine = {}  # in a helper process: its work
 
 
 class Failure(str):
-    """Why a case failed, in words for the user."""
+    """The message for the user about a job that failed."""
 
 
 def unforeseen(error):
-    """What to say about an error that this program does not foresee: its type, message and place."""
+    """The message about an unforeseen error: type, text and place."""
     cause = error.__cause__ if type(error.__cause__).__name__ == "_RemoteTraceback" else None
     lines = str(cause).splitlines() if cause else traceback.format_tb(error.__traceback__)
     places = re.findall(r'File "(.*?)", line (\d+)', "\n".join(lines))
@@ -34,13 +34,13 @@ def unforeseen(error):
 
 
 class Job:
-    """One call of the work, under way or done."""
+    """One call of the work, running or done."""
 
     def __init__(self, arguments):
         self.arguments, self.future, self.alone = arguments, None, False
 
     def begin(self, pool):
-        """Whether a process of the pool could take it; else the pool is broken."""
+        """Give it to the pool; returns False if the pool is broken."""
         try:
             self.future = pool.submit(_do, self.arguments)
         except BrokenProcessPool:
@@ -49,35 +49,35 @@ class Job:
 
 
 class Helpers:
-    """Processes for one kind of work, which end with this one; they are there within a `with`.
+    """A context manager with processes for one function; they end with this process.
 
     Args:
-        work: callable that the helpers get once, a function or an object; arguments and results are pickled.
-        count: processes; 0 works in this one.
+        work: function or callable object, sent to the processes once; arguments and results are pickled.
+        count: number of processes; 0 works in this one.
     """
 
     def __init__(self, work, count):
         self.work, self.count = work, count
-        self.pool, self.begun = None, []  # jobs of this pool whose outcome was not collected yet
+        self.pool, self.begun = None, []  # jobs of this pool without collected outcome
 
     def __enter__(self):
         try:
             self.restart()
-        except BaseException:  # Ctrl-C for one
+        except BaseException:  # such as Ctrl-C
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_):
-        """Also ends jobs whose outcome is no longer needed, as after Ctrl-C."""
+        """End the processes, also jobs that still run, as after Ctrl-C."""
         if self.pool:
             end(self.pool)
 
     def restart(self):
-        """Fork the processes now, before a network starts its threads.
+        """Start the processes, before a network starts its threads.
 
         Raises:
-            SceneError: they are killed as soon as they start.
+            SceneError: they are killed at their start.
         """
         if not self.count:
             return
@@ -103,8 +103,8 @@ class Helpers:
         return job
 
     def outcome(self, job):
-        """What the work returned, or a Failure: an error for the user (UserError, OSError), no memory, or a process
-        that died, also when nothing else ran beside it. Any other error is a Failure that says where it arose."""
+        """The result of a job, or a Failure: an error for the user (UserError, OSError), no memory, a process that
+        died twice, or an unforeseen error with its place."""
         try:
             if not self.count:
                 return self.work(*job.arguments)
@@ -120,14 +120,14 @@ class Helpers:
             return Failure(error.for_terminal())
         except OSError as error:
             return Failure(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
-        except Exception as error:  # one case must not end the work on all others
+        except Exception as error:  # one job must not end the others
             return Failure(unforeseen(error))
 
     def recover(self):
         """Repeat each lost job in a process of its own.
 
         A process that dies ends all jobs of its pool, and the pool does not say which job it ran."""
-        end(self.pool)  # a process that was killed has not ended the programs that it ran
+        end(self.pool)  # a killed process leaves its programs running
         for job in self.begun:
             if isinstance(job.future.exception(), BrokenProcessPool) and not job.alone:
                 with no_interrupt():
@@ -140,7 +140,7 @@ class Helpers:
         self.restart()
 
     def map(self, items, ahead):
-        """(item, outcome of work(item)) in order, with up to `ahead` items under way."""
+        """(item, outcome of work(item)) in order, with up to `ahead` items in work."""
         jobs, items = deque(), iter(items)
         while True:
             for item in items:
@@ -155,7 +155,7 @@ class Helpers:
 
 def end(pool):
     """End a pool's processes whatever they do, and what they have started."""
-    # there is no public way to end a job that runs
+    # there is no public way to end a running job
     processes, manager = list((pool._processes or {}).values()), pool._executor_manager_thread
     pool.shutdown(wait=False, cancel_futures=True)
     for process in processes:
@@ -164,13 +164,13 @@ def end(pool):
     for process in processes:
         process.join(5)
     if manager:
-        manager.join(5)  # Python's own end would write to the pipe that this thread is about to close
+        manager.join(5)  # at exit Python would write to the pipe that this thread closes
 
 
 def _start(work):
     _mine["work"] = work
     start_helper()
-    if "torch" in sys.modules:  # work that needs none shall not wait for its import
+    if "torch" in sys.modules:  # avoids the import where work does not need it
         sys.modules["torch"].set_num_threads(1)
 
 
@@ -178,19 +178,14 @@ def _do(arguments):
     return _mine["work"](*arguments)
 
 
-# ----------------------------------------------------------------------------
-# Processes that help another one, and end with it.
-
-
-
 def end_with_parent(*_):
-    """Called in a helper process: end it, at the latest a second after its parent has gone, however that happened.
+    """Called in a helper process: end it at most a second after its parent has ended.
 
-    Python's own helpers wait for ever for a parent that was killed: each of them holds the pipe by which it would
-    notice. Fits as a loader's `worker_init_fn` and as a pool's `initializer`.
+    Python's own helpers wait forever for a parent that was killed, since each of them holds the other end of its pipe.
+    Usable as a loader's `worker_init_fn` and as a pool's `initializer`.
     """
     parent = multiprocessing.parent_process()
-    # A forked process sees its parent's number change; elsewhere the parent's sentinel tells.
+    # In a forked process the parent's number changes; elsewhere the parent's sentinel is set.
     number = parent.pid if multiprocessing.get_start_method() == "fork" else os.getppid()
 
     def watch():
@@ -203,8 +198,8 @@ def end_with_parent(*_):
 
 
 def start_helper():
-    """Called first in a pool's process: Ctrl-C is for its parent to answer, with which it ends. It leads a group of
-    processes, so that the programs that it starts end with it, too."""
+    """Called first in a pool's process: its parent handles Ctrl-C. It leads a process group, so that the programs that
+    it starts end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
@@ -212,14 +207,14 @@ def start_helper():
 
 
 def kill_group(number):
-    """Kill the process of this number, which may have ended already, and what it has started, if it leads a group."""
+    """Kill a process that leads a group, and what it started. It may have ended already."""
     with contextlib.suppress(AttributeError, ProcessLookupError):  # no such call on Windows, no such group
         os.killpg(number, signal.SIGKILL)
 
 
 @contextlib.contextmanager
 def no_interrupt():
-    """Ctrl-C waits until this is over: one that comes while a process forks can leave locks held for ever."""
+    """Delay Ctrl-C within the block: during a fork it can leave locks held forever."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

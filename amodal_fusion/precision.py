@@ -1,15 +1,15 @@
-"""Half precision: what --amp names, and where it is to be had."""
+"""Half precision: the types of `amp`, and where they are available."""
 
 import torch
 
-HALF_PRECISION = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # by the values of --amp
+HALF_PRECISION = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # value of `amp` → type
 
 
 def training_precision(amp, device):
-    """The type in which autocast computes a training step, None for fp32.
+    """The autocast type of a training step, None for fp32.
 
-    bf16 is taken where there are instructions for it (avx512_bf16 or AMX of a CPU, GPUs from Ampere on); others
-    imitate it, slower than fp32.
+    bf16 is used only with hardware support (avx512_bf16 or AMX of a CPU, GPUs from Ampere on): emulated it is slower
+    than fp32.
     """
     if device.type == "cuda" and amp == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return None

@@ -394,7 +394,8 @@ def test_unreadable_folder_is_named_and_the_rest_done(tmp_path):
             if not overwrite:
                 closed.chmod(0o755)
                 assert as_nobody(*options).returncode == 0
-        assert "stay because some inputs could not be read" in process.stdout and (data / "closed" / "comp1.png").exists()
+        assert "stay because some inputs could not be read" in process.stdout
+        assert (data / "closed" / "comp1.png").exists()
     finally:
         closed.chmod(0o755)
     (data / "closed").chmod(0)

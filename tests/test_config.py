@@ -161,9 +161,9 @@ MERGED = "a: &a {x: 1}\n" + "".join(
     ("lr: inf", "lr: expected a finite number"),
     ("epochs: 2024-01-01", "epochs: expected a whole number, got '2024-01-01'"),
     ("epochs: 1:30", "epochs: expected a whole number, got '1:30'"),  # YAML 1.1 reads 90
-    ("epochs:", "epochs: there is no value"),
-    ("data_dir: ~", "data_dir: there is no value"),
-    ("epochs: " + "[" * 3000, "lists within lists"),
+    ("epochs:", "epochs: has no value"),
+    ("data_dir: ~", "data_dir: has no value"),
+    ("epochs: " + "[" * 3000, "nested lists"),
     (BOMB + "epochs: *j", "unknown key 'a'"),
     (BOMB.replace("a: &a", "epochs: &a", 1), "epochs: expected a whole number, got a list"),
     (MERGED, "unknown key 'a'"),

@@ -160,7 +160,7 @@ def test_resumed_run_never_takes_other_outputs_as_own(tmp_path, checkpoint, back
     time_before = marker.stat().st_mtime_ns
     process = fuse(data, output, checkpoint, backbone, "--img_size", 64)
     assert process.returncode == 0, process.stderr
-    assert "2 of 4 scenes are done already" in process.stdout and "2 scenes are recomputed" in process.stdout
+    assert "2 of 4 scenes are done" in process.stdout and "2 scenes are recomputed" in process.stdout
     assert marker.stat().st_mtime_ns == time_before and (output / "tall" / "fused.png").exists()
     again = rows_of(output)
     assert {name for name in rows if again[name] == rows[name]} == {"tall", "넓은 장면"}
@@ -222,7 +222,7 @@ def test_another_lpips_is_measured_anew(tmp_path, checkpoint, backbone):
     other = json.dumps(record | {"asked": record["asked"] | {"lpips": "vgg"}})
     write_text(output / "tall" / "scene.json", other, owned=True)
     process = fuse(data, output, checkpoint, backbone, "--no-figures")
-    assert "3 of 4 scenes are done already" in process.stdout
+    assert "3 of 4 scenes are done" in process.stdout
     assert json.loads((output / "tall" / "scene.json").read_text()) == record
 
 

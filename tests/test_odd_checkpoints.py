@@ -177,7 +177,7 @@ def test_a_tensorboard_that_fails_is_a_note(error, tmp_path, monkeypatch, capsys
 
 def test_figures_rarer_than_the_run_are_a_note(tmp_path, capsys):
     make_run(tmp_path, epochs=50, figure_every=100).announce()
-    assert "figure_every 100 is in epochs, and the run has 50" in capsys.readouterr().out
+    assert "figure_every 100 is in epochs, but the run has 50" in capsys.readouterr().out
 
 
 def test_a_notebooks_backend_does_not_stop_the_import():

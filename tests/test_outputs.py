@@ -106,19 +106,19 @@ def test_handover_leaves_nothing_stale_and_touches_nothing_foreign(tmp_path):
     assert {path.name for path in folder.iterdir()} == names
     (folder / "my_mask.png").write_bytes((folder / "wide_mask.png").read_bytes())
     for consumer in ("iopaint", "mat"):
-        with pytest.raises(SceneError, match=r"wide(_mask)?\.png: of an earlier handover for another inpainter"):
+        with pytest.raises(SceneError, match=r"wide(_mask)?\.png: written by an earlier handover for another"):
             write_handover(consumer, folder, data, output, ["wide"])
     assert not (folder / "images").exists()
     write_handover("iopaint", tmp_path / "other", data, output, ["wide"])
     write_handover("mat", tmp_path / "other", data, output, ["wide"])
     with pytest.raises(SceneError, match="for another inpainter"):
         write_handover("lama", tmp_path / "other", data, output, ["wide"])
-    with pytest.raises(SceneError, match=r"my_mask\.png: no earlier handover"):
+    with pytest.raises(SceneError, match=r"my_mask\.png: was not written by an earlier"):
         write_handover("lama", folder, data, output, ["wide"])
     assert (folder / "my_mask.png").exists()
-    with pytest.raises(ConfigError, match="folder of its own"):
+    with pytest.raises(ConfigError, match="choose another folder"):
         check_handover("lama", tmp_path, data, output)
-    with pytest.raises(ConfigError, match="none of lama, iopaint"):
+    with pytest.raises(ConfigError, match="not one of lama, iopaint"):
         check_handover("lamma", folder, data, output)
 
 
@@ -347,13 +347,13 @@ def test_locks_are_read_and_their_faults_named(tmp_path):
     assert parse_locks(["*>4", "*>5", "0>5"], "lock")[0] == Lock(ALL, 4)  # two are forgotten, in no circle
     for text, fault in (("x: [1>2]", "no scene 'x'"), ("no: [1<2]", "no: '1<2' is no lock"), ("no: [2>2]", "no lock"),
                         ("no: [1>2, 2>3, 3>1]", "circle"), ("- 1>2", "expected lines"), ("no: [", "cannot be read"),
-                        ("no: 1>2\nno: 2>3", "no stands there twice"),
+                        ("no: 1>2\nno: 2>3", "no is listed twice"),
                         ("no: ['*>*']", "no lock"), ("no: [1>2 in 3 4 5 6]", "no lock"), ("no: [2>*, 1>2]", "circle"),
                         ("no: ['*>2', 2>1]", "circle")):
         path.write_text(text)
         with pytest.raises(ConfigError, match=fault):
             read_locks(path, tmp_path)
-    with pytest.raises(ConfigError, match=r"lock: (1>2>3>1|2>3>1>2|3>1>2>3) goes round"):
+    with pytest.raises(ConfigError, match=r"lock: (1>2>3>1|2>3>1>2|3>1>2>3) is a circle"):
         parse_locks(["1>2", "2>3", "3>1"], "lock")
 
 
@@ -373,7 +373,7 @@ def test_script_writes_the_outputs_it_is_asked_for(tmp_path, checkpoint, backbon
 
     said = fuse("--locks", tmp_path / "locks.yaml", "--handover", "iopaint", tmp_path / "to", "--seam", 1, "--report",
                 "--evaluate", "--inpaint_command", write_inpainter(tmp_path))
-    assert "2 scenes handed over" in said and str(output / "report.html") in said
+    assert "2 scenes written to" in said and str(output / "report.html") in said
     assert "| command | ours |" in said and "| telea | visible_fit |" in said
     with open(output / "metrics.csv", newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -393,13 +393,14 @@ def test_script_writes_the_outputs_it_is_asked_for(tmp_path, checkpoint, backbon
     before = read_image(output / "two" / "fused.png", "RGB")
     (tmp_path / "locks.yaml").write_text("two: [1>2]")
     said = fuse("--locks", tmp_path / "locks.yaml")
-    assert "1 of 2 scenes are done already" in said and locked("two") == [(1, 2)]
+    assert "1 of 2 scenes are done" in said and locked("two") == [(1, 2)]
     assert not read_image(output / "two" / "weight_2.png", "L")[both()].any()
     assert (read_image(output / "two" / "fused.png", "RGB") != before)[both()].any()
-    assert "2 of 2 scenes are done already" in fuse("--locks", tmp_path / "locks.yaml", "--report")
+    assert "2 of 2 scenes are done" in fuse("--locks", tmp_path / "locks.yaml", "--report")
 
-    for options, fault in (({"inpaint_command": "x"}, "ask for one"), ({"handover": ("lamma", "to")}, "none of lama"),
-                           ({"handover": ("lama", str(tmp_path))}, "folder of its own")):
+    for options, fault in (({"inpaint_command": "x"}, "ask for one"),
+                           ({"handover": ("lamma", "to")}, "not one of lama"),
+                           ({"handover": ("lama", str(tmp_path))}, "choose another folder")):
         with pytest.raises(ConfigError, match=fault):
             check_options(InferenceConfig(str(data), output_dir=str(output), **options))
     with pytest.raises(ConfigError, match="single scene"):

@@ -242,7 +242,7 @@ def test_create_continues_when_process_is_killed_or_starved(tmp_path):
     assert process.returncode == 0, process.stderr
     assert scenes(output) == ["a", "b", "c"] and "written 3, bad 2" in process.stdout
     skipped = (output / "skipped.csv").read_text()
-    assert "the process that worked on it was killed" in skipped and "memory ran out; use" in skipped
+    assert "its process was killed" in skipped and "memory ran out; use" in skipped
     assert scenes(output) == ["a", "b", "c"]
     process = create(tree, output, start=succeed)  # on a machine with enough memory
     assert scenes(output) == ["a", "b", "c", "killed", "memory"] and "3 already there" in process.stdout

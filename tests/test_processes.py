@@ -106,7 +106,7 @@ def test_waiting_for_a_missing_process_has_a_limit(monkeypatch, capsys):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    with pytest.raises(NoMeeting, match=f"process 0 of 2 did not meet the others at 127.0.0.1:{port}"):
+    with pytest.raises(NoMeeting, match=f"process 0 of 2 did not find the others at 127.0.0.1:{port}"):
         meet(monkeypatch, MASTER_PORT=port)
     assert f"waiting for 2 processes at 127.0.0.1:{port}" in capsys.readouterr().err
 

@@ -238,7 +238,7 @@ def test_frame_with_other_objects_is_another_photo(tmp_path):
     other[36:56, 2:14] = (230, 230, 40)  # on one backdrop, as frames of one camera are
     assert np.abs(made.photo.astype(int) - other)[~made.hole].mean() < 12
     comps = {f"comp{i}__png": made.objects[i] for i in range(3)}
-    with pytest.raises(SceneError, match=r"partial.png: another photo\? \d+% of the visible part differs from original"):
+    with pytest.raises(SceneError, match=r"partial.png: another photo\? \d+% of the visible part differs"):
         read_raw_scene(write(tmp_path / "a", original__png=other, partial__png=made.partial, mask__png=made.mask,
                              **comps), 5)
 
@@ -650,7 +650,7 @@ FAULTY = {
         "comp1.png: no alpha, on a flat background"),
     "other suffix": (other_suffix, "comp2.PNG: not read; save it as comp2.png"),
     "original.jpg": (lambda f: (f / "original.png").rename(f / "original.jpg"), "original.jpg: not read"),
-    "modal mask of another": (modal_of_another, "comp1_visible.png: empty or beside its completion"),
+    "modal mask of another": (modal_of_another, "comp1_visible.png: empty or outside its completion"),
     "modal mask of none": (lambda f: write_image(f / "comp9_visible.png", np.zeros((64, 64), np.uint8)),
                            "comp9_visible.png: a modal mask without a completion"),
 }

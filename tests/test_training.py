@@ -203,7 +203,7 @@ def test_command_line_wins_over_the_file(tmp_path, dataset):
     ("augment: 1", "augment: expected true or false"),
     ("lr: fast", "lr: expected a number"),
     ("amp: fp8", "amp: 'fp8' is none of off, bf16, fp16"),
-    ("epochs: 1\nepochs: 2", "'epochs' stands twice"),
+    ("epochs: 1\nepochs: 2", "'epochs' is given twice"),
     ("\tepochs: 1", "not valid YAML"),
     ("- epochs", "expected 'key: value' lines"),
 ])

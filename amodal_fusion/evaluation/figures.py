@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-backend = os.environ.pop("MPLBACKEND", None)  # a notebook's backend may be missing here, which stops the import
+backend = os.environ.pop("MPLBACKEND", None)  # a notebook's backend may be missing: the import would fail
 from matplotlib import colormaps, get_data_path  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
@@ -49,7 +49,7 @@ def scene_panels(scene):
 
     Args:
         scene: dict of float arrays in [0,1]: partial, fused (H,W,3), mask, residual (H,W), completions (N,H,W,4),
-            weights (N,H,W), and perhaps original (H,W,3) and, where completions are but some of N, `shown`: which.
+            weights (N,H,W); optional: original (H,W,3), and `shown`, the indices of the completions if not all N.
 
     Returns:
         list of (title, picture, colour map or None).
@@ -73,8 +73,7 @@ def scene_panels(scene):
 def draw_grid(path, rows, heading=""):
     """Titled pictures in rows, as one PNG.
 
-    Written with Pillow: matplotlib takes seconds for a few dozen axes, most of a run that writes one such picture
-    per scene.
+    Pillow draws it, because matplotlib takes seconds for a few dozen axes.
 
     Args:
         rows: lists of panels, (title, picture, colour map or None[, colour of the title]) with picture (H,W) or
@@ -103,12 +102,12 @@ def draw_grid(path, rows, heading=""):
 
 
 def drawable(text):
-    """Text without characters that no font can draw: a scene's name may hold line breaks or control characters."""
+    """Text with characters that no font can draw replaced, such as control characters in names."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def _tile(picture, cmap, width):
-    """Picture in [0,1] → a Pillow image `width` pixels wide, less where it would be more than three times as high."""
+    """Picture in [0,1] → a Pillow image `width` pixels wide; narrower if it would be over three times as high."""
     picture = np.clip(picture, 0, 1)
     if cmap is not None:
         picture = colormaps[cmap](picture)[..., :3]
@@ -132,15 +131,15 @@ def draw_scenes(path, scenes, titles):
     columns = max(len(row) for row in rows)
     for row, title in zip(rows, titles):
         row[0] = (f"{title}\npartial", *row[0][1:])
-        # the shared panels stand right-aligned, below each other, whatever the number of completions
+        # right-aligned: the same panels stand below each other for any number of completions
         row[len(row) - 3 : len(row) - 3] = [None] * (columns - len(row))
     draw_grid(path, rows)
 
 
 def read_history(metrics_file):
-    """Lines of a metrics.jsonl, {"train": […], "val": […]}, without steps that a resumed run has done again since.
+    """Lines of a metrics.jsonl, {"train": […], "val": […]}, without steps that a resumed run repeated.
 
-    Lines that are torn, or were never ours, are passed over: a curve is not worth the run that it is of.
+    Damaged and unknown lines are ignored: a curve must not stop a run.
     """
     records = {"train": [], "val": []}
     for line in Path(metrics_file).read_text(encoding="utf-8", errors="replace").splitlines():
@@ -152,7 +151,7 @@ def read_history(metrics_file):
             continue
         for history in records.values():
             while history and history[-1]["step"] >= record["step"] + (history is not records[record["kind"]]):
-                history.pop()  # steps that were done again after a resume
+                history.pop()  # steps that were repeated after a resume
         records[record["kind"]].append(record)
     return records
 
@@ -176,7 +175,7 @@ def draw_curves(path, metrics_file):
 
 
 def draw_bars(path, charts):
-    """Bars with error bars side by side; charts: title → {name: (mean, low, high)}."""
+    """Charts of bars with error bars; charts: title → {name: (mean, low, high)}."""
     figure = Figure(figsize=(5 * len(charts), 3.5))
     for axes, (title, bars) in zip(figure.subplots(1, len(charts), squeeze=False)[0], charts.items()):
         means, lows, highs = np.array(list(bars.values())).T
@@ -198,7 +197,7 @@ def draw_selection(path, scenes):
     for panels in scenes:
         row = []
         for title, picture, kept in panels:
-            scale = min(1, 256 / max(picture.shape[:2]))  # sixty completions of a large photo would fill the memory
+            scale = min(1, 256 / max(picture.shape[:2]))  # saves memory with many completions of a large photo
             image = resize(picture, tuple(max(1, round(side * scale)) for side in picture.shape[:2])) / np.float32(255)
             image = on_checkerboard(image) if image.shape[2] == 4 else image
             row.append((title, image, None, {True: "green", False: "red", None: "black"}[kept]))

@@ -1,4 +1,4 @@
-"""Inpainters that evaluation can run: two of OpenCV, and a command of the user."""
+"""Inpainters for the evaluation: two of OpenCV, and a command of the user."""
 
 import os
 import re
@@ -27,16 +27,16 @@ def grow(region, pixels):
 
 
 def inpaint(image, region, method):
-    """Let `method` draw `region` (H,W) bool of an image (1,3,H,W) in [0,1]; the same shape.
+    """Inpaint `region` (H,W) bool of an image (1,3,H,W) in [0,1] by `method`.
 
     Args:
-        method: function of a picture (H,W,3) uint8 and the region → a picture.
+        method: function of a picture (H,W,3) uint8 and the region → a picture (H,W,3) uint8.
     """
     if not region.any():
         return image
     picture = np.rint(image[0].permute(1, 2, 0).clamp(0, 1).cpu().numpy() * 255).astype(np.uint8)
     done = torch.tensor(method(picture, region)).permute(2, 0, 1)[None].to(image) / 255
-    return torch.where(torch.from_numpy(region).to(image.device), done, image)  # 8 bits only where it painted
+    return torch.where(torch.from_numpy(region).to(image.device), done, image)  # elsewhere not rounded to 8 bits
 
 
 def inpaint_opencv(method, picture, region):
@@ -47,7 +47,7 @@ def check_command(command):
     """The words of an inpainting command.
 
     Raises:
-        ConfigError: a placeholder is missing, a quote is open, or there is no such program.
+        ConfigError: a placeholder is missing, a quote is not closed, or the program does not exist.
     """
     try:
         words = shlex.split(command)
@@ -63,18 +63,18 @@ def check_command(command):
 
 
 def run_command(words, picture, region):
-    """Inpaint with a program of the user's.
+    """Inpaint with a program of the user.
 
     Args:
-        words: of `check_command`; {image}, {mask} (PNG, 255 = draw here) and {output} become paths. No shell is
-            involved; whoever wants one writes bash -c '…'.
+        words: of `check_command`; {image}, {mask} (PNG, 255 = draw here) and {output} become paths. There is
+            no shell; for one use bash -c '…'.
         picture: (H,W,3) uint8; region: (H,W) bool.
 
     Returns:
         (H,W,3) uint8.
 
     Raises:
-        SceneError: the program failed, or wrote no picture of that size.
+        SceneError: the program failed, or wrote no picture of the same size.
     """
     with tempfile.TemporaryDirectory() as folder:
         paths = {f"{{{name}}}": os.path.join(folder, f"{name}.png") for name in ("image", "mask", "output")}

@@ -22,7 +22,7 @@ def machine():
 
 
 def print_table(rows, columns, json_path=None):
-    """Print a Markdown table, and write all figures as JSON when `json_path` is given.
+    """Print a Markdown table, and write all numbers as JSON if `json_path` is given.
 
     Args:
         rows: list of dicts. columns: key of the dicts → title of the column.
@@ -38,8 +38,8 @@ def print_gaps(figures, title, json_path=None):
     """Print mean PSNR, and the share of the gap between the best simple rule and the oracle that each method closes.
 
     Args:
-        figures: method → (scenes, 2), PSNR in hole and overlap. "oracle" and all RULES are among the methods; the rules
-            get no line.
+        figures: method → (scenes, 2), PSNR in hole and overlap. "oracle" and all RULES must be among the methods; rules
+            get no row.
         title: of the column of methods. json_path: as in `print_table`.
     """
     means = {name: rows.nanmean(0).tolist() for name, rows in figures.items()}

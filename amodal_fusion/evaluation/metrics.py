@@ -1,4 +1,4 @@
-"""How good a fused image is inside the hole.
+"""Metrics of fused images inside the hole.
 
 `batch` is the dict of tensors that the data sets return: partial (B,3,H,W) in [0,1], mask (B,1,H,W; 1 = hole),
 completions (B,N,4,H,W; RGB + alpha in [0,1]), valid (B,N) bool, original (B,3,H,W); and the network's fill (B,3,H,W).
@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Rounding to 8 bits alone costs 59 dB. Without a limit one pixel more or less of an exact copy would move a mean over a
+# Rounding to 8 bits alone gives 59 dB. Without a limit one pixel of a nearly exact copy would change the mean over a
 # hundred scenes by half a decibel.
 MOST_PSNR = 60.0
-DECIDED = 0.8  # a person prefers a decided picture to a blend of two
+DECIDED = 0.8  # weight from which a pixel counts as decided
 
 
 def overlap_region(batch: dict[str, Tensor]) -> Tensor:
@@ -23,7 +23,7 @@ def overlap_region(batch: dict[str, Tensor]) -> Tensor:
 
 
 def compare_methods(batch: dict[str, Tensor], images: dict[str, Tensor]) -> dict[str, Tensor]:
-    """PSNR in the hole and in the overlap of what each method made of a batch.
+    """PSNR of each method in the hole and in the overlap.
 
     Args:
         images: method → (B,3,H,W).

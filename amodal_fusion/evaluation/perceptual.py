@@ -1,4 +1,4 @@
-"""LPIPS (Zhang et al. 2018) with a backbone that is never random by accident."""
+"""LPIPS (Zhang et al. 2018). Its backbone always has true ImageNet weights."""
 
 import warnings
 from pathlib import Path
@@ -22,7 +22,7 @@ def find_backbone(net, weights=None):
     """State dict of the ImageNet backbone: `weights` (a torchvision checkpoint), else torch hub's cache, else download.
 
     Raises:
-        LpipsUnavailable: none of the three worked.
+        LpipsUnavailable: all three failed.
     """
     name = BACKBONES[net]
     cached = Path(torch.hub.get_dir()) / "checkpoints" / name
@@ -56,7 +56,7 @@ class PerceptualLoss(nn.Module):
     def __init__(self, net="vgg", weights=None):
         super().__init__()
         self.net = net
-        with warnings.catch_warnings():  # lpips still asks torchvision the old way
+        with warnings.catch_warnings():  # lpips uses a deprecated argument of torchvision
             warnings.simplefilter("ignore")
             self.lpips = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)  # the linear heads come with the package
         backbone = find_backbone(net, weights)
@@ -73,14 +73,14 @@ class PerceptualLoss(nn.Module):
         self.eval()
 
     def train(self, mode=True):  # noqa: ARG002
-        """Stay in eval mode whatever the parent does: lpips has dropout in its heads."""
+        """Stay in eval mode even if the parent trains: lpips has dropout in its heads."""
         return super().train(False)
 
     def forward(self, fused, original):
         """fused, original (B,3,H,W) in [0,1], at least 32×32 → distance per scene, (B,)."""
         device = fused.device.type
-        # The backbone follows bf16, which reaches as far down as fp32, but never fp16: there the features of flat
-        # regions are zero, and their norm's gradient NaN.
+        # The backbone may run in bf16, which has the range of fp32, but not in fp16: there the features of flat regions
+        # are zero, and the gradient of their norm is NaN.
         bf16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
         with torch.autocast(device, torch.bfloat16, enabled=bf16):
             features = self._features(fused)
@@ -100,7 +100,7 @@ class PerceptualLoss(nn.Module):
 
 
 def load_perceptual(config, process):
-    """PerceptualLoss on every rank, None without; local rank 0 goes first: a download happens once per machine."""
+    """PerceptualLoss on every rank, or None. Local rank 0 goes first, so each machine downloads once."""
     if config.lpips_weight == 0:
         return None
     loss = PerceptualLoss(config.lpips_net, config.lpips_weights) if local_rank() == 0 else None

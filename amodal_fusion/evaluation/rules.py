@@ -1,4 +1,4 @@
-"""The simple rules that a fused image has to beat, and the oracle, which no choice beats.
+"""The simple rules to beat, and the oracle, the upper bound of all choices.
 
 `batch` is the dict of tensors that the data sets return: partial (B,3,H,W) in [0,1], mask (B,1,H,W; 1 = hole),
 completions (B,N,4,H,W; RGB + alpha in [0,1]), valid (B,N) bool, original (B,3,H,W); and the network's fill (B,3,H,W).
@@ -20,10 +20,10 @@ def best_rule(row: dict[str, float]) -> str:
 
 
 def visible_error(batch: dict[str, Tensor]) -> Tensor:
-    """How far each completion is from the photo where both are visible.
+    """Error of each completion against the photo where both are visible.
 
     Returns:
-        (B,N): mean absolute difference over alpha·(1−mask), in [0,1]; 1 where a completion shows nothing visible.
+        (B,N): mean absolute difference over alpha·(1−mask), in [0,1]; 1 for a completion without visible pixels.
     """
     errors, areas = [], []
     for completion in batch["completions"].unbind(1):  # (B,4,H,W)
@@ -79,7 +79,7 @@ def apply_rules(batch: dict[str, Tensor], seed: int = 0, rules: tuple[str, ...] 
 def oracle(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """The best choice: at each pixel the candidate, or the fill, that is nearest to the original.
 
-    No choice is better; a blend can be, at soft edges for one, where the photo itself is one.
+    No choice is better. A blend can be, for example at soft edges.
 
     Returns:
         fused (B,3,H,W) and choice (B,H,W) long: the winning slot, N for the fill.

@@ -1,4 +1,4 @@
-"""How good fused scenes are beside the simple rules, the oracle, and after an inpainter has had its turn."""
+"""Metrics of a fused scene beside the simple rules and the oracle, also after an inpainter."""
 
 import functools
 import hashlib
@@ -20,15 +20,15 @@ def evaluate_scene(scene_id, result, perceptual, downstream=False, command=None,
         result: tensors with a batch dimension of 1: partial, mask, completions, valid, original, weights, residual,
             fill, fused.
         perceptual: PerceptualLoss or None.
-        downstream: also inpaint, given the bare hole, the visible-fit rule or our fusion.
-        command: words of an inpainter of the user's, "command" among the columns; see `check_command`.
-        seam: pixels by which what it shall draw is grown, inside the hole.
+        downstream: also inpaint the bare hole, the visible-fit result and ours.
+        command: words of the user's inpainter, named "command" in the columns; see `check_command`.
+        seam: pixels by which the region to inpaint grows inside the hole.
 
     Returns:
         dict of scene, photo (a digest of the original), completions, hole (share of the picture), overlap (share of
         the hole), winner_accuracy (share of the overlap where our winner is the oracle's), ours_undecided (see
-        `undecided_share`), <method>_<metric>, and with `downstream` <inpainter>_<given>_<metric>. What has no
-        meaning for a scene is nan: there may be no overlap, or the picture is too small for LPIPS.
+        `undecided_share`), <method>_<metric>, and with `downstream` <inpainter>_<given>_<metric>. A value
+        is nan if it is undefined: no overlap, or a picture too small for LPIPS.
 
     Raises:
         SceneError: the command fails.
@@ -45,7 +45,7 @@ def evaluate_scene(scene_id, result, perceptual, downstream=False, command=None,
            "winner_accuracy": agrees.mean().item(), "ours_undecided": undecided_share(result).item()}
     row |= measure(result, {method: images[method] for method in METHODS}, perceptual)
     if downstream:
-        bare = result["completions"][:, :, 3].amax(1, keepdim=True) <= 0.5  # nothing is painted there
+        bare = result["completions"][:, :, 3].amax(1, keepdim=True) <= 0.5  # no completion covers it
         none_wins = (winner == len(result["weights"][0]))[:, None]
         todo = {"hole": mask > 0.5, "visible_fit": (mask > 0.5) & bare, "ours": (mask > 0.5) & none_wins}
         start = {"hole": result["partial"], "visible_fit": images["visible_fit"], "ours": result["fused"]}
@@ -72,5 +72,5 @@ def measure(scene, images, perceptual):
 
 
 def photo_digest(pixels):
-    """Name of the photo, (3,H,W) uint8, that a scene was cut from: alike for all holes in one photo."""
+    """Digest of a scene's photo, (3,H,W) uint8: equal for all holes in one photo."""
     return hashlib.blake2b(pixels.tobytes(), digest_size=6).hexdigest()

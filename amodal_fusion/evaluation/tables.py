@@ -16,7 +16,7 @@ from amodal_fusion.files import atomic_file, plain_cell, write_text
 METHODS = ("ours", *RULES, "oracle")
 METRICS = {"psnr": "PSNR", "psnr_overlap": "PSNR overlap", "ssim": "SSIM", "l1": "L1", "lpips": "LPIPS",
            "undecided": "undecided"}
-LEAST_PHOTOS = 5  # for an interval: resampling two of them gives back the two
+LEAST_PHOTOS = 5  # fewer are too few for an interval
 GROUPS = {
     "hole, share of the picture": ("hole", (0, 0.1, 0.25, 1.01)),
     "completions": ("completions", (1, 3, 5, 6, 1000)),
@@ -28,17 +28,17 @@ def write_metrics(output_dir, rows):
     """Write metrics.csv, summary.md and summary.png.
 
     Args:
-        rows: what `evaluate_scene` returned, per scene; a generator will do, and 100,000 of them take some 250 MB.
+        rows: iterable of the dicts of `evaluate_scene`; 100,000 take about 250 MB.
 
     Returns:
-        the summary; None when there is no row.
+        the summary; None without rows.
     """
     scenes, photos, columns = [], {}, {}
     for row in rows:
         for column, value in row.items():
             if column not in ("scene", "photo"):
                 numbers = columns.setdefault(column, array("d"))
-                numbers.extend([math.nan] * (len(scenes) - len(numbers)))  # the scenes before had no such column
+                numbers.extend([math.nan] * (len(scenes) - len(numbers)))  # earlier scenes had no such column
                 numbers.append(math.nan if value is None else value)
         scenes.append((row["scene"], photos.setdefault(row["photo"], len(photos))))
     if not scenes:
@@ -72,10 +72,10 @@ def write_metrics(output_dir, rows):
 def mean_and_interval(table, photo, draws=1000):
     """Means over scenes, with 95 % intervals by resampling photos (bootstrap).
 
-    Scenes cut from one photo succeed and fail together: as if independent, they would make an interval too narrow.
+    Scenes of one photo are not independent; treated as independent, they would give too narrow intervals.
 
     Args:
-        table: column → (S,) numbers, one per scene; nan is left out.
+        table: column → (S,) numbers, one per scene; nan is ignored.
         photo: (S,) which photo each scene was cut from, 0, 1, …
 
     Returns:
@@ -88,10 +88,10 @@ def mean_and_interval(table, photo, draws=1000):
 def gap_with_interval(table, photo, metric):
     """The best rule's name, and the share of its gap to the oracle that ours closes, with its 95 % interval.
 
-    The rule that is best for all photos stays the one that every sample of them is measured by.
+    Every sample of photos is compared with the rule that is best for all photos.
 
     Args:
-        table, photo: as of `mean_and_interval`; metric: "psnr" or "psnr_overlap".
+        table, photo: as in `mean_and_interval`; metric: "psnr" or "psnr_overlap".
     """
     means, resampled = bootstrap(np.stack([table[f"{method}_{metric}"] for method in METHODS], 1), photo)
     best, gap = _best_rule_and_gap(dict(zip(METHODS, means)))
@@ -101,7 +101,7 @@ def gap_with_interval(table, photo, metric):
 
 
 def bootstrap(columns, photo, draws=1000):
-    """Means of `columns` (S,C) over scenes, (C,), and those of resampled photos, (D,C), D = 0 with too few of them."""
+    """Means of `columns` (S,C) over scenes, (C,), and of resampled photos, (D,C); D = 0 with too few photos."""
     known = ~np.isnan(columns)
     count = photo.max() + 1
     sums, counts = np.zeros((2, count, columns.shape[1]))
@@ -121,7 +121,7 @@ def _percentiles(resampled):
 
 
 def summarize(table, intervals, photo):
-    """Markdown report of the columns of metrics.csv; what no scene has is left out."""
+    """Markdown report of the columns of metrics.csv; columns without values are left out."""
     photos = f"{photo.max() + 1} photo{'s' if photo.max() else ''}"
     intervals_are = ("with 95 % bootstrap intervals over photos for PSNR (dB)" if photo.max() + 1 >= LEAST_PHOTOS else
                      f"PSNR in dB; fewer than {LEAST_PHOTOS} photos are too few for an interval")

@@ -1,4 +1,4 @@
-"""Frozen ImageNet features: they know what objects look like."""
+"""Frozen ImageNet features."""
 
 import torch
 import torchvision
@@ -12,8 +12,8 @@ WEIGHTS = PRETRAINED / "squeezenet1_1_features.pth"
 class ImageNetFeatures(nn.Module):
     """Frozen features of SqueezeNet 1.1 (Iandola et al. 2016, arXiv 1602.07360), trained on ImageNet.
 
-    The training material is too small to teach what objects look like. The weights are torchvision's, stored in
-    `pretrained/`. They never change, so they are buffers and no checkpoint stores them.
+    They know how objects look, for which the training material is too small. The weights are torchvision's, stored in
+    `pretrained/`. They never change, so they are buffers, and checkpoints do not store them.
 
     Raises:
         UserError: that file is missing or damaged.

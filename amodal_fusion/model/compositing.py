@@ -1,4 +1,4 @@
-"""Filling holes smoothly, and painting completions over the fill: the model and every rule build on these."""
+"""Smooth fill of holes, weights of candidates, and compositing, for the network and all rules."""
 
 import math
 
@@ -11,7 +11,7 @@ STEPS = 6  # of push-pull's relaxation, at each level
 SLOWEST = 2 / (STEPS**2 + 1)
 STRIDES = [1 / (1 + SLOWEST / 2 + (1 - SLOWEST / 2) * math.cos(math.pi * (k - 0.5) / STEPS))
            for k in range(STEPS, 0, -1)]
-OPAQUE = 4  # an alpha of a quarter or more counts as opaque: the soft edges of real completers are mostly object
+OPAQUE = 4  # alpha ≥ 1/4 counts as opaque, since soft edges of real completions are mostly object
 ABSENT = -1e9  # logit of a candidate that does not cover a pixel: probability 0, but finite if all are absent
 
 
@@ -28,7 +28,7 @@ def push_pull(values, known):
         known: (B,1,H,W) in [0,1], the confidence in each pixel.
 
     Returns:
-        (B,C,H,W): `values` where known is 1, an interpolation elsewhere; 0 where nothing at all is known.
+        (B,C,H,W): `values` where known is 1, an interpolation elsewhere; 0 if nothing is known.
     """
     # In fp32 whatever autocast says: the weights of far-away pixels are tiny.
     known = known.float()
@@ -52,7 +52,7 @@ def push_pull(values, known):
 
 
 def level_count(height, width):
-    """How often a picture can be halved until one pixel is left."""
+    """Number of halvings until one pixel is left."""
     return (max(height, width) - 1).bit_length()
 
 
@@ -76,15 +76,15 @@ def fill_hole(partial, mask):
 
 
 def add_fill(partial, mask, completions, valid=None):
-    """The candidates: the fill of the hole, opaque everywhere, is number 0, then come the completions.
+    """The candidates: number 0 is the fill of the hole, opaque everywhere; then come the completions.
 
     Args:
         partial (B,3,H,W) in [0,1]; mask (B,1,H,W), 1 = hole; completions (B,N,4,H,W), straight alpha; valid (B,N)
             bool, False = padded slot, whose content is ignored; None: all are real.
 
     Returns:
-        candidates (B,M,4,H,W), M = N + 1, transparent in padded slots, and which of them are real, (B,M) bool: an
-        entirely transparent completion is not, it counts no more than a padded slot.
+        candidates (B,M,4,H,W), M = N + 1, transparent in padded slots, and which of them are present, (B,M)
+        bool: a fully transparent completion is absent, as a padded slot is.
     """
     if valid is None:
         valid = torch.ones(completions.shape[:2], dtype=torch.bool, device=completions.device)
@@ -110,12 +110,12 @@ def composite(logits, candidates, partial, mask):
 
 
 def candidate_weights(logits, alpha):
-    """Softmax over the candidates that cover a pixel. What a transparent candidate cannot take goes to the others.
+    """Softmax over the candidates that cover a pixel. The weight that a transparent one cannot take goes to the others.
 
     With a = min(1, 4·alpha) and p = softmax(logits) among those with a > 0, candidate j leaves (1 − a_j)·p_j to the
     others, in proportion to their p: w_i = a_i·(p_i + Σ_{j≠i} (1 − a_j)·p_j·p_i / (1 − p_j)). The fill takes the rest.
-    Where all alphas are 0 or 1 this is the softmax. No weight exceeds 4·alpha, however sure the network is: a faint rim
-    around a completion stays faint.
+    Where all alphas are 0 or 1 this is the softmax. No weight exceeds 4·alpha, so a faint edge of a completion stays
+    faint whatever the logits are.
 
     Args:
         logits: (B,M,H,W); alpha: (B,M,H,W) in [0,1], the fill's, which comes first, 1 everywhere.
@@ -126,8 +126,8 @@ def candidate_weights(logits, alpha):
     logits, opacity = logits.float(), (OPAQUE * alpha.float()).clamp(max=1)
     absent = alpha <= 0
     p = logits.masked_fill(absent, ABSENT).softmax(1)
-    # 1 − p has no digits left for a candidate that is nearly sure. So the one above a half is treated apart, with the
-    # softmax of the others without it.
+    # 1 − p loses all digits for p near 1. So the candidate with p > 1/2 is treated separately, with the softmax of the
+    # others.
     best = p > 0.5
     without_best = logits.masked_fill(absent | best, ABSENT).softmax(1)
     left = (1 - opacity) * p

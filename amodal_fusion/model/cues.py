@@ -1,6 +1,6 @@
-"""What the visible photo says about the candidates: which of them fit, and which is in front of which.
+"""Cues from the visible photo: which candidates fit it, and which of two is in front.
 
-Candidate 0 is always the fill of the hole. It meets no other candidate in plain view, so it has no cues about order.
+Candidate 0 is the fill of the hole. It overlaps no other candidate outside the hole, so it has no cues about order.
 """
 
 from typing import NamedTuple
@@ -10,12 +10,12 @@ import torch.nn.functional as F
 
 from amodal_fusion.model.compositing import push_pull
 
-STRIDE = 4  # cues live on a grid four times coarser than the picture
-TYPICAL_ERROR = 0.04  # mean absolute colour difference, in [0,1], of a completion that was redrawn
-EXACT_ERROR = 0.01  # the same, of a completion that copies the photo
-HALF_BELIEVED = 1e-3  # share of the picture that must be seen for an error to count as much as a typical one
-COPY_SHARE = 0.15  # share of a completion's visible pixels that must be exact to half prove it a copy
-NEGLIGIBLE_OUTSIDE = 0.02  # share of a shape outside another one that still counts as inside
+STRIDE = 4  # cues have a quarter of the picture's resolution
+TYPICAL_ERROR = 0.04  # mean absolute colour difference in [0,1] of a redrawn completion
+EXACT_ERROR = 0.01  # the same for a completion that copies the photo
+HALF_BELIEVED = 1e-3  # visible share of the picture at which a measured error weighs as much as the typical one
+COPY_SHARE = 0.15  # share of exact visible pixels at which the confidence in a copy is a half
+NEGLIGIBLE_OUTSIDE = 0.02  # a shape counts as inside another one with at most this share outside
 LEAST_ERROR, LEAST_SHARE = 1e-4, 1e-6  # lower bounds under logarithms and quotients
 
 
@@ -26,15 +26,15 @@ class VisibleCues(NamedTuple):
     """
 
     local_fit: torch.Tensor  # minus log error against the photo, carried smoothly into the hole
-    overall_fit: torch.Tensor  # minus log of the mean error over the picture, alike everywhere
-    order: torch.Tensor  # log ratio of errors where rivals meet in plain view, over the rivals at this pixel
-    containment: torch.Tensor  # log ratio of the shares of their shapes outside each other, over the same
-    visible: torch.Tensor  # log share of the picture in which it explains the photo, alike everywhere
-    copied: torch.Tensor  # 0 … 1, confidence that it copies the photo, alike everywhere; the fill: mean of those here
+    overall_fit: torch.Tensor  # minus log of the mean error over the picture, constant
+    order: torch.Tensor  # log ratio of errors where rivals overlap outside the hole, over the rivals at this pixel
+    containment: torch.Tensor  # log ratio of the shares of shapes outside each other, over the rivals here
+    visible: torch.Tensor  # log share of the picture where it explains the photo, constant
+    copied: torch.Tensor  # 0 … 1, confidence that it copies the photo, constant; fill: mean of the others at this pixel
 
 
 def photometric_error(candidates, photo, mask):
-    """Colour difference between candidates and photo where both can be seen.
+    """Colour difference between candidates and photo where both are visible.
 
     Args:
         candidates: (B,M,4,H,W) in [0,1]; photo: (B,3,H,W); mask: (B,1,H,W), 1 = hole.
@@ -81,7 +81,7 @@ def visible_cues(error, visible, alpha):
 def responsibility(pixel_error, visible):
     """Share of the photo at each pixel that a candidate explains, (B,M,h,w) in [0,1].
 
-    A plate is not wrong where food hides it: its error counts only where no other candidate fits better.
+    A plate is not wrong where food hides it, so its error counts only where no other candidate fits better.
     """
     fit = visible * (-pixel_error / TYPICAL_ERROR).exp()
     total = fit[:, 1:].sum(1, keepdim=True).clamp(min=LEAST_SHARE)
@@ -89,9 +89,9 @@ def responsibility(pixel_error, visible):
 
 
 def pair_error(error, visible):
-    """Log error of each completion where it meets another one in plain view, (B,N,N): the row's, beside the column.
+    """Log error of each completion (row) where it overlaps another one (column) outside the hole, (B,N,N).
 
-    Where two completions overlap in the photo the one behind differs from it: the clearest sign of their order.
+    There the one behind differs from the photo: the clearest sign of their order.
     """
     error, visible = error[:, 1:].flatten(2), visible[:, 1:].flatten(2)  # (B,N,P)
     prior = HALF_BELIEVED / 10 * error.shape[2]
@@ -99,9 +99,9 @@ def pair_error(error, visible):
 
 
 def outside_fraction(alpha):
-    """Log share of each completion's shape that lies outside another one's, (B,N,N): the row's, outside the column's.
+    """Log share of each completion's shape (row) that lies outside another one's (column), (B,N,N).
 
-    What lies within another one's shape is in front of it: behind it, it could not have been seen and completed.
+    A shape within another one is in front of it: behind it, it could not have been seen and completed.
     """
     alpha = alpha[:, 1:].flatten(2)  # (B,N,P)
     outside = 1 - alpha @ alpha.mT / alpha.sum(2, keepdim=True).clamp(min=1e-3)
@@ -109,7 +109,7 @@ def outside_fraction(alpha):
 
 
 def over_rivals(log_handicap, alpha):
-    """Pairwise handicaps (B,N,N) → what each candidate has on all its rivals at a pixel, (B,M,h,w); 0 for the fill."""
+    """Pairwise log handicaps (B,N,N) → advantage of each candidate over its rivals at a pixel, (B,M,h,w); fill: 0."""
     advantage = log_handicap.mT - log_handicap
     return F.pad(advantage @ alpha[:, 1:].flatten(2), (0, 0, 1, 0)).view_as(alpha)
 
@@ -117,11 +117,11 @@ def over_rivals(log_handicap, alpha):
 def copy_share(pixel_error, believed, seen, alpha):
     """Confidence that each candidate copies the photo, from the share of its visible pixels that is exact, (B,M,h,w).
 
-    Of a scaled copy only a part is exact. The fill takes the mean of the completions at a pixel.
+    A scaled copy is exact only in part. The fill gets the mean of the completions at a pixel.
     """
     exact = (believed * (-pixel_error / EXACT_ERROR).exp()).mean((2, 3), keepdim=True)
     exact = (exact + HALF_BELIEVED / 4) / (seen + HALF_BELIEVED)  # (B,M,1,1)
     copied = (exact.square() / (exact.square() + COPY_SHARE**2))[:, 1:].expand_as(alpha[:, 1:])
-    present = alpha[:, 1:] + 1e-3 * alpha[:, 1:].mean((2, 3), keepdim=True)  # where no completion is, the mean of all
+    present = alpha[:, 1:] + 1e-3 * alpha[:, 1:].mean((2, 3), keepdim=True)  # without completions here: the mean
     mean = (copied * present).sum(1, keepdim=True) / present.sum(1, keepdim=True).clamp(min=1e-9)
     return torch.cat([mean, copied], 1)

@@ -8,7 +8,7 @@ from torch import nn
 
 
 class ConvBlock(nn.Module):
-    """x + conv(gelu(conv(norm(x)))). Group norm, so that no scene depends on the rest of its batch."""
+    """x + conv(gelu(conv(norm(x)))), with group norm: no scene depends on the rest of its batch."""
 
     def __init__(self, width):
         super().__init__()
@@ -90,7 +90,7 @@ def position_encoding(grid, picture, channels, device):
 
     Args:
         grid: (rows, columns) of the tokens.
-        picture: (height, width) of the picture that they cover evenly, in any unit.
+        picture: (height, width) of the picture that the grid covers, in any unit.
     """
     frequency = math.pi * 2 ** torch.linspace(0, 5, channels // 4, device=device)  # periods 2 to 1/16 of the side
     y, x = ((torch.arange(n, device=device) + 0.5) / n * side / max(picture) for n, side in zip(grid, picture))
@@ -107,7 +107,7 @@ def pad_to(stride, *pictures):
 
 
 def coarse_grid(places, most):
-    """(rows, columns) of tokens → the same with at most `most` of each."""
+    """(rows, columns) of tokens → at most `most` of each."""
     return tuple(min(count, most) for count in places)
 
 

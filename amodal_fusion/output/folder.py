@@ -1,6 +1,6 @@
-"""A folder of scenes: which of them need to be fused, fusing them, and what is made of all of them together.
+"""Fuse a folder of scenes: find the scenes to fuse, fuse them, write tables and reports.
 
-`config` is in all functions the InferenceConfig of the inference script.
+In all functions `config` is the InferenceConfig of the inference script.
 """
 
 import json
@@ -34,16 +34,16 @@ def run_folder(config, predictor, made_by, process):
     """Fuse the folder of scenes, together with the other processes; returns the exit status.
 
     Args:
-        predictor: FusionPredictor; made_by: what decides its results, for the records; process: Process.
+        predictor: FusionPredictor; made_by: weights and options that decide its results; process: Process.
 
     Raises:
-        UserError, OSError: the run as a whole cannot go on; scenes that fail are in failed.csv.
+        UserError, OSError: the whole run failed. Single scenes that fail are listed in failed.csv.
     """
     output_dir = Path(config.output_dir)
     command = check_command(config.inpaint_command) if config.inpaint_command else None
     scene_ids, has_originals = on_main(process, list_scenes, config)
     locks = on_main(process, list_locks, config.lock, config.locks, config.data_dir, scene_ids)
-    held = []  # the lock, until the function ends
+    held = []  # the lock, held until the function returns
     on_main(process, lambda: held.append(take_output(output_dir)))
     on_main(process, check_tables, config, has_originals)
     perceptual = perceptual_if_available(config, process) if config.metrics and has_originals else None
@@ -63,18 +63,18 @@ def run_folder(config, predictor, made_by, process):
         if todo:  # tables and report of earlier runs are out of date
             remove_stale(output_dir, (() if text else TABLES) + (() if config.report else ("report.html",)))
         print((text or "") + f"{len(todo) - len(failed)} scenes fused into {output_dir}")
-        hand_out(config, fused)
+        write_folder_outputs(config, fused)
     finally:
         for scene_id in failed:  # outputs of an earlier run are out of date
             remove_outputs(output_dir / scene_id)
         write_failures(output_dir, failed)
     if any("prepare_dataset.py create" in fault for fault in failed.values()):
-        print(f"raw results become scenes by: {create_command(config)}", file=sys.stderr)
+        print(f"this command turns raw results into scenes: {create_command(config)}", file=sys.stderr)
     return 1 if failed else 0
 
 
 def on_main(process, function, *arguments):
-    """What the function returns in the main process, in all of them; an error for the user is raised in all."""
+    """Call the function in the main process; all processes get its result, or raise its error."""
     result = None
     if process.is_main:
         try:
@@ -87,12 +87,8 @@ def on_main(process, function, *arguments):
     return result
 
 
-# ----------------------------------------------------------------------------
-# Before the first scene
-
-
 def check_options(config):
-    """Raise ConfigError for what is wrong with the options alone."""
+    """Raise ConfigError if the options contradict each other."""
     for name in ("data_dir", "output_dir"):
         if not getattr(config, name):
             raise ConfigError("a folder is missing", name)
@@ -124,13 +120,12 @@ def list_scenes(config):
     for scene_id in scene_ids:
         if not is_utf8(scene_id):
             raise SceneError(f"{data_dir}: the name of the folder {printable(scene_id)} is not UTF-8, but lists and "
-                             "reports are; rename it, or if it looks right to you, set a UTF-8 locale "
-                             "(export LC_ALL=C.UTF-8)")
+                             "reports are; rename it, or set a UTF-8 locale (export LC_ALL=C.UTF-8)")
     return scene_ids, any((data_dir / scene_id / "original.png").exists() for scene_id in scene_ids)
 
 
 def check_tables(config, has_originals):
-    """Raise ConfigError when the output folder has a file, not ours, with the name of a table of this run."""
+    """Raise ConfigError if a table of this run would overwrite a file that this program did not write."""
     names = ["failed.csv", *(TABLES if config.metrics and has_originals else ()),
              *(["report.html"] if config.report else ())]
     try:
@@ -140,13 +135,13 @@ def check_tables(config, has_originals):
 
 
 def create_command(config):
-    """The command that makes scenes of raw results."""
+    """The command that turns raw results into scenes."""
     data_dir = config.data_dir.rstrip("/")
     return f"python prepare_dataset.py create --input_dir {data_dir} --output_dir {data_dir}_scenes"
 
 
 def perceptual_if_available(config, process):
-    """LPIPS for the metrics; None, and a line, without a backbone. One process goes first: it may have to download."""
+    """LPIPS for the metrics; None, with a message, without a backbone. One process goes first to download it."""
     def load():
         try:
             return PerceptualLoss(config.lpips_net, config.lpips_weights)
@@ -160,7 +155,7 @@ def perceptual_if_available(config, process):
 
 
 def choose_device(config, process):
-    """Name of the device of this process: one GPU each where several processes share the scenes."""
+    """Name of this process's device: one GPU for each of several processes."""
     if config.gpus == 0:
         return "cpu"
     if process.world_size > 1 and config.device != "cpu" and torch.cuda.is_available():
@@ -168,19 +163,15 @@ def choose_device(config, process):
     return config.device
 
 
-# ----------------------------------------------------------------------------
-# Which scenes need to be fused
-
-
 def find_work(config, scene_ids, writer):
-    """The scenes that need to be fused, in order; prints how many are skipped or recomputed, and why.
+    """Ids of the scenes to fuse, in order; prints how many are skipped or recomputed.
 
     Raises:
-        ConfigError: other weights, another version of the network or other options made outputs that are there.
+        ConfigError: existing outputs were made by other weights, another network version or other options.
     """
     data_dir, output_dir = Path(config.data_dir), Path(config.output_dir)
     states = {scene_id: state_of(output_dir / scene_id, data_dir / scene_id, writer.made_by,
-                                 lambda record, scene_id=scene_id: has_all(config, writer, scene_id, record))
+                                 lambda record, scene_id=scene_id: is_complete(config, writer, scene_id, record))
               for scene_id in tqdm(scene_ids, "look", disable=None, leave=False)}
     if config.overwrite:
         return scene_ids
@@ -194,15 +185,15 @@ def find_work(config, scene_ids, writer):
                           "output_dir", "overwrite")
     todo = [scene_id for scene_id in scene_ids if states[scene_id] != "done"]
     if len(todo) < len(scene_ids):
-        print(f"{len(scene_ids) - len(todo)} of {len(scene_ids)} scenes are done already (--overwrite recomputes them)")
+        print(f"{len(scene_ids) - len(todo)} of {len(scene_ids)} scenes are done (--overwrite recomputes them)")
     changed = sum(states[scene_id] == "changed" for scene_id in todo)
     if changed:
-        print(f"{changed} scenes are recomputed: their files have changed since, or outputs are missing")
+        print(f"{changed} scenes are recomputed: their files changed, or outputs are missing")
     return todo
 
 
-def has_all(config, writer, scene_id, record):
-    """Whether a scene's record has everything that this run would write, with the same decisions of the user."""
+def is_complete(config, writer, scene_id, record):
+    """Whether a scene has all outputs that this run would write, with the same locks and guide options."""
     metrics, asked, now = record["metrics"], record["asked"], writer.asked(scene_id)
     named = ["locks", "guide", *(["lpips"] if writer.perceptual else []),
              *(["inpaint_command", "seam"] if config.evaluate else [])]
@@ -215,12 +206,8 @@ def has_all(config, writer, scene_id, record):
     return metrics is not None and (not config.evaluate or "telea_ours_psnr" in metrics)
 
 
-# ----------------------------------------------------------------------------
-# Fusing them
-
-
 class Progress:
-    """Counts finished scenes over all processes, on one progress bar, and keeps what went wrong."""
+    """Counts finished scenes of all processes on one progress bar, and keeps the faults."""
 
     def __init__(self, total, process):
         self.failed = {}  # scene id → fault
@@ -240,19 +227,19 @@ def fuse_folder(config, predictor, todo, process, writer):
         predictor: FusionPredictor; writer: SceneWriter.
 
     Returns:
-        dict scene id → what went wrong.
+        dict scene id → fault.
     """
     reader = SceneReader(Path(config.data_dir), config.n_max_completions, predictor.img_size)
     progress, ahead, pending = Progress(len(todo), process), 2 * max(1, config.workers), deque()
 
     def finish(writers, at_most):
-        while len(pending) > at_most:  # bounds the memory that waiting scenes take
+        while len(pending) > at_most:  # bounds the memory of waiting scenes
             scene_id, job = pending.popleft()
             progress.record(scene_id, writers.outcome(job))
 
     with progress.bar, Helpers(reader, config.workers) as readers, Helpers(writer, config.workers) as writers:
         outcomes = readers.map(share_of(todo, config.batch_size, process), ahead)
-        for group in batches(whole_readings(outcomes, predictor.img_size, progress)):
+        for group in batches(readable_scenes(outcomes, predictor.img_size, progress)):
             for scene_id, scene, logits, digest in predict_group(predictor, group, progress):
                 pending.append((scene_id, writers.submit(scene_id, scene, logits, digest)))
                 finish(writers, ahead)
@@ -261,14 +248,14 @@ def fuse_folder(config, predictor, todo, process, writer):
 
 
 def share_of(todo, batch_size, process):
-    """(chunk number, scene id), … of this process: it takes a chunk of the list whenever it is ready."""
+    """(chunk number, scene id), … of this process: whenever it is ready it takes the next chunk of the list."""
     for chunk in process.take(math.ceil(len(todo) / batch_size)):
         for scene_id in todo[chunk * batch_size : (chunk + 1) * batch_size]:
             yield chunk, scene_id
 
 
-def whole_readings(outcomes, img_size, progress):
-    """What SceneReader returned, behind chunk and scene id; scenes that cannot be read are recorded and left out."""
+def readable_scenes(outcomes, img_size, progress):
+    """(chunk, scene id, *result of SceneReader); scenes that cannot be read are recorded as failed and skipped."""
     most, noted = max(0, MOST_CANDIDATE_PIXELS // img_size**2 - 1), False
     for (chunk, scene_id), outcome in outcomes:
         if isinstance(outcome, Failure):
@@ -277,18 +264,18 @@ def whole_readings(outcomes, img_size, progress):
         count = len(outcome[0].completions)
         if count > most and not noted:
             noted = True
-            way_out = (f"--n_max_completions {most} keeps that size" if most else
+            remedy = (f"--n_max_completions {most} keeps that size" if most else
                        f"with one completion --img_size {math.isqrt(MOST_CANDIDATE_PIXELS // 2)} is the largest")
-            print(f"note: {scene_id} has {count} completions; the network sees scenes with more than {most} smaller "
-                  f"than --img_size {img_size}, to bound the memory ({way_out})", file=sys.stderr)
+            print(f"note: {scene_id} has {count} completions; to bound memory the network sees scenes with more than "
+                  f"{most} at less than --img_size {img_size} ({remedy})", file=sys.stderr)
         yield chunk, scene_id, *outcome
 
 
 def predict_group(predictor, group, progress):
-    """(scene id, scene, logits, digest) of each scene of one forward pass; none when that fails, which is recorded."""
+    """(scene id, scene, logits, digest) of the scenes of one forward pass; if it fails, that is recorded."""
     try:
         logits = predictor.predict_logits([small for _, small, *_ in group])
-    except Exception as error:  # also an unforeseen one: the other scenes go on
+    except Exception as error:  # also an unforeseen one: other scenes continue
         fault = error.for_terminal() if isinstance(error, UserError) else unforeseen(error)
         for scene_id, *_ in group:
             progress.record(scene_id, Failure(fault))
@@ -297,17 +284,13 @@ def predict_group(predictor, group, progress):
         yield scene_id, scene, scene_logits.numpy(), digest
 
 
-# ----------------------------------------------------------------------------
-# After the last scene
-
-
-def hand_out(config, scene_ids):
-    """Write what is made of all fused scenes together: a folder for an inpainter, and the report."""
+def write_folder_outputs(config, scene_ids):
+    """Write the handover folder and the report of all fused scenes."""
     if config.handover:
         consumer, folder = config.handover
         count, whole = write_handover(consumer, folder, config.data_dir, config.output_dir, scene_ids, config.seam,
                                       config.workers)
-        print(f"{count} scenes handed over in {folder}, {whole} with nothing left to draw; see its README.txt")
+        print(f"{count} scenes written to {folder}, {whole} with nothing left to draw; see its README.txt")
     if config.report:
         page = write_report(config.data_dir, config.output_dir, scene_ids, config.workers, command_of(config))
         print(f"report: {page}")

@@ -1,4 +1,4 @@
-"""The guide for an inpainter: each pixel of the hole from one completion, or left to be drawn, in whole regions."""
+"""The guide for an inpainter: each pixel of the hole comes from one completion, or is left to be drawn."""
 
 import cv2
 import numpy as np
@@ -6,10 +6,10 @@ import numpy as np
 from amodal_fusion.data.scenes import Scene
 from amodal_fusion.model.blending import Blend
 
-CONFIDENCE, MIN_REGION = 0.5, 64  # where neither the user nor the checkpoint says otherwise
-SOLID = 128  # alpha from which a pixel may be taken from a completion: boundaries of regions follow alpha
-COVERED = 0.9  # share of a small region that a completion must cover to take it over
-OUTSIDE, DRAW = -1, 0  # labels beside the completions' numbers 1 … N
+CONFIDENCE, MIN_REGION = 0.5, 64  # defaults
+SOLID = 128  # least alpha of a pixel that is taken from a completion
+COVERED = 0.9  # a completion that covers this share of a small region may take it
+OUTSIDE, DRAW = -1, 0  # labels; completions have their numbers 1 … N
 CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
 
@@ -18,7 +18,7 @@ def make_guide(scene: Scene, blend: Blend, confidence: float = CONFIDENCE,
     """Choose one completion for each pixel of the hole, or none.
 
     A completion is chosen where its weight is the largest, at least `confidence`, and its alpha at least a half. No
-    region of one choice has fewer than `min_region` pixels, except where the hole itself is smaller.
+    region of one choice has fewer than `min_region` pixels, unless the hole is smaller.
 
     Args:
         confidence: from 0 to 1; min_region: px.
@@ -38,7 +38,7 @@ def make_guide(scene: Scene, blend: Blend, confidence: float = CONFIDENCE,
         region = labels == number
         guide[region] = scene.completions[number - 1][region][:, :3]
         open_pixels[region & ~covered] = 1
-    if open_pixels.any():  # small gaps that no completion covers
+    if open_pixels.any():  # small gaps without a completion
         guide = cv2.inpaint(guide, open_pixels, 3, cv2.INPAINT_TELEA)
     return guide, labels == DRAW
 
@@ -57,13 +57,13 @@ def choose(scene, blend, confidence):
 
 
 def close_regions(labels, solid, min_region):
-    """Give regions under `min_region` px to a neighbour, in place: islands first, then gaps between completions.
+    """Merge regions under `min_region` px into a neighbour, in place: islands first, then gaps between completions.
 
     Args:
-        labels: of `choose`; solid: number → (H,W) bool, where the completion may be taken.
+        labels: as from `choose`; solid: number → (H,W) bool, where the completion may be used.
     """
     changed = True
-    while changed:  # each change joins two regions
+    while changed:  # each change merges two regions
         changed = False
         for number in solid:
             for box, region, around in small_regions(labels, number, min_region):
@@ -77,10 +77,10 @@ def close_regions(labels, solid, min_region):
 
 
 def small_regions(labels, label, min_region):
-    """(box, region in it, neighbours' labels within the hole, longest border first) of each small region of a label."""
+    """(box, region in it, labels of its neighbours in the hole, longest border first) per small region of `label`."""
     _, components, stats, _ = cv2.connectedComponentsWithStats((labels == label).astype(np.uint8), connectivity=4)
     for index in np.flatnonzero(stats[:, cv2.CC_STAT_AREA] < min_region):
-        if index == 0:  # everything else
+        if index == 0:  # the background
             continue
         left, top, width, height = stats[index, :4]
         box = np.s_[max(0, top - 1) : top + height + 1, max(0, left - 1) : left + width + 1]

@@ -1,7 +1,7 @@
-"""Guides and inpainting masks as inpainters read them: flat folders, each in the convention of its consumer.
+"""Guides and inpainting masks as inpainters read them: flat folders in the convention of each inpainter.
 
-LaMa and MAT blank the image where the mask is set, and diffusers does so at strength 1: handing over the whole hole
-would erase the fusion. So the mask is what no completion was chosen for.
+LaMa and MAT blank the image under the mask, and diffusers does so at strength 1: with the whole hole as mask they would
+erase the fusion. So the mask is the region for which no completion was chosen.
 """
 
 import csv
@@ -21,12 +21,12 @@ from amodal_fusion.errors import ConfigError, SceneError
 from amodal_fusion.evaluation.inpainters import grow
 from amodal_fusion.files import check_ours, ours_in, plain_cell, publish, write_text
 
-LONGEST_NAME = 200  # bytes; file systems take 255 with all suffixes
+LONGEST_NAME = 200  # bytes; file systems allow 255, suffixes included
 
 
 @dataclass
 class Consumer:
-    """What one inpainter reads: where its pictures lie, what the mask means, which sizes it takes."""
+    """What one inpainter reads: names of pictures, meaning of the mask, sizes."""
 
     image: str  # path below the folder, {} is the scene
     mask: str
@@ -59,16 +59,16 @@ pipe(prompt, image=image, mask_image=mask, strength=0.75, width=image.width, hei
 
 
 def file_names(scene_ids, consumer):
-    """Names of the pictures, one per scene: its id, shortened to what file systems take.
+    """Names of the pictures, one per scene: its id, shortened if too long.
 
-    For LaMa "mask" becomes "msk": it takes every picture with "mask" in its name for a mask.
+    For LaMa "mask" becomes "msk", because LaMa reads every picture with "mask" in its name as a mask.
     """
     names, taken = [], set()
     for scene_id in scene_ids:
         stem = re.sub("mask", "msk", scene_id, flags=re.IGNORECASE) if consumer == "lama" else scene_id
         stem = stem.encode()[:LONGEST_NAME].decode(errors="ignore")
         name, number = stem, 1
-        while name.lower() in taken:  # also apart where file names have no case
+        while name.lower() in taken:  # also distinct on file systems without case
             number += 1
             name = f"{stem}-{number}"
         taken.add(name.lower())
@@ -77,35 +77,35 @@ def file_names(scene_ids, consumer):
 
 
 def check_handover(consumer, folder, *others):
-    """Refuse what `write_handover` could not do, before the scenes are fused.
+    """Check, before scenes are fused, that `write_handover` can work.
 
     Raises:
-        ConfigError: no such consumer, or `folder` holds one of `others`, whose masks LaMa would find.
+        ConfigError: unknown consumer, or `folder` contains one of `others`, whose masks LaMa would find.
     """
     if consumer not in CONSUMERS:
-        raise ConfigError(f"{consumer!r} is none of {', '.join(CONSUMERS)}", "handover")
+        raise ConfigError(f"{consumer!r} is not one of {', '.join(CONSUMERS)}", "handover")
     for other in others:
         if Path(other).resolve().is_relative_to(Path(folder).resolve()):
-            raise ConfigError(f"{folder}: {other} lies in this folder; choose a folder of its own", "handover")
+            raise ConfigError(f"{folder}: {other} lies in this folder; choose another folder", "handover")
 
 
 def write_handover(consumer, folder, data_dir, output_dir, scene_ids, seam=3, workers=1):
     """Write guides and inpainting masks for one consumer.
 
     Args:
-        consumer: one of CONSUMERS; folder: gets the pictures, README.txt with the command to run, and scenes.csv
+        consumer: one of CONSUMERS; folder: for the pictures, README.txt with the command to run, and scenes.csv
             with file, scene, the crop (left, top, right, bottom) of a result, and the size to resize that to.
         data_dir: DATA/<id>/mask.png; output_dir: OUT/<id>/guide.png and inpaint_mask.png.
-        scene_ids: those of them that have been fused are handed over.
-        seam: pixels by which the mask grows, inside the hole: the photo around it stays as it is.
+        scene_ids: only fused scenes among them are written.
+        seam: pixels by which the mask grows inside the hole.
         workers: threads.
 
     Returns:
-        numbers of scenes written, and of those where nothing is left to draw.
+        number of scenes written, and of scenes with nothing left to draw.
 
     Raises:
-        SceneError: the folder holds pictures that no earlier handover wrote, or one that lays them out differently, or
-            a picture cannot be read. Nothing has changed then.
+        SceneError: the folder has pictures that no earlier handover wrote, or those of another inpainter, or a picture
+            cannot be read. Nothing is changed then.
     """
     rules, folder = CONSUMERS[consumer], Path(folder)
     scene_ids = [i for i in scene_ids if (Path(output_dir) / i / "fused.png").exists()]
@@ -133,16 +133,16 @@ def write_handover(consumer, folder, data_dir, output_dir, scene_ids, seam=3, wo
 
 
 def check_places(folder, places):
-    """Raise SceneError when an inpainter would read pictures in `places` that no earlier handover wrote.
+    """Raise SceneError if an inpainter would read pictures in `places` that no earlier handover wrote.
 
-    Also when an earlier handover into `folder` had another layout: its pictures would stay beside these.
+    Also if an earlier handover into `folder` was for another inpainter: its pictures would remain.
     """
     layouts = {(folder / pattern).parent for consumer in CONSUMERS.values()
                for pattern in (consumer.image, consumer.mask)}
     for place in sorted(layouts - places):
         left = [name for name in ours_in(place) if name.endswith(".png")]
         if left:
-            raise SceneError(f"{place / left[0]}: of an earlier handover for another inpainter, laid out differently; "
+            raise SceneError(f"{place / left[0]}: written by an earlier handover for another inpainter; "
                              "choose an empty folder", "handover")
     check_ours([folder / name for name in ("README.txt", "scenes.csv")])
     for place in sorted(places):
@@ -150,37 +150,37 @@ def check_places(folder, places):
             pictures = {path.name for path in place.iterdir() if path.suffix == ".png" and path.name[0] != "."}
             foreign = sorted(pictures - set(ours_in(place)))
             if foreign:
-                raise SceneError(f"{place / foreign[0]}: no earlier handover wrote it, or it was changed since, and "
+                raise SceneError(f"{place / foreign[0]}: was not written by an earlier handover, or was changed, and "
                                  "the inpainter would read it; choose an empty folder", "handover")
 
 
 def read_guide(data, output, seam):
-    """The guide (H,W,3) of a fused scene and where an inpainter draws, (H,W) bool, grown by `seam` px in the hole."""
+    """The guide (H,W,3) of a fused scene and its inpainting mask, (H,W) bool, grown by `seam` px in the hole."""
     guide = read_image(output / "guide.png", "RGB")
     todo = read_image(output / "inpaint_mask.png", "L") >= 128
     hole = read_image(data / "mask.png", "L") >= 128
     if hole.shape != todo.shape:
-        raise SceneError(f"{data / 'mask.png'}: not of the size of its guide; recompute the scene", "overwrite")
+        raise SceneError(f"{data / 'mask.png'}: has another size than its guide; recompute the scene", "overwrite")
     return guide, grow(todo, seam) & hole
 
 
 def fit(guide, todo, rules):
-    """Guide and mask (uint8) at a size that the consumer takes, and the columns of scenes.csv about it."""
+    """Guide and mask (uint8) at a size for the consumer, and the columns of scenes.csv about it."""
     height, width = todo.shape
     mask = np.where(todo, rules.hole, 255 - rules.hole).astype(np.uint8)
     if rules.resize:
         rows, columns = (max(1, round(side / rules.multiple)) * rules.multiple for side in (height, width))
-        wanted = resize(todo.astype(np.uint8) * 255, (rows, columns)) >= 64  # thin lines stay
+        wanted = resize(todo.astype(np.uint8) * 255, (rows, columns)) >= 64  # keeps thin lines
         mask = np.where(wanted, rules.hole, 255 - rules.hole).astype(np.uint8)
         return resize(guide, (rows, columns)), mask, (0, 0, columns, rows, width, height)
-    # mirrored, mask and all: the padding must not pass for a known picture
+    # the mask is mirrored, too: padding must not count as known
     edges = (0, -height % rules.multiple, 0, -width % rules.multiple, cv2.BORDER_REFLECT)
     row = (0, 0, width, height, width, height)
     return cv2.copyMakeBorder(guide, *edges), cv2.copyMakeBorder(mask, *edges), row
 
 
 def read_me(consumer, folder):
-    """Text of README.txt: the command to run, and what scenes.csv says."""
+    """Text of README.txt: the command to run, and the columns of scenes.csv."""
     place, results = (str(path.resolve()) for path in (folder, folder.with_name(folder.name + "_results")))
     if consumer != "diffusers":  # a command for a shell; the other is Python
         place, results = shlex.quote(place), shlex.quote(results)

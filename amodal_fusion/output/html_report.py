@@ -1,4 +1,4 @@
-"""One page to look through all fused scenes and to correct them: report.html, opened from disk, nothing from the net.
+"""report.html: a page to look through all fused scenes and to correct them, opened from disk, without network.
 
 The page has a line about each scene. The pixels of a scene are in OUT/<id>/page.js, which the page loads when the scene
 is opened: a page from disk may show pictures, but scripts cannot read their pixels.
@@ -34,15 +34,15 @@ from amodal_fusion.output.records import read_record
 PAGE = Path(__file__).with_name("page")
 SCRIPTS = ("recompose.js", "editor.js", "gallery.js")
 PIXELS = "page.js"  # of one scene
-MOST_PIXELS = 2**22  # candidates times pixels of the hole that the page gets; larger scenes are corrected on a copy
-# what the page calls a metric of scene.json
+MOST_PIXELS = 2**22  # candidates × pixels of the hole on the page; larger scenes are corrected on a smaller copy
+# metrics of scene.json → their names on the page
 METRICS = {"psnr": "ours_psnr", "overlap": "ours_psnr_overlap", "oracle": "oracle_psnr", "lpips": "ours_lpips"}
 
 
 def write_report(data_dir, output_dir, scene_ids, workers=1, command=""):
-    """Write OUT/report.html: a gallery and a table of the scenes that have been fused, and their corrections.
+    """Write OUT/report.html: a gallery and a table of the fused scenes, and their corrections.
 
-    The page refers to the pictures where they lie, in `output_dir` and `data_dir`, relative to itself.
+    The page links to the pictures in `output_dir` and `data_dir` by relative paths.
 
     Args:
         workers: threads that read the pictures; command: what applies a locks.yaml, for the page to show.
@@ -60,7 +60,7 @@ def write_report(data_dir, output_dir, scene_ids, workers=1, command=""):
         scenes = list(tqdm(jobs, "report", len(scene_ids), disable=None))
     report = {"scenes": scenes, "data": _link(data_dir, output_dir), "command": command,
               "colours": [to_hex(c) for c in WINNER_COLOURS]}
-    # a scene may be called </script>
+    # the name of a scene may contain </script>
     text = json.dumps(report, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     script = "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS)
     page = (PAGE / "report.html").read_text(encoding="utf-8").replace("@SCRIPT@", script).replace("@REPORT@", text)
@@ -84,7 +84,7 @@ def command_of(config):
 
 
 def _link(data_dir, output_dir):
-    """URL of `data_dir` as seen from a page in `output_dir`."""
+    """URL of `data_dir` relative to a page in `output_dir`."""
     try:
         return quote(Path(os.path.relpath(data_dir.resolve(), output_dir.resolve())).as_posix())
     except ValueError:  # on another drive
@@ -101,10 +101,10 @@ def _add_scene(data, output):
 
 
 def describe_scene(data, output):
-    """What the page knows about one scene, by the folders of its pictures → dict.
+    """The page's data about one scene, a dict, from its two folders.
 
     Raises:
-        SceneError: a mask cannot be read, or is of another size than the fused image.
+        SceneError: a mask cannot be read, or has another size than the fused image.
     """
     residual = read_image(output / "residual_mask.png", "L") >= 128
     hole = read_image(data / "mask.png", "L") >= 128

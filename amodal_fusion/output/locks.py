@@ -1,12 +1,12 @@
-"""Locks: what a person decides about a scene, whatever the network says.
+"""Locks: the user's decisions about a scene, which overrule the network.
 
     1>3                        1 is in front of 3
     0>3                        the fill is in front of 3: 3 is never used
-    *>3                        forget 3: the other candidates take its place
+    *>3                        drop 3: the other candidates take its place
     0>* in 40 20 90 20 90 70   none of the completions within this polygon, x y x y … in pixels
 
-Completions are numbered as in weight_1.png …; 0 is the fill, * all the others. Locks on the whole picture come first,
-together. Those within a polygon follow, in their order. `output/page/recompose.js` applies the same rule to the same
+Completions are numbered as in weight_1.png …; 0 is the fill, * all the others. Locks on the whole picture are
+applied first, together. Those within a polygon follow, in their order. `output/page/recompose.js` applies the same rule to the same
 16-bit weights, so that the page shows what the script will write.
 """
 
@@ -24,12 +24,12 @@ from amodal_fusion.model.blending import BLOCK, to_levels
 
 FULL = np.iinfo(np.uint16).max  # the level of a weight of 1
 ALL = -1  # "*"
-# Added to the weights of candidates that take over, for where 16 bits say 0: a completion comes before the fill.
+# Added to the weights of candidates that take over where these are 0 in 16 bits: completions before the fill.
 SHARE_OF_COMPLETION, SHARE_OF_FILL = 1e-3, 1e-6
 
 
 class Lock(NamedTuple):
-    """`front` takes what `behind` has where both cover a pixel; numbers of candidates, one of them may be ALL."""
+    """`front` takes the weight of `behind` where both cover a pixel. Numbers of candidates; one of them may be ALL."""
 
     front: int
     behind: int
@@ -44,7 +44,7 @@ def parse_locks(texts, source):
     """["1>3", "0>2"] → [Lock(1, 3), Lock(0, 2)].
 
     Raises:
-        ConfigError: one is no lock, or they go round in a circle; the message starts with `source`.
+        ConfigError: a text is no lock, or the locks form a circle; the message starts with `source`.
     """
     locks = []
     for text in texts if isinstance(texts, list) else [texts]:
@@ -60,23 +60,24 @@ def parse_locks(texts, source):
         sort_pairs(pairs_of(locks, mentioned))
     except CycleError as error:
         circle = ">".join(map(str, error.args[1]))
-        raise ConfigError(f"{source}: {circle} goes round in a circle; leave one of these out") from None
+        raise ConfigError(f"{source}: {circle} is a circle; remove one of these") from None
     return locks
 
 
 def read_locks(path, data_dir):
-    """What a person decided: a YAML file with a line such as `abbey__0001: ["1>3", "2>4"]` per scene.
+    """Locks in a YAML file, with a line such as `abbey__0001: ["1>3", "2>4"]` per scene.
 
     Returns:
         dict scene id → list of Lock.
 
     Raises:
-        ConfigError: no such file, not YAML of that form, or a scene that is not there.
+        ConfigError: the file is missing or has another form, or a scene does not exist.
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
             text = file.read()
-        node, table = (read(text, yaml.BaseLoader) for read in (yaml.compose, yaml.load))  # all text, as 0012 is a name
+        # all values as text: 0012 is a name
+        node, table = (read(text, yaml.BaseLoader) for read in (yaml.compose, yaml.load))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML ({error})") from None
     if not isinstance(table, dict):
@@ -86,28 +87,27 @@ def read_locks(path, data_dir):
     if unknown:
         raise ConfigError(f"{path}: there is no scene {', '.join(map(repr, unknown[:5]))} in {data_dir}")
     if len(names) > len(table):
-        raise ConfigError(f"{path}: {max(names, key=names.count)} stands there twice")
+        raise ConfigError(f"{path}: {max(names, key=names.count)} is listed twice")
     return {scene_id: parse_locks(texts, f"{path}: {scene_id}") for scene_id, texts in table.items()}
 
 
 def list_locks(lock, path, data_dir, scene_ids):
-    """{scene id: list of Lock}, by a text or by a file.
+    """{scene id: list of Lock}, from a text or a file.
 
     Raises:
-        ConfigError: a text for more than one scene; and as in `parse_locks` and `read_locks`.
+        ConfigError: a text with more than one scene; or as in `parse_locks` and `read_locks`.
     """
     if lock and (path or len(scene_ids) != 1):
-        raise ConfigError("locks as a text are for a single scene; for more write a file with a line for each", "lock",
-                          "locks")
+        raise ConfigError("a lock is for a single scene; for more write a file with a line per scene", "lock", "locks")
     if lock:
         return {scene_ids[0]: parse_locks(lock.split(","), f"lock {lock}")}
     return read_locks(path, data_dir) if path else {}
 
 
 def pairs_of(locks, count):
-    """(front, behind) of candidates 0 … count, all pairs that locks on the whole picture decide.
+    """(front, behind) of candidates 0 … count: all pairs that locks on the whole picture decide.
 
-    Completions that are forgotten (`*>3`) take nothing from each other.
+    Dropped completions (`*>3`) take nothing from each other.
     """
     everywhere = [lock[:2] for lock in locks if not lock.polygon]
     forgotten = {behind for front, behind in everywhere if front == ALL}
@@ -120,7 +120,7 @@ def pairs_of(locks, count):
 
 
 def sort_pairs(pairs):
-    """{behind: those in front of it}, hindmost first; CycleError if there is none."""
+    """{behind: those in front of it}, hindmost first. Raises CycleError for a circle."""
     graph = {}
     for front, behind in pairs:
         graph.setdefault(behind, set()).add(front)
@@ -129,10 +129,10 @@ def sort_pairs(pairs):
 
 
 def to_slots(locks, numbers):
-    """Locks on completions by their `numbers` → locks by their places 1 … N.
+    """Locks with the completions' `numbers` → locks with their places 1 … N.
 
     Raises:
-        SceneError: the scene has no completion of such a number.
+        SceneError: the scene has no completion of this number.
     """
     places = {ALL: ALL, 0: 0, **{number: place for place, number in enumerate(numbers, 1)}}
     wrong = [str(lock) for lock in locks if not {lock.front, lock.behind} <= places.keys()]
@@ -154,10 +154,10 @@ def within(polygon, size):
 
 
 def apply_locks(locks, weights, alpha, inside):
-    """Weights in which the front one of each locked pair has taken what the other had.
+    """Move weight to the front candidate of each locked pair.
 
-    It takes as much as it covers: where it is opaque all, at a soft edge its alpha. Several in front of one share in
-    the ratio of the weights before.
+    It takes the share of the other's weight that its alpha covers. Several in front of one share it in the ratio of
+    their weights before.
 
     Args:
         locks: list of Lock; weights, alpha: (M,P) float, the fill first, its alpha 1.
@@ -189,7 +189,7 @@ def take_over(pairs, before, alpha):
 
 
 def one_of(blend):
-    """What stands for a weight of 1 in a Blend."""
+    """The number for a weight of 1 in a Blend."""
     return np.float32(FULL if blend.weights.dtype == np.uint16 else 1)
 
 

@@ -14,12 +14,12 @@ from amodal_fusion.model import compositing, layers
 
 INPUTS = ("partial", "mask", "completions")
 OUTPUTS = ("weights", "residual", "fused", "logits")
-MOST_TOKENS, MOST_COMPLETIONS = 256, 256  # a side, 16 pixels each; what the file declares
+MOST_TOKENS, MOST_COMPLETIONS = 256, 256  # limits declared in the file; tokens per side of the picture, 16 pixels each
 LEVELS = 13  # of push-pull, for sides up to 8192
 
 
 class _Network(nn.Module):
-    """The network with its outputs in a row: ONNX knows no dict."""
+    """The network with a tuple of outputs, since ONNX has no dict."""
 
     def __init__(self, model):
         super().__init__()
@@ -38,12 +38,12 @@ def sum_of_neighbours(x):
 
 @contextlib.contextmanager
 def any_size():
-    """Within it the network is traced for pictures of any size, where Python would decide by the example's."""
+    """In this context the network is traced for pictures of any size, not only the example's."""
     with (
-        # Levels beyond those of a picture are single pixels and change nothing.
+        # Additional levels are single pixels and change nothing.
         mock.patch.object(compositing, "level_count", lambda *_: LEVELS),
         mock.patch.object(compositing, "sum_of_neighbours", sum_of_neighbours),
-        # Python's own would compare two symbolic sides and keep the result.
+        # Python's min would compare symbolic sides and keep the result.
         mock.patch.object(layers, "min", torch.sym_min, create=True),
         mock.patch.object(layers, "max", lambda sides: torch.sym_max(*sides), create=True),
     ):
@@ -59,11 +59,10 @@ def export_onnx(model, path):
         model: the network, in eval mode on the CPU.
 
     Returns:
-        a line about how far the outputs of the file, in onnxruntime, are from the network's, for a scene of another
-        size than the one that was traced.
+        a line with the largest difference between onnxruntime and PyTorch for a scene of another size.
 
     Raises:
-        UserError: the packages onnx and onnxscript are missing, or that difference is not a small one.
+        UserError: the packages onnx and onnxscript are missing, or the difference is not small.
     """
     try:
         import onnx  # noqa: F401
@@ -74,8 +73,8 @@ def export_onnx(model, path):
     height, width = (16 * torch.export.Dim(name, min=2, max=MOST_TOKENS) for name in ("h", "w"))
     count = torch.export.Dim("n", min=1, max=MOST_COMPLETIONS)
     with torch.no_grad(), any_size(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the names of axes
-        # the example's sides and their halves are unequal and not 1, so that nothing in the graph is taken for fixed
+        warnings.simplefilter("ignore")  # warnings about names of axes
+        # all sizes of the example, and their halves, differ and are not 1, so that no size in the graph is fixed
         program = torch.onnx.export(
             _Network(model).eval(), random_scene((560, 528), 3), dynamo=True, verbose=False,
             dynamic_shapes=({2: height, 3: width}, {2: height, 3: width}, {1: count, 3: height, 4: width}),
@@ -87,7 +86,7 @@ def export_onnx(model, path):
             raise UserError(f"{path}: not written, onnxruntime's result differs by {difference:.2g} from PyTorch's; "
                             "export with another version of torch")
     if difference is None:
-        return f"{path}: written, but not compared: there is no onnxruntime"
+        return f"{path}: written, but not compared: onnxruntime is not installed"
     return f"{path}: onnxruntime's result differs by {difference:.1g} at most"
 
 
@@ -101,10 +100,10 @@ def random_scene(size, completions, seed=0):
 
 
 def compare(model, path, size, completions):
-    """Largest difference between what onnxruntime makes of the file and the network, for a random scene.
+    """Largest difference between the file in onnxruntime and the network, for a random scene.
 
     Returns:
-        a float, nan where one of the two has any; None without onnxruntime.
+        a float, nan if either has nan; None without onnxruntime.
     """
     try:
         import onnxruntime

@@ -1,6 +1,6 @@
-"""Who is in front of whom, by the network's weights and logits: order.json.
+"""Which completion is in front, by the network's weights and logits: order.json.
 
-Completions are numbered as in weight_1.png …; 0 is the fill, "none of these".
+Completions are numbered as in weight_1.png …; 0 is the fill ("none of these").
 """
 
 import json
@@ -12,28 +12,27 @@ import numpy as np
 from amodal_fusion.files import write_text
 from amodal_fusion.output.locks import one_of, pairs_of
 
-MOST_COUNTED = 2**26  # candidates times pixels; of larger scenes every second, third … row and column is counted
+MOST_COUNTED = 2**26  # candidates × pixels; in larger scenes only every second, third … row and column is used
 
 
 def find_order(weights, alpha, mask, pairwise, locks=()):
-    """Order of each two completions that meet.
+    """Order of each pair of overlapping completions.
 
-    Weights tell it inside the hole, as far as no third one hides both; the logits wherever the two meet.
+    Weights decide it inside the hole unless a third one hides both; logits decide it wherever the two overlap.
 
     Args:
         weights, alpha: (N,H,W) in [0,1]; mask (H,W), 1 = hole.
         pairwise: (N,N) of `mean_margins`, > 0 where the row is in front of the column.
-        locks: pairs (front, behind) decided by hand.
+        locks: pairs (front, behind) set by the user.
 
     Returns:
         dict of
         pairs: list of {front, behind, confidence, area, area_in_hole, pairwise[, weights][, locked]}: areas in
-            pixels where both have alpha > 0.5; pairwise and weights are the shares, 0 to 1, that speak for `front`.
-            Weights count as far as the two have any where they meet in the hole, logits for the rest; that makes the
-            confidence, from 0.5, undecided, to 1.
-        front_to_back: list of groups; each lies in front of the next where they meet. Objects in one group lie in
-            front of each other in a circle, which woven or leaning things do.
-        cycles: those groups of more than one.
+            pixels where both have alpha > 0.5; pairwise and weights are the evidence for `front`, from 0 to 1. The
+            confidence, from 0.5 (undecided) to 1, mixes them: weights by their sum in the overlap, logits for the rest.
+        front_to_back: list of groups; each lies in front of the next where they overlap. Objects in one group lie in
+            front of each other in a circle, as woven or leaning objects do.
+        cycles: the groups of more than one.
     """
     covers, inside = (alpha > 0.5).reshape(len(alpha), -1), mask.reshape(-1) > 0.5  # (N,P), (P,)
     meet = count_pairs(covers, covers)
@@ -45,7 +44,7 @@ def find_order(weights, alpha, mask, pairwise, locks=()):
         shares = {"pairwise": confidence}
         if weight > 0:
             shares["weights"] = won[i, j] / weight
-            decided = weight / meet_hidden[i, j]  # what lies behind a third one has hardly any weight
+            decided = weight / meet_hidden[i, j]  # behind a third one both have little weight
             confidence = decided * shares["weights"] + (1 - decided) * confidence
         front, behind = int(i) + 1, int(j) + 1
         locked = (front, behind) in locks or (behind, front) in locks
@@ -61,9 +60,9 @@ def find_order(weights, alpha, mask, pairwise, locks=()):
 
 
 def mean_margins(logits, alpha, mask):
-    """How far the row's completion is ahead of the column's in logits, (N,N), antisymmetric.
+    """Mean difference in logits, row minus column, (N,N), antisymmetric.
 
-    The mean over where they meet in the hole; where they meet in plain view alone, over that.
+    The mean over the overlap in the hole; if there is none, over the overlap outside.
 
     Args:
         logits, alpha: (N,h,w); mask (h,w), 1 = hole.
@@ -77,10 +76,10 @@ def mean_margins(logits, alpha, mask):
 
 
 def order_of(scene, blend, logits, locks=()):
-    """`find_order` of a Scene and its Blend, made of logits (M,h,w), the fill's first. locks: list of Lock."""
+    """`find_order` of a Scene and its Blend, with logits (M,h,w), the fill first. locks: list of Lock."""
     step = math.ceil(math.sqrt(max(1, len(scene.completions) * scene.mask.size / MOST_COUNTED)))
     sparse = np.s_[::step, ::step]
-    coarse = np.ix_(*((np.arange(few) * many + many // 2) // few  # the nearest pixel to each logit
+    coarse = np.ix_(*((np.arange(few) * many + many // 2) // few  # the pixel nearest to each logit
                       for few, many in zip(logits.shape[1:], scene.mask.shape)))
     shapes = [[completion[..., 3][grid] >= 128 for grid in (sparse, coarse)] for completion in scene.completions]
     alpha, coarse_alpha = map(np.stack, zip(*shapes))
@@ -93,16 +92,16 @@ def order_of(scene, blend, logits, locks=()):
 
 
 def count_pairs(values, covers):
-    """(N,P) and (N,P) → (N,N) float64: the sum of each one's values over the pixels that the other covers."""
+    """(N,P) and (N,P) → (N,N) float64: sum of the row's values over the pixels that the column covers."""
     total, block = np.zeros((len(covers), len(covers))), 2**20
-    for start in range(0, covers.shape[1], block):  # float32 counts a block exactly
+    for start in range(0, covers.shape[1], block):  # float32 is exact for one block
         part = np.s_[:, start : start + block]
         total += values[part].astype(np.float32) @ covers[part].astype(np.float32).T
     return total
 
 
 def front_to_back(count, pairs):
-    """Numbers 1 … count in groups, front to back; those that lie in front of each other in a circle share one.
+    """Numbers 1 … count in groups, front to back; a circle of numbers is one group.
 
     Args:
         pairs: (front, behind), at most one per two numbers.
@@ -110,10 +109,10 @@ def front_to_back(count, pairs):
     reach = np.eye(count + 1, dtype=bool)
     for front, behind in pairs:
         reach[front, behind] = True
-    for via in range(1, count + 1):  # Warshall: whoever reaches `via` reaches what it reaches
+    for via in range(1, count + 1):  # Warshall: what reaches `via` also reaches what `via` reaches
         reach |= reach[:, via : via + 1] & reach[via]
     circle = reach & reach.T
-    leader = circle.argmax(1)  # the lowest number of its group stands for all of it
+    leader = circle.argmax(1)  # the lowest number represents its group
     behind = {int(leader[i]): set() for i in range(1, count + 1)}
     for front, back in pairs:
         if leader[front] != leader[back]:
@@ -122,7 +121,7 @@ def front_to_back(count, pairs):
 
 
 def write_order(path, scene, order):
-    """order.json, one pair a line, so that a person can read it, too. Completions of `scene` have their own numbers."""
+    """Write order.json, readable: one pair per line. Completions have their numbers in the scene's folder."""
     numbers = scene.numbered()
     pairs = [pair | {name: numbers[pair[name] - 1] for name in ("front", "behind")} for pair in order["pairs"]]
     names = dict(zip(map(str, numbers), scene.source_names()))

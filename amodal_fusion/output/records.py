@@ -1,7 +1,7 @@
-"""scene.json beside every fused image: weights, options and input files that made it, outputs, and metrics.
+"""scene.json beside every fused image: the weights, options and input files that made it, outputs, and metrics.
 
-fused.png comes after it: then all outputs of the scene are there. The metrics of a run are collected from these files,
-so that an interrupted run loses none. Outputs of another checkpoint or of other options are not this run's.
+fused.png is written last: if it exists, all outputs of the scene do. The metrics of a run are collected from these
+files, so that an interrupted run loses none.
 """
 
 import hashlib
@@ -14,12 +14,12 @@ from amodal_fusion.errors import SceneError
 from amodal_fusion.files import clear_folder, fingerprint, publish, remove_ours, write_text
 
 RECORD = "scene.json"
-WHOLE = "fused.png"  # comes last: while it is there, all outputs of the scene are
+WHOLE = "fused.png"  # written last, so it means that all outputs of the scene exist
 KEYS = {"made_by", "input", "files", "metrics", "asked"}
 
 
 def input_digest(folder):
-    """A text that changes when any file of a scene's folder does.
+    """A digest that changes with any file of a scene's folder.
 
     Raises:
         OSError: the folder cannot be read.
@@ -28,7 +28,7 @@ def input_digest(folder):
 
 
 def weights_digest(model):
-    """A name for the network's weights, the same for a checkpoint and for what was exported from it."""
+    """Digest of the network's weights, equal for a checkpoint and its exported weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode() + tensor.contiguous().numpy().tobytes())
@@ -36,7 +36,7 @@ def weights_digest(model):
 
 
 def read_record(folder):
-    """scene.json of an output folder; None when it is not there or not whole."""
+    """scene.json of an output folder; None if it is missing or incomplete."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -45,11 +45,11 @@ def read_record(folder):
 
 
 def write_record(folder, made_by, source, metrics, asked):
-    """Write scene.json for what stands in `folder`, and fused.png, which is to follow.
+    """Write scene.json for the files in `folder` and for fused.png, which follows.
 
     Args:
         made_by: dict of checkpoint digest and options; source: `input_digest`; metrics: a row of `evaluate_scene`, or
-            None; asked: what the user decided for this scene alone, a dict.
+            None; asked: dict of the user's decisions for this scene.
     """
     files = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     if metrics is not None:
@@ -59,16 +59,15 @@ def write_record(folder, made_by, source, metrics, asked):
     write_text(folder / RECORD, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
 
 
-def state_of(folder, input_folder, made_by, has_all):
-    """What an earlier run has left of one scene.
+def state_of(folder, input_folder, made_by, is_complete):
+    """State of a scene's outputs of an earlier run.
 
     Args:
-        made_by: as in `write_record`, of the run that asks; has_all(record): whether that has all that this run
-            would write.
+        made_by: as in `write_record`, of this run; is_complete(record): whether all outputs of this run exist.
 
     Returns:
-        "new"; "done"; "changed" when the scene's own files have changed or something is missing; "other" when other
-        weights or options made it, or it is unknown what made it.
+        "new"; "done"; "changed" if input files changed or outputs are missing; "other" if other or unknown weights or
+        options made it.
     """
     record = read_record(folder)
     if record is None:
@@ -78,25 +77,25 @@ def state_of(folder, input_folder, made_by, has_all):
     try:
         same = record["input"] == input_digest(input_folder) and set(record["files"]) <= set(os.listdir(folder))
     except OSError:
-        same = False  # reading it will tell what is wrong
-    return "done" if same and has_all(record) else "changed"
+        same = False  # reading it later gives the message
+    return "done" if same and is_complete(record) else "changed"
 
 
 @contextmanager
 def scene_outputs(folder):
-    """Yield a temporary folder for the outputs of a scene; they take the place of an earlier run's in `folder`.
+    """Yield a temporary folder for the outputs of a scene; at the end they replace those in `folder`.
 
     Raises:
-        SceneError: `folder` is a link, or a file in it that is not ours has the name of an output.
+        SceneError: `folder` is a link, or would lose a file that this program did not write.
     """
     if folder.is_symlink():
-        raise SceneError(f"{folder}: a link; links are not followed, remove it")
+        raise SceneError(f"{folder}: is a link, and links are not followed; remove it")
     with publish(folder, WHOLE) as stage:
         yield stage
 
 
 def remove_outputs(folder):
-    """Remove what earlier runs wrote of a scene, fused.png first; nothing else, and nothing behind a link."""
+    """Remove the outputs of a scene, fused.png first; no other files, and nothing behind a link."""
     if folder.is_dir() and not folder.is_symlink():
         remove_ours(folder / WHOLE)
         clear_folder(folder)

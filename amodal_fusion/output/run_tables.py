@@ -1,4 +1,4 @@
-"""What a run writes about all of its scenes: metrics, and which failed."""
+"""Tables of a run: metrics of all scenes, and failed scenes."""
 
 import csv
 import re
@@ -17,9 +17,8 @@ def write_table(output_dir, scene_ids, made_by, group_by=None):
     """Collect the metrics of all scenes of a run into one table; returns its summary, None without originals.
 
     Args:
-        made_by: of `write_record`: what other weights or options left there is none of this table.
-        group_by: regular expression; scenes whose ids share what it matches at their start, or its first group, count
-            as cut from one photo.
+        made_by: as in `write_record`; outputs of other weights or options are ignored.
+        group_by: regular expression for the start of ids; scenes with the same match (or first group) are one photo.
     """
     pattern = re.compile(group_by) if group_by else None
 
@@ -34,16 +33,16 @@ def write_table(output_dir, scene_ids, made_by, group_by=None):
 
 
 def remove_stale(output_dir, names):
-    """Remove tables and reports that earlier runs wrote of scenes that have been recomputed since."""
+    """Remove tables and reports of earlier runs about scenes that were recomputed."""
     for name in names:
         remove_ours(output_dir / name)
 
 
 def write_failures(output_dir, failed):
-    """Print why scenes failed, the first twenty, and write all to failed.csv; without any, no such file stays.
+    """Print the first twenty faults and write all to failed.csv; without faults the file is removed.
 
     Args:
-        failed: scene id → what went wrong.
+        failed: scene id → fault.
     """
     path = output_dir / "failed.csv"
     for scene_id, fault in list(failed.items())[:MOST_PRINTED]:

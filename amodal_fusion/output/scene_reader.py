@@ -1,4 +1,4 @@
-"""From the files of a scene to what the network sees of it; runs in helper processes."""
+"""From the files of a scene to the network's input; runs in helper processes."""
 
 import math
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from pathlib import Path
 from amodal_fusion.data.scenes import is_large, read_large, read_scene
 from amodal_fusion.output.records import input_digest
 
-# The network keeps some 250 bytes per pixel of a candidate. Scenes with more are shown to it smaller.
+# The network needs about 250 bytes per candidate pixel. It sees scenes with more of them smaller.
 MOST_CANDIDATE_PIXELS = 2_400_000
 
 
 @dataclass
 class SceneReader:
-    """Reads scenes ahead, in helper processes: (as the network sees it, at its own size, what its files were)."""
+    """Reads scenes in helper processes: (scene at the network's size, scene at its own size, digest of its files)."""
 
     data_dir: Path
     max_completions: int | None
@@ -23,17 +23,17 @@ class SceneReader:
     def __call__(self, item):
         _, scene_id = item
         folder = self.data_dir / scene_id
-        digest = input_digest(folder)  # first, so that the next run fuses a file that changes from now on
+        digest = input_digest(folder)  # before reading: if a file changes later, the next run fuses the scene again
         large = is_large(folder, self.max_completions)
         scene = (read_large if large else read_scene)(folder, self.max_completions)
         small = scene.resized(network_size(scene.mask.shape, self.img_size, len(scene.completions)))
-        return small, None if large else scene, digest  # a large one is read again by who writes it
+        return small, None if large else scene, digest  # the writer reads a large one again
 
 
 def network_size(size, img_size, completions=1):
     """(height, width) that the network sees: the scene's aspect, the area of img_size², multiples of 16.
 
-    Less where many completions would take too much memory.
+    A smaller area if many completions would need too much memory.
     """
     area = min(img_size**2, MOST_CANDIDATE_PIXELS / (completions + 1))
     scale = math.sqrt(area / (size[0] * size[1]))
@@ -41,10 +41,9 @@ def network_size(size, img_size, completions=1):
 
 
 def batches(readings):
-    """(chunk, scene id, small, scene, digest), … → lists of what follows the chunk, for one forward pass each.
+    """(chunk, scene id, small, scene, digest), … → lists of the last four, one list per forward pass.
 
-    A batch lies within one chunk of the list, whichever process takes that: so the bytes that are written do not depend
-    on how many processes there are.
+    A batch lies within one chunk of the list, so the results do not depend on the number of processes.
     """
     for _, run in groupby(readings, key=lambda reading: (reading[0], reading[2].mask.shape)):
         group, cost = [], 0

@@ -21,16 +21,13 @@ from amodal_fusion.output.order import order_of, write_order
 from amodal_fusion.output.records import WHOLE, input_digest, scene_outputs, write_record
 
 LARGEST_FIGURE = 200  # side of a scene in its figure, px
-MOST_DRAWN = 24  # completions in a figure, those with most weight
-LARGEST_MEASURED = 2**24  # candidates times pixels; metrics of larger scenes are taken on a smaller copy
+MOST_DRAWN = 24  # completions in a figure: those with the most weight
+LARGEST_MEASURED = 2**24  # candidates × pixels; larger scenes are measured on a smaller copy
 
 
 @dataclass
 class SceneWriter:
-    """Writes OUT/<id>/ for one scene after the other.
-
-    What is the same for all scenes: where they come from and go to, and what is wanted.
-    """
+    """Writes OUT/<id>/ of scene after scene. The fields are equal for all scenes: folders and wanted outputs."""
 
     data_dir: Path
     output_dir: Path
@@ -39,15 +36,15 @@ class SceneWriter:
     figures: bool = True
     metrics: bool = True
     evaluate: bool = False
-    inpaint_command: list | None = None  # of `check_command`
+    inpaint_command: list | None = None  # from `check_command`
     seam: int = 0
     guide_confidence: float = CONFIDENCE
     min_region: int = MIN_REGION
-    locks: dict = field(default_factory=dict)  # scene id → of `parse_locks`
+    locks: dict = field(default_factory=dict)  # scene id → locks, see `parse_locks`
     perceptual: torch.nn.Module | None = field(default=None, repr=False)
 
     def asked(self, scene_id):
-        """What the user decided for a scene, as its record keeps it; other decisions mean recomputing."""
+        """The user's decisions for a scene, for its record; if they change, it is recomputed."""
         return {"locks": [str(lock) for lock in self.locks.get(scene_id, [])],
                 "inpaint_command": self.inpaint_command, "seam": self.seam,
                 "guide": [self.guide_confidence, self.min_region],
@@ -57,12 +54,12 @@ class SceneWriter:
         """Fuse and write a scene.
 
         Args:
-            scene: Scene; None reads it, completion by completion.
-            logits: (M,h,w) float32, what the network said.
-            digest: `input_digest` of before the network's view of the scene was read.
+            scene: Scene; None: read it here, completion by completion.
+            logits: (M,h,w) float32 of the network.
+            digest: `input_digest` before the scene was read for the network.
 
         Raises:
-            SceneError, OSError: something is wrong with the scene, or it cannot be written.
+            SceneError, OSError: the scene has a fault, or cannot be written.
         """
         source = self.data_dir / scene_id
         folder = self.output_dir / scene_id
@@ -104,18 +101,18 @@ class SceneWriter:
         """`evaluate_scene` of a smaller copy; `scale` in the row is the factor on its sides."""
         scale = measured_scale(scene)
         small = scene.resized(tuple(max(16, round(side * scale)) for side in scene.mask.shape))
-        if not small.mask.any():  # a speck still has to be measured somewhere
+        if not small.mask.any():  # a tiny hole still needs one pixel
             place = np.argwhere(scene.mask).mean(0) / scene.mask.shape * small.mask.shape
             small.mask[tuple(place.astype(int))] = True
             small.partial[small.mask] = 0
-        photo = photo_digest(np.moveaxis(scene.original, -1, 0))  # alike for all holes in it, at whatever scale
+        photo = photo_digest(np.moveaxis(scene.original, -1, 0))  # equal for all holes of the photo, at any scale
         blend = blend_hole(small, torch.from_numpy(logits))
         lock_blend(locks, small, blend, np.divide(small.mask.shape, scene.mask.shape)[::-1])
         return self.measure(small, blend) | {"scale": scale, "photo": photo}
 
 
 def measured_scale(scene):
-    """Factor on the sides of a scene at which its metrics fit into memory, 1 for all but very large ones."""
+    """Factor on the sides of a scene for its metrics to fit into memory: 1 except for very large scenes."""
     return min(1.0, (LARGEST_MEASURED / (scene.mask.size * (len(scene.completions) + 3))) ** 0.5)
 
 
@@ -166,7 +163,7 @@ def write_unlocked(folder, scene, blend, unlocked):
 
 
 def for_figure(scene, blend):
-    """A scene as `amodal_fusion.evaluation.figures.scene_panels` takes it, no larger than it is drawn."""
+    """A scene for `amodal_fusion.evaluation.figures.scene_panels`, scaled down to the figure."""
     scale = min(1.0, LARGEST_FIGURE / max(scene.mask.shape))
     size = tuple(max(1, round(side * scale)) for side in scene.mask.shape)
     most = np.argsort(-blend.weights.sum(1, dtype=np.float64), kind="stable")[:MOST_DRAWN]

@@ -1,6 +1,6 @@
 """The material of composed scenes: cut-outs, photos and annotated photos.
 
-Each process caches what it used last, at the sizes it needed: at most about half a GiB, however much material there is.
+Each process caches the files it used last, at the sizes it needed: at most about half a GiB.
 """
 
 import json
@@ -17,7 +17,7 @@ from amodal_fusion.data.names import is_rubbish
 from amodal_fusion.errors import SceneError
 
 SIDES = (64, 128, 256, 512)  # pixels, longer sides at which cut-outs are cached
-CACHE_BYTES = 2**27  # of cut-outs of one side
+CACHE_BYTES = 2**27  # for cut-outs of one size
 MARGIN = 2  # transparent pixels around a cut-out
 
 
@@ -34,7 +34,7 @@ class Material:
         faults: lines about folders that cannot be read and photos that are missing.
 
     Raises:
-        SceneError: a folder is missing or holds nothing to use.
+        SceneError: a folder is missing or has nothing usable.
     """
 
     def __init__(self, objects=None, backgrounds=None, coco=None):
@@ -42,7 +42,7 @@ class Material:
             raise SceneError("nothing to compose scenes from: give a folder of cut-outs and one of backgrounds, or a "
                              "COCO file, or photos as backgrounds alone")
         if objects and not backgrounds:
-            raise SceneError(f"{objects}: cut-outs need photos to stand on, give a folder of backgrounds")
+            raise SceneError(f"{objects}: cut-outs need background photos; give a folder of them")
         self.cutouts, faults = find_pictures(objects) if objects else ([], [])
         self.backgrounds, more = find_pictures(backgrounds) if backgrounds else ([], [])
         self.photos, missing = read_annotations(coco) if coco else ([], [])

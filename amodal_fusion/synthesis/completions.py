@@ -33,15 +33,15 @@ class SceneObject:
 
     whole: np.ndarray  # (H,W,4) uint8, straight alpha
     visible: np.ndarray  # (H,W) bool, where the photo shows it
-    true: bool  # whether `whole` is right in the hidden part, too
+    true: bool  # whether the hidden part of `whole` is correct
 
 
 @dataclass
 class Completer:
-    """One completion model at work on one scene."""
+    """A simulated completion model and what it saw of a scene."""
 
     style: str  # "copy", "redraw" or "pix2gestalt"
-    quality: float  # in [0,1]; a better model invents less where it could have been right
+    quality: float  # in [0,1]; a better model invents less
     seen: np.ndarray  # (H,W) bool, where it saw the photo
     unrelated_texture: Callable  # rng → (H,W,3) uint8
 
@@ -114,7 +114,7 @@ def complete(photo, objects, mask, style, unrelated_texture, rng):
     for _ in range(rng.integers(0, 4) if style == "pix2gestalt" else 0):
         completions.append(_other_granularity(completions, rng))
         shown.append(None)
-    if rng.random() < 0.06:  # a wrong object: one of these somewhere else
+    if rng.random() < 0.06:  # a wrong object: one of these at another place
         wrong = completions[rng.integers(len(completions))]
         shift = rng.integers(-photo.shape[0] // 3, photo.shape[0] // 3, 2)
         completions.append(np.roll(wrong, shift, (0, 1)))
@@ -161,13 +161,13 @@ def _complete_object(completer, photo, mask, item, has_neighbours, rng):
     window = _bounding_window(item.whole[..., 3], size // 24 + 4 + (size // 12 if grows else 0))
     photo, whole, visible, seen, mask = (x[window] for x in (photo, item.whole, item.visible, completer.seen, mask))
     colour, alpha, known = whole[..., :3].copy(), whole[..., 3].copy(), visible & seen
-    # The model sees the photo, where the rim of an object is mixed with what lies behind it.
+    # The model sees the photo, where the edge of an object is mixed with the background.
     rim = (alpha > 0) & (alpha < 255) & (cv2.dilate(known.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0) & seen
     colour[rim] = photo[rim]
     hidden = (alpha > 0) & ~known & ~rim
     if hidden.any():
         unknown = hidden
-        if rng.random() < 0.2 + 0.6 * completer.quality:  # the model is right, as far as the truth is known
+        if rng.random() < 0.2 + 0.6 * completer.quality:  # the model is right, where the truth is known
             unknown = np.zeros_like(hidden) if item.true else hidden & ~visible
         invent_content(colour, known, unknown, lambda rng: completer.unrelated_texture(rng)[window], size, rng)
         if style != "copy":

@@ -1,7 +1,7 @@
 """Photos with known objects: cut-outs composed on a background, annotated photos, and photos split into regions.
 
 A photo is (size, size, 3) uint8; its objects are a list of SceneObject from back to front. Sizes and positions of
-placed things are in units of the photo's side.
+placed objects are in units of the photo's side.
 """
 
 import cv2
@@ -27,7 +27,7 @@ def compose_cutouts(cutouts, backgrounds, size, rng):
     """
     placed = []
     for side, centre, plain in draw_layout(rng):
-        thing = draw_thing(_random_cutout(cutouts, plain, rng), size, centre, side, rng)
+        thing = draw_object(_random_cutout(cutouts, plain, rng), size, centre, side, rng)
         if thing is not None and np.count_nonzero(thing[1][..., 3] > 127) > 0.01 * size**2:
             placed.append(thing)
     if len(placed) < 2:
@@ -45,7 +45,7 @@ def compose_cutouts(cutouts, backgrounds, size, rng):
         box, rgba = placed[0]
         front[box][paint(photo, box, rgba, free[box]) > 0.5] = 0
     objects = []
-    if rng.random() < 0.25:  # walls and floors are objects, too
+    if rng.random() < 0.25:  # walls and floors can be objects
         free = front < 0
         for region in find_regions(background, rng)[: rng.integers(1, 3)]:
             whole = np.dstack([background, cv2.GaussianBlur(region * np.uint8(255), (0, 0), 0.6)])
@@ -61,14 +61,14 @@ def compose_cutouts(cutouts, backgrounds, size, rng):
 
 
 def draw_layout(rng):
-    """Sizes and positions, back to front: a list of (longer side, centre, probability of a plain thing)."""
+    """Sizes and positions, back to front: a list of (longer side, centre, probability of a plain object)."""
     draw, centre = rng.random(), rng.uniform(0.3, 0.7, 2)
-    if draw < 0.5:  # a laid table or a shelf: large things carry many small ones everywhere
+    if draw < 0.5:  # a table or a shelf: large objects carry many small ones
         large, small = rng.integers(1, 4), rng.integers(3, 10)
         sides = [*rng.uniform(0.6, 1.4, large), *np.exp(rng.uniform(np.log(0.15), np.log(0.6), small))]
         return [(side, rng.uniform(0.1, 0.9, 2), 0.5 if i < large else 0.1) for i, side in enumerate(sides)]
     spread, count = rng.uniform(0.06, 0.22), rng.integers(2, 7)
-    carried = draw < 0.75  # one large thing carries the others, as a plate or a table does
+    carried = draw < 0.75  # one large object, such as a plate, carries the others
     smallest, largest = (0.15, 0.5) if carried else (0.2, 0.9)
     sides = np.exp(rng.uniform(np.log(smallest), np.log(largest), count))
     if carried:
@@ -78,15 +78,15 @@ def draw_layout(rng):
 
 
 def add_clutter(photo, objects, mask, cutouts, rng):
-    """Put things on the objects, beside the hole, that no completion will show.
+    """Put additional objects without completion on the objects, outside the hole.
 
-    The completion of an object behind such a thing disagrees with the photo there, and is still right in the hole.
+    The completion of an object behind one of them disagrees with the photo there, but is right in the hole.
     Returns a new photo and new objects, with less of them visible.
     """
     size = len(photo)
     free = [item.visible & ~mask for item in objects]
     carriers, things, largest_thing, enough = range(len(objects)), rng.integers(1, 13), 1.1, 0
-    if rng.random() < 0.7:  # all on the largest object, as on a laid table, until much of it is hidden
+    if rng.random() < 0.7:  # all on the largest object, until much of it is hidden
         areas = [np.count_nonzero(where) for where in free]
         carriers, things, largest_thing, enough = [np.argmax(areas)], 60, 0.7, max(areas) * rng.uniform(0.2, 0.8)
     photo, covered = photo.astype(np.float32), np.zeros_like(mask)
@@ -96,7 +96,7 @@ def add_clutter(photo, objects, mask, cutouts, rng):
             break
         centre = np.array(divmod(pixels[rng.integers(len(pixels))], size)) / size
         side = np.sqrt(len(pixels)) / size * rng.uniform(0.3, largest_thing)
-        thing = draw_thing(_random_cutout(cutouts, 0, rng), size, centre, side, rng)
+        thing = draw_object(_random_cutout(cutouts, 0, rng), size, centre, side, rng)
         if thing is None or (thing[1][..., 3][mask[thing[0]]] > 0).any():
             continue
         box, rgba = thing
@@ -108,7 +108,7 @@ def add_clutter(photo, objects, mask, cutouts, rng):
 
 
 def _random_cutout(cutouts, plain, rng):
-    """The path of a cut-out, or with probability `plain` None, for which draw_thing draws a plain thing."""
+    """The path of a cut-out, or with probability `plain` None: `draw_object` then draws a plain object."""
     return None if rng.random() < plain else cutouts[rng.integers(len(cutouts))]
 
 
@@ -220,11 +220,11 @@ def _uint8(photo):
     return np.clip(np.rint(photo, out=photo), 0, 255, out=photo).astype(np.uint8)
 
 
-def draw_thing(path, size, centre, side, rng):
-    """Draw a cut-out or a plain thing at a place, slightly rotated and with another light.
+def draw_object(path, size, centre, side, rng):
+    """Draw a cut-out or a plain object, slightly rotated and with another light.
 
     Args:
-        path: of a cut-out; None for a plain thing: a plate, a sheet, a table top.
+        path: of a cut-out; None for a plain object: a plate, a sheet, a table top.
         size: side of the photo in pixels.
         centre: (row, column), and side: the longer side, both in units of `size`.
 
@@ -233,7 +233,7 @@ def draw_thing(path, size, centre, side, rng):
         it lies outside the photo or the cut-out is damaged.
     """
     longer_side = max(1.0, size * side)
-    picture = _plain_thing(longer_side, rng) if path is None else read_cutout(path, longer_side)
+    picture = _plain_object(longer_side, rng) if path is None else read_cutout(path, longer_side)
     if picture is None:
         return None
     height, width = picture.shape[:2]
@@ -262,7 +262,7 @@ def draw_thing(path, size, centre, side, rng):
     return (slice(top, bottom), slice(left, right)), placed
 
 
-def _plain_thing(longer_side, rng):
+def _plain_object(longer_side, rng):
     """A plate, a sheet or a table top. Photos often show them, collections of cut-outs rarely do."""
     size = int(np.clip(longer_side, 16, 256))
     y, x = np.mgrid[:size, :size].astype(np.float32) / (size / 2) - 1.0

@@ -27,24 +27,24 @@ from amodal_fusion.pools import Failure, Helpers
 from amodal_fusion.synthesis.assets import Material
 from amodal_fusion.synthesis.synthesizer import Synthesizer
 
-HOPELESS = 10  # after this many failures and no scene, the run stops: the material is to blame
+HOPELESS = 10  # after this many failures and no scene the run stops: the material is unusable
 
-# Options that decide what a scene looks like: a run that continues must have the same.
+# Options that decide how scenes look: a resumed run must have the same values.
 SHAPING = ("objects", "backgrounds", "coco", "img_size", "n_max_completions", "hole", "style", "seed")
 
 
 def synthesize_dataset(config):
-    """Write `config.n_scenes` scenes to `config.output_dir`, and the lists if `config.split` says so.
+    """Write `config.n_scenes` scenes to `config.output_dir`, and with `config.split` the lists.
 
     Args:
         config: SynthesizeConfig of amodal_fusion.prepare.
 
     Returns:
-        ids of the scenes that are there, and {scene id: fault} of the others.
+        ids of the existing scenes, and {scene id: fault} of the others.
 
     Raises:
         ConfigError: the output is not a data set of this program, or was made with other options.
-        SceneError: the material is missing, or no scene can be composed of it.
+        SceneError: the material is missing, or no scene can be composed from it.
     """
     output = Path(config.output_dir)
     lock = take_output(output)  # noqa: F841 held until this function returns
@@ -95,7 +95,7 @@ def _compose_scenes(synthesizer, todo, made_from, workers, output):
 
 
 def compose_scene(synthesizer, output, index):
-    """Compose scene `index` and write its folder; returns what material could not be used."""
+    """Compose scene `index` and write its folder; returns lines about unusable material."""
     composition = synthesizer.compose(index)
     write_scene_folder(output, composition.scene)
     return composition.faults

@@ -39,14 +39,14 @@ def invent_content(colour, known, unknown, unrelated_texture, size, rng):
 
 
 def smear(colour, unknown, size, rng):
-    """Now and then blur the unknown part, in place: out of focus, or along one direction."""
+    """Sometimes blur the unknown part, in place: out of focus, or along one direction."""
     if rng.random() < 0.4 and unknown.any():
         widths = 2 * rng.integers(0, max(2, size // 24), 2) + 1
         np.copyto(colour, cv2.blur(colour, tuple(int(w) for w in widths)), where=unknown[..., None])
 
 
 def cut_short(alpha, known, hidden, rng):
-    """Now and then make some of the hidden part transparent, in place: behind a line, or 1-5 pixels around the known
+    """Sometimes make some of the hidden part transparent, in place: behind a line, or 1-5 pixels around the known
     part."""
     if rng.random() >= 0.25:
         return
@@ -101,7 +101,7 @@ def inpaint(colour, known):
     planes = total = np.dstack([cv2.resize(x, small, interpolation=cv2.INTER_AREA).reshape(small[1], small[0], -1)
                                 for x in (masked, known.astype(np.float32))])
     weight = np.float32(1)
-    while max(planes.shape[:2]) > 1:  # coarser and coarser means, each with a tenth of the weight of the last
+    while max(planes.shape[:2]) > 1:  # coarser means, each with a tenth of the weight of the previous one
         half = (planes.shape[1] + 1) // 2, (planes.shape[0] + 1) // 2
         planes, weight = cv2.resize(planes, half, interpolation=cv2.INTER_AREA), weight * np.float32(0.1)
         total = total + weight * cv2.resize(planes, small, interpolation=cv2.INTER_LINEAR)
@@ -155,7 +155,7 @@ def grow_alpha(colour, alpha, source, mask, size, rng):
 
 
 def damage_edges(rgba, rng):
-    """Erode, dilate (with a halo) or soften alpha; now and then shift the whole picture by up to 3 pixels.
+    """Erode, dilate (with a halo) or soften alpha; sometimes shift the whole picture by up to 3 pixels.
 
     Changes `rgba` in place and returns the result.
     """

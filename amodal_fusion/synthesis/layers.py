@@ -1,9 +1,8 @@
-"""Endless training scenes out of photos with real completions: each draw cuts another hole.
+"""Endless training scenes from photos with real completions: each draw cuts another hole.
 
-A photo with its completed layers (RGBA, full frame) gives real mistakes of real models, and the photo is the truth.
-Such a hole is cut after the completion: the front layer in it was completed by a model that saw the truth there.
-Behind a real occluder there is no such layer. Composed scenes (synthesizer.py) are of that second kind, so training
-mixes both.
+A photo with completed layers (RGBA, full frame) has real mistakes of real models, and the photo is the target. But the
+hole is cut after the completion: the model of its front layer saw the truth there. In a hole that was there before no
+layer has this advantage. Composed scenes (synthesizer.py) teach that case, so training mixes both.
 """
 
 import functools
@@ -24,16 +23,16 @@ from amodal_fusion.ingest.loading import read_pictures
 from amodal_fusion.ingest.selection import select_completions
 from amodal_fusion.synthesis.degradations import damage_edges, on_white, redraw
 
-LONGEST_SIDE = 640  # px, photos are kept no larger in memory
-KEPT_IN_MEMORY = 64  # photos a process
-LEAST_ALPHA = 1e-3  # of a picture; a layer with less is empty
+LONGEST_SIDE = 640  # px; photos are scaled down to it in memory
+KEPT_IN_MEMORY = 64  # photos per process
+LEAST_ALPHA = 1e-3  # share of the picture; a layer with less is empty
 ATTEMPTS = 100  # draws for one scene
-MISPLACED = 2  # px of the photo, by which a layer may be moved
+MISPLACED = 2  # px of the photo; largest shift of a layer
 
 
 @dataclass(eq=False)  # compared and hashed by identity, which the cache needs
 class Source:
-    """Where one photo and its layers lie: a prepared scene with its original, or a raw scene of any layout."""
+    """The files of one photo and its layers: a prepared scene with original, or a raw scene of any layout."""
 
     id: str
     folder: Path
@@ -47,7 +46,7 @@ def find_layered_photos(folder):
         list of Source, and a list of faults: lines about scenes without a photo or without completions.
 
     Raises:
-        SceneError: no such folder, or nothing in it can be used.
+        SceneError: the folder does not exist or has nothing usable.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -72,7 +71,7 @@ def read_layered_photo(source):
     """Photo (H,W,3) and layers, list of (H,W,4), uint8, at most LONGEST_SIDE px long.
 
     Raises:
-        SceneError: a file cannot be read, or no layer shows anything.
+        SceneError: a file cannot be read, or all layers are empty.
     """
     if source.raw is None:
         scene = read_files(source.folder, need_original=True)
@@ -90,7 +89,7 @@ def read_layered_photo(source):
         photo, layers = resize(photo, size), [resize(layer, size) for layer in layers]
     layers = [layer for layer in layers if (layer[..., 3] > 127).mean() > LEAST_ALPHA]
     if not layers:
-        raise SceneError(f"{source.folder}: none of its layers shows anything")
+        raise SceneError(f"{source.folder}: all its layers are empty")
     return photo, layers
 
 
@@ -132,7 +131,7 @@ class LayeredScenes:
         cv2.setNumThreads(0)
         faults = set()
         for attempt in range(ATTEMPTS):
-            rng = np.random.default_rng((self.seed, index, attempt, 1))  # the 1 tells it from composed scenes
+            rng = np.random.default_rng((self.seed, index, attempt, 1))  # the 1 makes it differ from composed scenes
             source = self.sources[rng.integers(len(self.sources))]
             try:
                 scene = self._draw(source, rng, f"layers_{index:07d}")
@@ -157,7 +156,7 @@ class LayeredScenes:
         alphas = [layer[..., 3] > 127 for layer in layers]
         if not any(alpha.any() for alpha in alphas):
             return None
-        # Layers that nearly meet count as overlapping: their soft rims and mistakes do.
+        # Layers that nearly touch count as overlapping, since their soft edges and mistakes overlap.
         near = np.ones((self.img_size // 20 * 2 + 1,) * 2, np.uint8)
         cover = np.sum([cv2.dilate(alpha.astype(np.uint8), near) for alpha in alphas], 0, dtype=np.int32)
         mask = cut_hole(self.hole, cover, alphas[rng.integers(len(alphas))], 0.02, rng)
@@ -178,7 +177,7 @@ class LayeredScenes:
         return Scene(scene_id, partial, mask, [layers[i] for i in kept], photo)
 
     def _distractor(self, mask, rng):
-        """A layer of some photo, put somewhere into the hole."""
+        """A layer of a random photo, at a random place in the hole."""
         photo, layers = read_layered_photo(self.sources[rng.integers(len(self.sources))])
         layer = layers[rng.integers(len(layers))]
         _, (layer,) = crop(photo, [layer], self.img_size, rng)
@@ -194,8 +193,8 @@ class LayeredScenes:
 def crop(photo, layers, size, rng):
     """A random window of all pictures, mostly where layers meet, as a square of `size` px; half of them mirrored.
 
-    In half of the windows each layer is moved by a pixel or two. Otherwise registration would give the answer away: the
-    rear layers of some pipelines lie a little off, their front layers do not.
+    In half of the windows each layer is moved by a pixel or two. Otherwise registration would reveal the order: in
+    some pipelines rear layers are slightly shifted and front layers are not.
     """
     height, width = photo.shape[:2]
     side = np.exp(rng.uniform(np.log(0.35), 0)) * min(height, width)
@@ -218,7 +217,7 @@ def crop(photo, layers, size, rng):
 
 
 def degraded(layers, rng):
-    """The layers as another pipeline hands them on: half of the scenes as they are, else with further damage."""
+    """The layers as other pipelines would deliver them: half of the scenes unchanged, the others damaged further."""
     draw, size = rng.random(), layers[0].shape[0]
     everything = slice(0, size), slice(0, size)
     if draw < 0.5:
@@ -237,7 +236,7 @@ def degraded(layers, rng):
 
 
 def near_duplicates(layers, rng):
-    """Up to two more samples of layers, drawn again."""
+    """Up to two more samples of layers, redrawn."""
     size = layers[0].shape[0]
     everything = slice(0, size), slice(0, size)
     count = rng.choice(3, p=(0.6, 0.3, 0.1))

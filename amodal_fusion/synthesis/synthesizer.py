@@ -26,7 +26,7 @@ USUAL_HOLES = ("box", "box", "centre", "strokes", "grid", "scatter")
 
 @dataclass
 class Composition:
-    """A scene, and what only its maker knows about it."""
+    """A scene with its truth."""
 
     scene: Scene
     objects: list  # of SceneObject, from back to front
@@ -80,7 +80,7 @@ class Synthesizer:
         """
         cv2.setNumThreads(0)
         faults = []
-        for attempt in range(100):  # some draws have no overlap, or a hole beside all objects
+        for attempt in range(100):  # some draws have no overlap, or a hole without objects
             rng = np.random.default_rng((self.seed, index, attempt))
             try:
                 composition = self._draw(rng, self.scene_id(index))

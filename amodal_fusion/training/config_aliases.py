@@ -1,4 +1,4 @@
-"""Keys of other training programs that are no options here: a note, or an error that names the way."""
+"""Keys of other training programs that are no options here: a note, or an error that names the remedy."""
 
 from amodal_fusion.errors import ConfigError
 

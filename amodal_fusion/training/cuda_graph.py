@@ -4,26 +4,26 @@ import torch
 
 from amodal_fusion.errors import UserError, is_out_of_memory
 
-WARM_UP = 3  # calls before the capture: libraries choose their kernels in these
+WARM_UP = 3  # calls before the capture, in which libraries choose kernels
 
 
 def uses_cuda_graphs(config, process):
-    """Whether steps become CUDA graphs: if `config` asks for it, on one GPU, without fp16.
+    """Whether steps run as CUDA graphs: if `config.cuda_graph` is set, on one GPU, without fp16.
 
-    Several processes communicate within a step, and fp16 decides within it: a graph can do neither.
+    A graph cannot contain communication between processes, nor the decisions of fp16 loss scaling.
     """
     return config.cuda_graph and process.device.type == "cuda" and not process.distributed and config.amp != "fp16"
 
 
 def use_cuda_graphs(step):
-    """Replace the two halves of a `TrainStep`, its backward pass and its optimizer's step, by CUDA graphs."""
+    """Replace the backward pass and the optimizer step of a `TrainStep` by CUDA graphs."""
     make_capturable(step.run.optimizer, step.run.process.device)
     step.backward = CudaGraph(step.backward)
     step.run.optimizer.step = CudaGraph(step.run.optimizer.step)
 
 
 def make_capturable(optimizer, device):
-    """Move the numbers that an optimizer reads, its learning rates and counts of steps, to the GPU."""
+    """Move an optimizer's learning rates and step counts to the GPU."""
     for group in optimizer.param_groups:
         group |= {"lr": torch.tensor(float(group["lr"]), device=device), "capturable": True}
     for state in optimizer.state.values():
@@ -31,13 +31,13 @@ def make_capturable(optimizer, device):
 
 
 class CudaGraph:
-    """`function`, which takes tensors by name and returns a dict of tensors or None, captured once and then replayed.
+    """A function as a CUDA graph, captured once and then replayed.
 
-    Other memory that it reads must stay in place. Shapes and Python's decisions stay as captured. Tensors of other
-    names are captured again.
+    `function` takes tensors by name and returns a dict of tensors or None. Other memory that it has_text must stay in
+    place. Shapes and Python branches stay as captured. Other names of tensors start a new capture.
 
     Raises:
-        UserError: from a call; the function does something that cannot be captured.
+        UserError: in a call, if the function cannot be captured.
     """
 
     def __init__(self, function):

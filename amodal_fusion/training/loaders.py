@@ -1,4 +1,4 @@
-"""Loaders of training and validation scenes, their processes, and the message when one of these dies."""
+"""Loaders of training and validation scenes, and messages about their processes."""
 
 import hashlib
 import shutil
@@ -42,7 +42,7 @@ def load_data(config, process):
         check_data(config, process, ((train_dir, train_ids), (val_dir, val_ids)))
     size = {"img_size": config.img_size, "n_max_completions": config.n_max_completions, "seed": config.seed}
     train_set = training_scenes(config, process, train_dir, train_ids, size)
-    # Each rank validates every world_size-th scene. Sums and counts are reduced: exact for uneven shards.
+    # Each rank validates every world_size-th scene. Sums and counts are reduced, so uneven shards are exact.
     val_set = AmodalFusionDataset(val_dir, val_ids[process.rank :: process.world_size], **size)
     sampler = EpochSampler(len(train_set), process, config.seed, shuffle=not config.synthesize)
     common = {"batch_size": config.batch_size, "num_workers": config.workers, "worker_init_fn": start_loader,
@@ -53,7 +53,7 @@ def load_data(config, process):
 
 
 def training_scenes(config, process, train_dir, train_ids, size):
-    """The training set: prepared scenes, or scenes composed on the fly, in part or all replaced by layered ones."""
+    """The training set: prepared or composed scenes, a share of them replaced by layered ones."""
     batch = process.world_size * config.batch_size * config.accumulate
     faults = []
     if uses_layers_alone(config):
@@ -93,7 +93,7 @@ def list_scenes(config, which):
 
 
 def check_data(config, process, lists):
-    """Read every scene once, except those an earlier run has read; the processes share the work.
+    """Read every scene once, except those that an earlier run read; the processes share the work.
 
     Args:
         lists: pairs of a folder and the ids of scenes in it.
@@ -112,7 +112,7 @@ def check_data(config, process, lists):
         faults += [fault for found, _ in checked for fault in found]
         states = {scene_id: state for _, new in checked for scene_id, state in new.items()}
         if process.is_main and not states.items() <= known.items() and not write_checked(folder, {**known, **states}):
-            print(f"{folder / MEMORY} cannot be written, so every start reads all scenes; --no-check skips that",
+            print(f"{folder / MEMORY} cannot be written, so every start has_text all scenes; --no-check skips that",
                   file=sys.stderr)
     if faults:
         more = f"\n  … and {len(faults) - 20} more" if len(faults) > 20 else ""
@@ -123,28 +123,28 @@ def check_data(config, process, lists):
 
 
 def start_loader(_):
-    """In a loading process: ignore signals, which are for the training process, and end with that process."""
+    """In a loading process: ignore signals, which the training process handles, and end with that process."""
     ignore_signals()
     end_with_parent()
 
 
 def read_batches(loader):
-    """Batches of a loader; faults of its processes become messages for the user.
+    """Batches of a loader; errors of its processes become messages for the user.
 
     Raises:
         SceneError: a scene cannot be read.
-        UserError: a loading process died, for example without memory; names the scenes it was reading.
+        UserError: a loading process died; the message names the scenes it was reading.
     """
     batches = None
     try:
         batches = iter(loader)
-        # PyTorch's handler would raise anywhere in training. Waiting for a batch notices a dead process, too.
+        # PyTorch's handler could raise anywhere in training. Waiting for a batch also notices a dead process.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         yield from batches
     except SceneError as error:  # PyTorch puts the loading process's traceback before the message
         raise SceneError(str(error).rsplit("SceneError: ", 1)[-1].strip()) from None
-    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two come in the middle of a transfer
-        # a full shared memory is a bus error: only the exit status tells
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two during a transfer
+        # full shared memory is a bus error, visible only in the exit status
         statuses = [process.exitcode for process in getattr(batches, "_workers", [])]
         if "shared memory" in str(error) or -signal.SIGBUS in statuses:
             free = f" ({shutil.disk_usage('/dev/shm').total >> 20} MB)" if Path("/dev/shm").is_dir() else ""
@@ -152,7 +152,7 @@ def read_batches(loader):
             raise UserError(f"{message}; give the container more, or load in the training process (workers 0)",
                             terminal=f"{message}; give the container more (docker run --shm-size 8g), or load in the "
                                      "training process with --workers 0") from None
-        died = ("DataLoader worker (pid", "Pin memory thread")  # this thread may be the first to notice
+        died = ("DataLoader worker (pid", "Pin memory thread")  # this thread may notice it first
         if isinstance(error, RuntimeError) and not str(error).startswith(died):
             raise
         data = loader.dataset

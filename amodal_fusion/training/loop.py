@@ -39,7 +39,7 @@ class TrainStep:
         """Take the next `accumulate` batches from an iterator, and train on them.
 
         Returns:
-            norm of the gradient, a list of the terms of the loss per batch, and a list of the indices of their scenes.
+            gradient norm; per batch the loss terms; per batch the indices of its scenes.
         """
         run, config, process = self.run, self.run.config, self.run.process
         set_rate(run.optimizer, run.rate)
@@ -47,13 +47,13 @@ class TrainStep:
         terms, scenes = [], []
         for part in range(config.accumulate):
             batch = to_device(next(batches), process.device)
-            last = part == config.accumulate - 1  # in its backward pass the processes average their gradients
+            last = part == config.accumulate - 1  # its backward pass averages gradients over processes
             with contextlib.nullcontext() if last or not process.distributed else self.network.no_sync():
                 terms.append(self.backward(**batch, **pull))
             scenes.append(batch["index"])
         run.scaler.unscale_(run.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(run.parameters, config.grad_clip or math.inf)
-        if torch.isfinite(norm):  # a NaN on one rank is in the gradient of all ranks now, so all decide alike
+        if torch.isfinite(norm):  # a NaN of one rank is now in all gradients, so all ranks decide alike
             run.scaler.step(run.optimizer)
             run.ema.update_parameters(run.model)
         run.scaler.update()
@@ -61,7 +61,7 @@ class TrainStep:
         return norm, terms, scenes
 
     def backward(self, oracle_weight=None, **batch):
-        """Add the gradient of a batch's loss to that of the weights; returns the loss's terms, scalars by name."""
+        """Backpropagate the loss of a batch, adding to the gradients; returns the loss terms, scalars by name."""
         config = self.run.config
         coherence = (config.switching_weight, config.hedging_weight)
         coherence = coherence if any(coherence) else None
@@ -74,23 +74,23 @@ class TrainStep:
 
 
 def train_one_epoch(step, loader, sampler, stop_signal):
-    """Train from where the run stands to the end of its epoch, a signal or max_steps.
+    """Train until the end of the epoch, a signal or max_steps.
 
     Args:
         step: TrainStep; stop_signal: StopSignal.
 
     Returns:
-        True when a signal asked to stop. The caller saves.
+        True if a signal asked to stop. The caller saves.
     """
     run, config, process = step.run, step.run.config, step.run.process
     steps = run.steps_left
-    if not steps:  # stopped during validation, or fewer scenes are left than one step takes now
+    if not steps:  # stopped during validation, or fewer scenes are left than a step needs
         return False
     sampler.epoch, sampler.start, sampler.stop = run.epoch, run.scenes_done, run.scenes_done + steps * run.batch
     step.network.train()
     batches = read_batches(loader)
     quiet = None if process.is_main else True  # None: a bar only where there is a terminal
-    sums, summed, skipped, logged_at = {}, 0, 0, time.monotonic()  # sums: of each term, and over how many batches
+    sums, summed, skipped, logged_at = {}, 0, 0, time.monotonic()  # sums: term → (sum, number of batches)
     bar = tqdm(range(steps), desc=f"epoch {run.epoch + 1}/{config.epochs}", disable=quiet, leave=False)
     for number in bar:
         rate, oracle_weight = run.rate, run.oracle_weight
@@ -101,14 +101,14 @@ def train_one_epoch(step, loader, sampler, stop_signal):
             run.bad_steps = 0
         else:
             skipped += 1
-            # fp16 starts with a factor on the loss that is too large, on purpose: an overflow is no bad scene
+            # fp16 loss scaling starts too large on purpose: its overflow is no bad scene
             finite = all(math.isfinite(part["objective"]) for part in terms)
             if run.scaler.get_scale() <= 1 or process.any(not finite):
                 run.report_bad_step([str(loader.dataset.scene_ids[index]) for index in torch.cat(scenes).tolist()])
         run.advance()
 
         stopped = stop_signal.agreed(process)
-        if run.is_due(config.log_every) or number == steps - 1 or stopped:  # each step is in one line of the log
+        if run.is_due(config.log_every) or number == steps - 1 or stopped:  # every step is counted in one log line
             seconds, logged_at = time.monotonic() - logged_at, time.monotonic()
             record = means_over_processes(sums, process)
             record |= {"lr": rate, "oracle_weight": oracle_weight, "grad_norm": float(norm), "skipped": skipped,
@@ -131,7 +131,7 @@ def add_up(sums, terms):
 
 
 def means_over_processes(sums, process):
-    """name → mean over the batches of all processes, which have equally many."""
+    """name → mean over the batches of all processes, which have the same number."""
     names = sorted(sums)
     means = process.sum([float(sums[name][0]) / sums[name][1] for name in names])
     return {name: mean / process.world_size for name, mean in zip(names, means)}
@@ -169,7 +169,7 @@ def evaluate(model, criterion, loader, perceptual, config, process, stop_signal)
             drawn += to_arrays(scenes)[: config.figure_scenes - len(drawn)]
     if process.any(stop_signal.number is not None):
         raise Stopped
-    # a rank without a validation scene takes part in the sum, too
+    # a rank without validation scenes takes part, too
     names = sorted(["loss", "l1", *(["lpips"] if perceptual else []), *(
         f"{who}psnr{where}" for who in ("", "visible_fit_", "oracle_") for where in ("", "_overlap"))])
     flat = [number for name in names for number in sums.get(name, (0, 0))]

@@ -12,7 +12,7 @@ USUAL_RATES = {"muon": 1e-3, "adamw": 3e-4}  # peak learning rates
 
 
 def choose_optimizer(optimizer, lr):
-    """The optimizer and its learning rate, for options that may be None; notes what the user may not expect.
+    """Optimizer and learning rate for options that may be None; prints a note about unusual values.
 
     A rate below a third of Muon's usual one is an AdamW rate: Muon hardly learns with it.
     """
@@ -35,7 +35,7 @@ def make_optimizer(model, config, process):
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr)
     half = training_precision(config.amp, process.device) is torch.bfloat16
-    # all processes alike: with other updates on one of them the weights would drift apart
+    # the same on all processes: otherwise their weights would drift apart
     return Muon(groups, lr=config.lr, half=None if process.any(not half) else torch.bfloat16)
 
 
@@ -48,7 +48,7 @@ def set_rate(optimizer, rate):
 
 
 def learning_rate(step, total_steps, warmup_steps):
-    """Factor of the peak rate at a step, whole or in part: linear warm-up, then a cosine down to 0.01."""
+    """Factor of the peak rate at a step (may be fractional): linear warm-up, then a cosine down to 0.01."""
     if step < warmup_steps:
         return min(1, (step + 1) / warmup_steps)
     progress = min(1, (step - warmup_steps) / max(1, total_steps - warmup_steps))
@@ -56,16 +56,13 @@ def learning_rate(step, total_steps, warmup_steps):
 
 
 def average(decay):
-    """EMA whose decay grows from 0.1 to `decay`: short runs forget their initial weights, too."""
+    """EMA with a decay that grows from 0.1 to `decay`, so that short runs forget their initial weights."""
 
     def update(averaged, current, count):
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
 
     return update
 
-
-# ----------------------------------------------------------------------------
-# Muon, an optimizer that moves every direction of a weight matrix equally far
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic
 ROUNDS = 5
@@ -80,8 +77,8 @@ class Muon(torch.optim.AdamW):
     and scales the step to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982, equation 4), so that one learning
     rate serves both. A convolution counts as a matrix of (channels out, channels in · kernel).
 
-    torch.optim.Muon moves matrices alike. It takes no convolutions, only bf16, and neither a learning rate on the GPU
-    nor several matrices at once, which CUDA graphs and speed need.
+    torch.optim.Muon does the same for matrices, but not for convolutions. It has only bf16, no learning rate on the GPU
+    (needed by CUDA graphs), and takes one matrix at a time (slow).
 
     Args:
         params: parameters, or groups of them with their own `weight_decay`.
@@ -97,7 +94,7 @@ class Muon(torch.optim.AdamW):
     def step(self):
         gradients = {}
         for group in self.param_groups:
-            alike = defaultdict(list)  # matrices by shape: a GPU takes no longer for many than for one
+            alike = defaultdict(list)  # shape → matrices: a GPU needs the same time for many as for one
             for parameter in group["params"]:
                 if parameter.grad is None or parameter.dim() < 2:
                     continue
@@ -129,9 +126,9 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonalized(matrices, half=None):
-    """(…,rows,columns) → the same with singular values near 1, by Newton–Schulz iterations in `half`, or its own type.
+    """(…,rows,columns) → nearest matrices with singular values near 1, by Newton–Schulz iterations in `half`.
 
-    Those above 1/300 of the norm end between about 0.7 and 1.2. Smaller ones grow about 480-fold.
+    Singular values above 1/300 of the norm end between about 0.7 and 1.2. Smaller ones grow about 480-fold.
     """
     a, b, c = NEWTON_SCHULZ
     x = (matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)).to(half or matrices.dtype)

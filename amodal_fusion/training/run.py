@@ -1,4 +1,4 @@
-"""The state of a training run: where it stands, what is saved, what is resumed, and how fast it learns."""
+"""The state of a training run: counts, schedule, log, checkpoints and resume."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from amodal_fusion.training.tensorboard import add_figure, add_record, open_boar
 
 
 def is_current(line, scenes, validated_at):
-    """Whether a line of metrics.jsonl, bytes, belongs to a run at `scenes`, validated last at `validated_at`."""
+    """Whether a line of metrics.jsonl (bytes) is not newer than `scenes`, for validation `validated_at`."""
     try:
         record = json.loads(line)
         return record["scenes"] <= (validated_at if record["kind"] == "val" else scenes)
@@ -31,7 +31,7 @@ def is_current(line, scenes, validated_at):
 
 
 def check_same_model(path, stored, config, model_options):
-    """Raise UserError when the network, or optimizer, of checkpoint `path` is not the one that `config` describes."""
+    """Raise UserError if `config` describes another network or optimizer than that of checkpoint `path`."""
     for name in model_options:
         wanted = getattr(config, name)
         if stored[name] != wanted:
@@ -40,7 +40,7 @@ def check_same_model(path, stored, config, model_options):
 
 
 def git_state():
-    """Commit of this program, '+' when there are changes."""
+    """Commit of this program, with '+' if files are changed."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=10"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -58,20 +58,20 @@ def describe(metrics):
 
 
 class Run:
-    """What a checkpoint holds: the weights, their optimizer, and where training stands.
+    """The state in a checkpoint: weights, EMA, optimizer and counts.
 
-    A run counts the scenes that it has seen, so that batch size and number of processes may change on the way.
-    What options mean by a step is `nominal_batch` scenes, those of a step when the run was begun.
+    A run counts scenes, so that batch size and number of processes may change on resume. In options a step means
+    `nominal_batch` scenes: those of a step at the start of the run.
 
     Args:
-        training_scenes: in the data set; validation: digest of the validation scenes' names.
+        training_scenes: number in the data set; validation: digest of the validation scenes' names.
 
     Raises:
-        UserError: they are fewer than one step takes.
+        UserError: there are fewer training scenes than one step takes.
     """
 
     PARTS = ("model", "ema", "optimizer", "scaler")
-    JUDGED_BY = ("validation scenes", "data_dir", "val_list", "val_dir", "img_size", "n_max_completions",
+    LOSS_DEPENDS_ON = ("validation scenes", "data_dir", "val_list", "val_dir", "img_size", "n_max_completions",
                  "lpips_weight", "lpips_net")
     COUNTS = ("epoch", "step", "scenes_done", "nominal_batch", "bad_steps", "best", "metrics", "earlier_scenes",
               "validated_at")
@@ -85,8 +85,8 @@ class Run:
         self.parameters = list(model.parameters())
         self.training_scenes, self.validation = training_scenes, validation
         self.batch = self.nominal_batch = process.world_size * config.batch_size * config.accumulate
-        self.epoch = self.step = self.scenes_done = self.bad_steps = 0  # scenes_done: of this epoch, over all ranks
-        self.earlier_scenes = self.previous_scenes = 0  # of the epochs before this one, some of which may have had more
+        self.epoch = self.step = self.scenes_done = self.bad_steps = 0  # scenes_done: in this epoch, over all ranks
+        self.earlier_scenes = self.previous_scenes = 0  # of all earlier epochs
         self.validated_at = 0  # scenes
         self.best = math.inf
         self.metrics = {}
@@ -94,18 +94,18 @@ class Run:
         self.check_batch()
 
     def check_batch(self):
-        """Raise UserError when an epoch has no step."""
+        """Raise UserError if an epoch has no step."""
         if self.epoch_scenes < self.batch:
             scenes = f"{self.training_scenes} training scenes"
             if 0 < self.epoch_scenes < self.training_scenes:
-                scenes += f" ({self.epoch_scenes} an epoch, by the {self.nominal_batch} a step of the run's beginning)"
+                scenes += f" ({self.epoch_scenes} an epoch: a multiple of {self.nominal_batch}, the first batch)"
             raise UserError(f"{scenes} are fewer than one step takes ({self.process.world_size} processes × batch_size "
                             f"{self.config.batch_size} × accumulate {self.config.accumulate} = {self.batch}); lower "
                             "one of these", "batch_size", "accumulate")
 
     @property
     def epoch_scenes(self):
-        """Scenes of an epoch: those that fill whole nominal batches."""
+        """Scenes of an epoch: a multiple of the nominal batch."""
         return self.training_scenes // self.nominal_batch * self.nominal_batch
 
     @property
@@ -115,7 +115,7 @@ class Run:
 
     @property
     def scheduled(self):
-        """Scenes that lie behind, if all epochs are of as many as this one."""
+        """Scenes seen so far if all epochs have as many as this one; decides the schedule."""
         return self.epoch * self.epoch_scenes + self.scenes_done
 
     @property
@@ -156,18 +156,18 @@ class Run:
         self.scenes_done += self.batch
 
     def is_due(self, steps):
-        """Whether the last step completed a multiple of this number of nominal steps."""
+        """Whether the last step completed a multiple of `steps` nominal steps."""
         scenes = steps * self.nominal_batch
         return self.scenes // scenes > self.previous_scenes // scenes
 
     def announce(self):
-        """Print what runs here, and open its TensorBoard."""
+        """Print config, commit and sizes of the run, and open TensorBoard."""
         if self.process.is_main:
             self.board = open_board(self.config, self.step) if self.config.log_dir else None
             count = sum(p.numel() for p in self.model.parameters())
             if self.config.figure_every > self.config.epochs and self.config.figure_scenes:
-                print(f"note: figure_every {self.config.figure_every} is in epochs, and the run has "
-                      f"{self.config.epochs}: the only figure comes at the end; figure_every 1 draws one per epoch")
+                print(f"note: figure_every {self.config.figure_every} is in epochs, but the run has "
+                      f"{self.config.epochs}: the only figure is drawn at the end; figure_every 1 draws one per epoch")
             print(json.dumps(dataclasses.asdict(self.config)))
             graphs = uses_cuda_graphs(self.config, self.process)
             print(f"{git_state()}, torch {torch.__version__}, {self.process.world_size} × {self.process.device.type}, "
@@ -178,22 +178,22 @@ class Run:
                 print("note: cuda_graph has no effect here: it needs one GPU, and bf16 or fp32")
 
     def begin_epoch(self):
-        """Go on from the last scene of an epoch to the first of the next."""
-        self.earlier_scenes += max(self.epoch_scenes, self.scenes_done)  # there may be fewer than when it was begun
+        """Start the next epoch."""
+        self.earlier_scenes += max(self.epoch_scenes, self.scenes_done)
         self.epoch, self.scenes_done = self.epoch + 1, 0
 
     def finish_epoch(self, metrics, drawn, scene_ids):
-        """Log, save and draw after validation, which may also come in the middle of an epoch, at max_steps.
+        """Log, save and draw after a validation, at the end of an epoch or at max_steps.
 
         Args:
-            drawn: the first validation scenes as `evaluation.figures.draw_scenes` takes them, with their `scene_ids`.
+            drawn: the first validation scenes for `evaluation.figures.draw_scenes`; scene_ids: all ids.
 
         Raises:
             UserError: the validation loss is not finite.
         """
         epoch, self.metrics = self.epoch + 1, metrics
         self.log("val", metrics)
-        if self.epoch_scenes - self.scenes_done < self.batch:  # a larger batch than before may leave some
+        if self.epoch_scenes - self.scenes_done < self.batch:  # a batch size that grew on resume may leave some
             self.begin_epoch()
         self.validated_at = self.scenes
         if metrics["loss"] < self.best:
@@ -217,15 +217,15 @@ class Run:
                     add_figure(self.board, path, self.step)
 
     def export(self):
-        """Write the weights that `export` asks for, when the run has ended, also if that was long ago."""
+        """Write the weights for `export` at the end of the run, also if it ended earlier."""
         if self.process.is_main and self.config.export:
-            best = self.folder / "best_model.pth"  # a run from elsewhere that had ended has none here
+            best = self.folder / "best_model.pth"  # missing if a finished run of another folder was resumed
             export_weights(best if best.exists() else self.folder / "last.pth", self.config.export,
                            self.config.init_from, self.config.init_share, inference_size=self.config.inference_size)
             print(f"exported to {self.config.export}")
 
     def save(self, name):
-        """Write CHECKPOINT_DIR/name from rank 0; all ranks must call it, for their random states."""
+        """Write CHECKPOINT_DIR/name from rank 0. All ranks must call it, for their random states."""
         states = self.process.gather(rng_state(self.process.device))
         if self.process.is_main:
             parts = {part: getattr(self, part).state_dict() for part in self.PARTS}
@@ -245,7 +245,7 @@ class Run:
                 add_record(self.board, kind, record, self.step)
 
     def report_bad_step(self, scene_ids):
-        """Write down which scenes gave a gradient that is not finite. Raises UserError when that does not end."""
+        """Record the scenes of a gradient that is not finite. Raises UserError after `max_bad_steps` in a row."""
         self.bad_steps += 1
         with open(self.folder / f"bad_steps_rank{self.process.rank}.txt", "a", encoding="utf-8") as file:
             file.write(f"step {self.step}: {' '.join(scene_ids)}\n")
@@ -254,24 +254,23 @@ class Run:
                             f"{self.folder}/bad_steps_rank*.txt; look at them, or lower the learning rate", "lr")
 
     def resume(self, path, model_options):
-        """Go on from a checkpoint, with the options given now; those that differ are printed.
+        """Resume from a checkpoint with the current options; differences are printed.
 
-        Another number of processes, another batch size or length of training are fine: the epoch is finished from the
-        scene where it stood, at the learning rate that an unbroken run has there.
+        Number of processes, batch size and length may differ: the epoch continues at its next scene, with the learning
+        rate of an uninterrupted run there.
 
         Raises:
-            UserError: the file is not a whole checkpoint of a training run.
-            UserError: one of `model_options` differs.
+            UserError: the file is no complete training checkpoint, or one of `model_options` differs.
         """
         if path is not None:
             self._restore(path, model_options)
         if self.process.is_main:
             self.cut_log()
         if path is not None and Path(path).resolve() != (self.folder / "last.pth").resolve():
-            self.save("last.pth")  # what a restart goes on from
+            self.save("last.pth")  # a restart resumes from it
 
     def cut_log(self):
-        """Remove from metrics.jsonl half and damaged lines, and those newer than the checkpoint."""
+        """Remove incomplete lines of metrics.jsonl, and those newer than the checkpoint."""
         log = self.folder / "metrics.jsonl"
         if log.exists() and not log.is_file():
             raise UserError(f"{log}: is not a regular file; move it elsewhere")
@@ -288,11 +287,11 @@ class Run:
         if "optimizer" not in state:
             raise UserError(f"{path}: weights alone, no training run to resume; start a new run from them", "init_from")
         try:
-            stored = {"optimizer": "adamw", **state["config"]}  # files from before there was a choice
+            stored = {"optimizer": "adamw", **state["config"]}  # older files do not name it
             check_same_model(path, stored, self.config, (*model_options, "optimizer"))
             self._load_parts(state)
             self._load_counts(state)
-            changed = self._changes(self._circumstances(state))
+            changed = self._changes(self._settings(state))
             if len(state["rng"]) == self.process.world_size:
                 set_rng_state(state["rng"][self.process.rank], self.process.device)
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
@@ -307,11 +306,11 @@ class Run:
         """Weights, EMA, optimizer and scaler."""
         groups = state["optimizer"]["param_groups"]
         if "betas" not in groups[0]:
-            raise ValueError("Muon's of an earlier commit")
+            raise ValueError("the optimizer is the Muon of an earlier commit")
         for group, own in zip(groups, self.optimizer.param_groups):
             group |= {name: own[name] for name in ("lr", "weight_decay", "capturable")}
         for part in self.PARTS:
-            if state[part] or part != "scaler":  # empty after any precision but fp16
+            if state[part] or part != "scaler":  # empty except with fp16
                 getattr(self, part).load_state_dict(state[part])
         for parameter, moments in self.optimizer.state.items():
             for name, value in moments.items():
@@ -320,7 +319,7 @@ class Run:
                                      f"{tuple(parameter.shape)}")
 
     def _load_counts(self, state):
-        if "earlier_scenes" not in state:  # of an earlier commit
+        if "earlier_scenes" not in state:  # checkpoints of earlier commits
             of_an_epoch = state["training_scenes"] // state["nominal_batch"] * state["nominal_batch"]
             earlier = state["epoch"] * of_an_epoch
             state |= {"earlier_scenes": earlier, "validated_at": earlier + state["scenes_done"]}
@@ -336,29 +335,30 @@ class Run:
                 raise ValueError(f"{name} is {str(value)[:50]}")
             setattr(self, name, value)
 
-    def _circumstances(self, state):
-        """The options and circumstances of a checkpoint's run."""
+    def _settings(self, state):
+        """Options and settings of a checkpoint's run."""
         then = {**state["config"], "processes": len(state["rng"]), "training_scenes": state["training_scenes"]}
         then["validation scenes"] = state.get("validation", self.validation)  # not in older files
         then["scenes per step"] = then["processes"] * then["batch_size"] * then["accumulate"]
         return then
 
     def _changes(self, then):
-        """What is different now: name → text."""
+        """Settings that differ now: name → text."""
         now = {**dataclasses.asdict(self.config), "processes": self.process.world_size,
                "training_scenes": self.training_scenes, "validation scenes": self.validation,
                "scenes per step": self.batch}
         changed = {name: f"{name} {then[name]} → {value}" for name, value in now.items()
                    if name in then and then[name] != value and name not in ("resume", "max_steps")}
-        if "validation scenes" in changed:  # two digests say nothing
+        if "validation scenes" in changed:  # digests mean nothing to the user
             changed["validation scenes"] = "other validation scenes"
         return changed
 
     def _keep_best(self, changed):
-        """Forget the best loss where it cannot be compared, and keep its weights under another name."""
-        best, judged = self.folder / "best_model.pth", not changed.keys().isdisjoint(self.JUDGED_BY)
+        """Reset the best loss if it is no longer comparable; its weights are kept under another name."""
+        best, judged = self.folder / "best_model.pth", not changed.keys().isdisjoint(self.LOSS_DEPENDS_ON)
         if judged or not best.exists():
-            self.best = math.inf  # the loss has another meaning now, or the weights are in another folder
+            self.best = math.inf  # not comparable, or the weights are in another folder
         if judged and best.exists() and self.process.is_main:
             kept = best.rename(self.folder / f"best_model_until_step_{self.step}.pth")
-            print(f"the validation loss has another meaning now: the best weights so far are kept as {kept}")
+            print("the validation loss cannot be compared with the earlier one: the best weights so far are kept as "
+                  f"{kept}")

@@ -1,4 +1,4 @@
-"""The folder of a run: one run at a time, seen by all its processes, and written over by none that was not asked to."""
+"""The folder of a run: one run at a time, visible to all its processes, never overwritten by another run."""
 
 import contextlib
 import os
@@ -11,17 +11,17 @@ from amodal_fusion.checkpoints import check_writable, load_checkpoint
 from amodal_fusion.errors import ConfigError, UserError
 from amodal_fusion.files import is_temporary, lock_run_dir, remove_temporary, write_text
 
-WORD = ".run"  # file of a word that the main process writes and the others look for
+SHARED_WORD = ".run"  # file with a random word, by which the processes check that they share the folder
 
 
 def lock_checkpoint_dir(config, process):
-    """Make the run's folder and keep other runs out of it.
+    """Make the run's folder and lock it.
 
     Returns:
-        what holds the lock, to be kept until the process ends.
+        the lock, to be held until the process ends.
 
     Raises:
-        UserError: another run is writing there, or not every process sees that folder.
+        UserError: another run is writing there, or not every process sees the folder.
     """
     folder = Path(config.checkpoint_dir)
     lock = lock_run_dir(folder) if process.is_main else None
@@ -30,16 +30,16 @@ def lock_checkpoint_dir(config, process):
                         "checkpoint_dir")
     word = secrets.token_hex()
     if process.is_main:
-        write_text(folder / WORD, word)
-    word = process.gather(word)[0]  # the others wait until it is there
-    if process.any(not reads(folder / WORD, word)):
+        write_text(folder / SHARED_WORD, word)
+    word = process.gather(word)[0]  # waits until it is written
+    if process.any(not has_text(folder / SHARED_WORD, word)):
         raise UserError(f"not every process sees the same {folder}; put it on a disk that all nodes share",
                         "checkpoint_dir")
     return lock
 
 
-def reads(path, text, patience=10):
-    """Whether that is what stands in a file; a disk of several machines may take some seconds to show it."""
+def has_text(path, text, patience=10):
+    """Whether a file has this text; a shared disk may show it some seconds later."""
     for _ in range(10 * patience):
         with contextlib.suppress(OSError):
             if path.read_text(encoding="utf-8") == text:
@@ -49,7 +49,7 @@ def reads(path, text, patience=10):
 
 
 def checkpoint_to_resume(config, process):
-    """The checkpoint to go on from, None for a new run.
+    """The checkpoint to resume, None for a new run.
 
     Raises:
         UserError: the folder holds a run that would be overwritten.
@@ -61,7 +61,7 @@ def checkpoint_to_resume(config, process):
     if distributed.restarted():
         launch = process.gather(distributed.launch_name())[0]
         if last.exists() and load_checkpoint(last).get("launch") == launch:
-            return last  # what was done since --resume PATH is not done again
+            return last  # after a restart: last.pth is newer than the checkpoint of `resume`
     if last.exists() and (config.resume is None or Path(config.resume).resolve().parent != folder.resolve()):
         raise UserError(f"{folder} holds a run already; resume it, or choose another folder for a new one",
                         terminal=f"{folder} holds a run already; resume it with --resume auto, or choose another "
@@ -70,7 +70,7 @@ def checkpoint_to_resume(config, process):
 
 
 def check_export(config):
-    """Raise UserError when the weights of `export` cannot be written, or would replace a checkpoint of the run."""
+    """Raise UserError if `export` cannot be written or would replace a checkpoint of the run."""
     export, folder = Path(config.export).resolve(), Path(config.checkpoint_dir).resolve()
     if export in (folder / "last.pth", folder / "best_model.pth"):
         raise ConfigError(f"{config.export}: would replace a checkpoint of the run by weights alone; choose another "

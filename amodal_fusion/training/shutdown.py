@@ -14,13 +14,13 @@ from amodal_fusion.errors import ConfigError, UserError, is_out_of_memory, messa
 
 
 class Stopped(BaseException):
-    """A signal asked the run to stop; like KeyboardInterrupt no `except Exception` catches it."""
+    """A signal asked the run to stop. Not an Exception, so that `except Exception` does not catch it."""
 
 
 class StopSignal:
     """SIGTERM, Ctrl-C or a closed terminal. Until `hold` a signal raises Stopped at once.
 
-    After `hold` its number is only stored, in `number`. The loop asks for it where the run can be saved.
+    After `hold` only its `number` is stored, and the loop asks for it when the run can be saved.
     """
 
     def __init__(self):
@@ -28,7 +28,7 @@ class StopSignal:
         self.interval = self.countdown = 1  # steps
         self.asked_at = time.monotonic()
         for number in SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup has SIGHUP ignored
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
                 signal.signal(number, self._receive)
 
     def _receive(self, number, _):
@@ -38,20 +38,20 @@ class StopSignal:
 
     def hold(self):
         self.held = True
-        if self.number is not None:  # Python swallows an exception in some places, such as a destructor
+        if self.number is not None:  # Python may have swallowed Stopped, for example in a destructor
             raise Stopped
 
     def agreed(self, process):
-        """Called once a step by all processes: True on all of them, at the same step, when one got a signal.
+        """Called by all processes once a step: True on all of them, at the same step, if one got a signal.
 
-        An answer waits for every process, so they ask each other about every two seconds, not at every step.
+        The answer waits for all processes, so they communicate about every two seconds, not at every step.
         """
         if not process.distributed:
             return self.number is not None
         self.countdown -= 1
         if self.countdown > 0:
             return False
-        if os.getppid() != self.launcher:  # it was killed
+        if os.getppid() != self.launcher:  # the launcher was killed
             self.number = self.number or signal.SIGTERM
         now = time.monotonic()
         asked, step_seconds = process.max([self.number is not None, (now - self.asked_at) / self.interval])
@@ -61,15 +61,15 @@ class StopSignal:
 
 
 def ignore_signals():
-    """In a loading process: Ctrl-C and schedulers signal the whole group, and the training process decides to stop."""
+    """In a loading process: signals reach the whole group, but only the training process handles them."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def kill_loaders():
-    """End the loading processes of a run that ends early.
+    """Kill the loading processes of a run that ends early.
 
-    PyTorch and Python would send SIGTERM, which these processes ignore, and wait: ten seconds each, or for ever.
+    PyTorch and Python would send SIGTERM, which these processes ignore, and wait for them.
     """
     for process in multiprocessing.active_children():
         process.kill()
@@ -79,7 +79,7 @@ def kill_loaders():
 def clean_shutdown(config, stop_signal):
     """Turn errors and signals into one line and an exit status: 1 error, 2 wrong usage, 128 + n after signal n.
 
-    Under torchrun a run that was stopped and saved ends with 0: any other status would start the group again.
+    Under torchrun a stopped and saved run exits with 0: any other status would restart the group.
     """
     try:
         try:
@@ -101,7 +101,7 @@ def clean_shutdown(config, stop_signal):
         sys.exit(f"error: out of memory ({reason}); lower --batch_size and raise --accumulate by the same factor, "
                  "which keeps the effective batch, or lower --img_size or --n_max_completions; then --resume auto")
     except Stopped:
-        status = 128 + (stop_signal.number or signal.SIGTERM)  # the signal may be another process's
+        status = 128 + (stop_signal.number or signal.SIGTERM)  # another process may have got the signal
         if not stop_signal.held:
             print("stopped by a signal before the first step; nothing is lost", file=sys.stderr)
             sys.exit(status)

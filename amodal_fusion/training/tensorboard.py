@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run. The package is optional: metrics.jsonl and curves.png hold the same numbers."""
+"""TensorBoard log of a run. The package is optional: metrics.jsonl and curves.png hold the same numbers."""
 
 import dataclasses
 
@@ -8,10 +8,10 @@ from amodal_fusion.data.images import read_image
 
 
 def open_board(config, step):
-    """A SummaryWriter for `config.log_dir` with the config as text, or None and a note where TensorBoard fails.
+    """A SummaryWriter for `config.log_dir` with the config as text; None, with a note, if TensorBoard fails.
 
     Args:
-        step: where training stands; what an earlier run logged beyond it is hidden.
+        step: current step; later entries of an earlier run are hidden.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -20,7 +20,7 @@ def open_board(config, step):
         text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
         board.add_text("config", "```\n" + text + "```", step)
         return board
-    except Exception as error:  # an optional part must not stop training, whatever it raises
+    except Exception as error:  # an optional part must never stop training
         print(f"note: log_dir is not written, TensorBoard does not work here ({error!r}; pip install tensorboard); "
               "metrics.jsonl and curves.png hold the same numbers", flush=True)
         return None
@@ -34,6 +34,6 @@ def add_record(board, kind, record, step):
 
 
 def add_figure(board, path, step):
-    """The picture of validation scenes that lies at `path`."""
+    """Log the picture of validation scenes at `path`."""
     board.add_image("val/scenes", read_image(path, "RGB"), step, dataformats="HWC")
     board.flush()
