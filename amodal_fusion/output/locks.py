@@ -6,8 +6,8 @@
     0>* in 40 20 90 20 90 70   none of the completions within this polygon, x y x y … in pixels
 
 Completions are numbered as in weight_1.png …; 0 is the fill, * all the others. Locks on the whole picture are
-applied first, together. Those within a polygon follow, in their order. `output/page/recompose.js` applies the same rule to the same
-16-bit weights, so that the page shows what the script will write.
+applied first, together. Those within a polygon follow, in their order. `output/page/recompose.js` applies the same rule
+to the same 16-bit weights, so that the page shows what the script will write.
 """
 
 import math
