@@ -1,11 +1,11 @@
-"""Amodal Fusion Transformer: which of several amodal completions does each hidden pixel belong to?
+"""Amodal Fusion Transformer: weight maps that fuse several amodal completions of one scene.
 
-This file holds the network, its loss, and the options and course of training. Train on six GPUs, as the config says:
+This file has the network, the loss, the options and the training loop. Train on six GPUs, as set in the config:
 
     python amodal_fusion_transformer.py --config transformer_train_config.yaml
     torchrun --nproc_per_node 6 amodal_fusion_transformer.py --config transformer_train_config.yaml
 
-on one GPU, or on the CPU (a small run; LPIPS with VGG would take most of the time there):
+on one GPU, or a small run on the CPU:
 
     python amodal_fusion_transformer.py --data_dir DATA --gpus 1
     python amodal_fusion_transformer.py --data_dir DATA --gpus 0 --img_size 128 --lpips_net alex --workers 1
@@ -50,7 +50,7 @@ from amodal_fusion.training.shutdown import Stopped, StopSignal, clean_shutdown
 # ----------------------------------------------------------------------------
 # Network. B scenes of M = N + 1 candidates each: the fill of the hole, then N completions.
 
-NETWORK_VERSION = 2  # raise it when equal weights give other results: outputs of inference record it
+NETWORK_VERSION = 2  # raise it if equal weights give other results; outputs of inference record it
 STRIDE = 16  # of the Transformer's tokens
 C2, C4, C8 = 24, 48, 96  # channels at strides 2, 4 and 8
 PRIOR_WEIGHTS = {"local_fit": 0.5, "overall_fit": 0.5, "order": 1.0, "containment": 0.6}  # of VisibleCues, untrained
@@ -59,18 +59,18 @@ PRIOR_WEIGHTS = {"local_fit": 0.5, "overall_fit": 0.5, "order": 1.0, "containmen
 class AmodalFusionTransformer(nn.Module):
     """Partial image, mask and any number of completions → one weight map per completion.
 
-    The smooth fill of the hole competes as candidate 0: its weight is the residual, "none of these". All candidates
-    share every layer and carry no slot number, so their order cannot matter. Untrained, the network is a soft version
-    of the strongest simple rule (who agrees best with the visible photo wins); it learns where that rule errs.
+    The smooth fill of the hole is candidate 0: its weight is the residual, "none of these". All candidates share every
+    layer and have no slot number, so their order does not matter. Untrained, the network is a soft version of the
+    strongest simple rule, visible fit: the candidate that agrees best with the visible photo wins.
 
     Args:
         width: channels of the tokens, a multiple of 8 and of `heads`.
         encoder_layers: self-attention layers over the scene.
-        decoder_layers: layers in which candidates look at each other and at the scene, at least one.
+        decoder_layers: layers in which candidates attend to each other and to the scene, at least one.
         heads: attention heads.
 
     Raises:
-        UserError: width is not such a multiple.
+        UserError: width is no multiple of 8 and of `heads`.
     """
 
     def __init__(self, width=128, encoder_layers=2, decoder_layers=2, heads=4):
@@ -82,7 +82,7 @@ class AmodalFusionTransformer(nn.Module):
         self.transformer = SceneTransformer(width, heads, encoder_layers, decoder_layers)
         self.decoder = UpsamplingDecoder(width)
         self.head = WeightHead()
-        self.to(memory_format=torch.channels_last)  # makes convolutions faster, on CPUs, too
+        self.to(memory_format=torch.channels_last)  # faster convolutions, also on CPUs
 
     def forward(self, partial: Tensor, mask: Tensor, completions: Tensor,
                 valid: Tensor | None = None) -> dict[str, Tensor]:
@@ -92,14 +92,14 @@ class AmodalFusionTransformer(nn.Module):
             partial: (B,3,H,W) in [0,1], zero in the hole.
             mask: (B,1,H,W) in {0,1}, 1 = hole.
             completions: (B,N,4,H,W) in [0,1], RGB + straight alpha; any N ≥ 1.
-            valid: (B,N) bool, False = padded slot; None means that all are real.
+            valid: (B,N) bool, False = padded slot; None: all are real.
 
         Returns:
             dict of
             weights: (B,N,H,W) and residual (B,1,H,W), non-negative, together 1 at every pixel; see `composite`.
             fused: (B,3,H,W), equal to `partial` outside the hole.
-            fill: (B,3,H,W), the smooth fill that the residual stands for.
-            logits: (B,M,H,W), what the weights are made of, the fill's first.
+            fill: (B,3,H,W), the smooth fill, whose weight is the residual.
+            logits: (B,M,H,W), the fill first.
         """
         candidates, present = add_fill(partial, mask, completions, valid)  # (B,M,4,H,W), (B,M)
         padded, hole = pad_to(STRIDE, candidates, mask)
@@ -117,7 +117,7 @@ class AmodalFusionTransformer(nn.Module):
 
 
 class VisiblePrior(nn.Module):
-    """Logits from the visible cues alone, a soft form of the visible-fit rule: all that an untrained network knows."""
+    """Logits from the visible cues alone: a soft visible-fit rule, and the result of an untrained network."""
 
     def __init__(self):
         super().__init__()
@@ -135,12 +135,12 @@ class ConvEncoder(nn.Module):
     """Convolutional encoder, shared by all candidates: features at strides 2, 4, 8 and 16.
 
     ImageNet features enter at strides 4, 8 and 16: those of the candidate painted over the filled photo, and their
-    difference from those of the filled photo itself. They tell whether the picture makes sense with this object in it.
+    difference from those of the filled photo. They show whether the picture makes sense with this object.
     """
 
     def __init__(self, width):
         super().__init__()
-        self.stem_scene = nn.Conv2d(8, C2, 4, stride=2, padding=1)  # linear: what all share is convolved once
+        self.stem_scene = nn.Conv2d(8, C2, 4, stride=2, padding=1)  # linear: the shared input is convolved once
         self.stem_candidate = nn.Conv2d(5, C2, 4, stride=2, padding=1, bias=False)
         self.embed_cues = nn.Conv2d(len(VisibleCues._fields), C4, 1)
         self.down4, self.block4 = nn.Conv2d(C2, C4, 3, stride=2, padding=1), ConvBlock(C4)
@@ -171,7 +171,7 @@ class ConvEncoder(nn.Module):
         """Embedded ImageNet features of the candidates: [(B·M,C,H/s,W/s) at strides 4, 8, 16]."""
         count, (rgb, alpha) = candidates.shape[:2], candidates.split([3, 1], 2)
         painted = torch.lerp(photo[:, None], rgb, alpha).flatten(0, 1)  # (B·M,3,H,W)
-        painted = torch.cat([photo, painted])  # in one pass, which has fewer kernels
+        painted = torch.cat([photo, painted])  # in one pass: fewer kernels
         seen = []
         for level, both in enumerate(self.backbone(painted)):
             context, features = both[: len(photo)], both[len(photo) :]  # (B,F,h,w), (B·M,F,h,w)
@@ -185,10 +185,10 @@ class SceneTransformer(nn.Module):
     """Encoder: global self-attention over the scene. Decoder: candidates attend to their rivals at the same place, then
     to the whole scene.
 
-    The ablation finds no gain from the encoder (docs/experiments.md). It stays because the design asks for it.
+    The encoder gains nothing in the ablation (docs/experiments.md). It stays because the design asks for it.
     """
 
-    SCENE_GRID = 16  # the scene has at most 16×16 tokens, so that cost stays linear in pixels
+    SCENE_GRID = 16  # at most 16×16 tokens of the scene, so that cost is linear in pixels
 
     def __init__(self, width, heads, encoder_layers, decoder_layers):
         super().__init__()
@@ -204,7 +204,7 @@ class SceneTransformer(nn.Module):
         *_, channels, height, width = x16.shape
         places = height, width
         grid = coarse_grid(places, self.SCENE_GRID)
-        tokens = x16.float().permute(0, 3, 4, 1, 2).flatten(1, 2)  # (B,L,M,C); the sums of all layers outgrow fp16
+        tokens = x16.float().permute(0, 3, 4, 1, 2).flatten(1, 2)  # (B,L,M,C); sums over layers overflow fp16
         scene = self.pool_scene(tokens, present, places, grid)  # (B,S,C)
         position = position_encoding(grid, places, channels, scene.device)  # (S,C)
         for layer in self.encoder:
@@ -222,7 +222,7 @@ class SceneTransformer(nn.Module):
         fill, completions = tokens[:, :, 0], tokens[:, :, 1:]
         real = present[:, None, 1:, None]
         mean = completions.masked_fill(~real, 0).sum(2) / real.sum(2).clamp(min=1)
-        # an empty slot must not win the maximum, nor may −inf reach a scene without any completion
+        # an absent candidate must not win the maximum; without completions the maximum must not be −inf
         most = completions.masked_fill(~real, -1e4).amax(2).clamp(min=-1e2)
         scene = torch.cat([fill, mean, most], 2).transpose(1, 2).unflatten(2, places)  # (B,3C,h,w)
         rows, columns = (pooling_matrix(size, cells, scene) for size, cells in zip(places, grid))
@@ -231,7 +231,7 @@ class SceneTransformer(nn.Module):
 
 
 class UpsamplingDecoder(nn.Module):
-    """Back up to stride 2, with skip connections from the encoder."""
+    """Upsample to stride 2, with skip connections from the encoder."""
 
     def __init__(self, width):
         super().__init__()
@@ -260,12 +260,12 @@ class WeightHead(nn.Module):
     def forward(self, x2, prior_logits):
         """x2 (B,M,C,H/2,W/2), prior_logits (B,M,H/4,W/4) → logits (B,M,H,W)."""
         correction = self.correction(x2.flatten(0, 1)).float().unflatten(0, x2.shape[:2]).squeeze(2)  # (B,M,H/2,W/2)
-        # Logits are upsampled, not weights: alpha then cuts the objects' edges sharply at full resolution.
+        # Logits are upsampled, not weights: alpha then gives objects sharp edges at full resolution.
         return upsample(correction + upsample(prior_logits))
 
 
 def scene_input(candidates, photo, mask):
-    """What all candidates share, (B,8,H,W): filled photo, mask, mean completion, log of the number of completions here.
+    """Input shared by all candidates, (B,8,H,W): filled photo, mask, mean completion, log number of completions here.
     """
     rgb, alpha = candidates[:, 1:].split([3, 1], 2)
     cover = alpha.sum(1)  # (B,1,H,W)
@@ -276,9 +276,9 @@ def scene_input(candidates, photo, mask):
 # ----------------------------------------------------------------------------
 # Loss
 
-LEAST_MSE = 1e-5  # of colours in [0,1]: no region counts for more than 50 dB PSNR
-SIMILAR_COLOUR = 0.05  # mean absolute difference, in [0,1]: candidates within it are nearly equal targets
-EDGE = 0.05  # difference of neighbours in the original, in [0,1], at which switching costs 1/e
+LEAST_MSE = 1e-5  # of colours in [0,1]: limits the PSNR term to 50 dB
+SIMILAR_COLOUR = 0.05  # mean absolute difference in [0,1]; candidates within it are nearly equal targets
+EDGE = 0.05  # difference of neighbours in the original, in [0,1]; there the cost of switching falls to 1/e
 
 
 def fusion_loss(out: dict[str, Tensor], batch: dict[str, Tensor], perceptual: nn.Module | None, lpips_weight: float,
@@ -287,20 +287,20 @@ def fusion_loss(out: dict[str, Tensor], batch: dict[str, Tensor], perceptual: nn
     """L1 + lpips_weight · LPIPS + psnr_weight · PSNR term + oracle_weight · oracle term + coherence terms.
 
     Args:
-        out: what the network returned; batch: its inputs, and `original` (B,3,H,W).
-        perceptual: PerceptualLoss, or None to leave LPIPS out.
-        lpips_weight, psnr_weight, oracle_weight: factors of the terms; oracle_weight None leaves that term out.
-        coherence: factors of switching and of hedging, see `incoherence`; None leaves both out.
+        out: output of the network; batch: its inputs and `original` (B,3,H,W).
+        perceptual: PerceptualLoss; None: no LPIPS.
+        lpips_weight, psnr_weight, oracle_weight: factors of the terms; oracle_weight None: no oracle term.
+        coherence: factors of switching and of hedging, see `incoherence`; None: neither.
 
     Returns:
-        the scalar to minimise, the mean over scenes, and a dict of its terms per scene, (B,) each: "objective" is their
-        weighted sum, "loss" that of L1 and LPIPS, which training and validation have in common.
+        the scalar to minimise (mean over scenes) and a dict of terms per scene, (B,) each: "objective" is their
+        weighted sum, "loss" that of L1 and LPIPS only, for training and validation alike.
     """
     original, mask = batch["original"], batch["mask"]
     parts = {"l1": l1_loss(out["fused"], original, mask)}
     total = parts["l1"]
     if perceptual is not None:
-        # The original surrounds the hole, so that the fused pixels alone are judged.
+        # The original surrounds the hole, so that only fused pixels count.
         parts["lpips"] = perceptual(torch.where(mask > 0.5, out["fused"], original), original)
         total = total + lpips_weight * parts["lpips"]
     parts["loss"] = total
@@ -325,7 +325,7 @@ def l1_loss(fused, original, mask):
 def psnr_loss(fused, batch):
     """Minus the mean of the PSNR in the hole and in the overlap, in units of 100 dB, (B,).
 
-    Where one completion is exact a blend of several costs little L1 but much PSNR.
+    If one completion is exact, blending others into it costs little L1 but much PSNR.
     """
     squared = (fused - batch["original"]).square().sum(1, keepdim=True)  # (B,1,H,W)
     loss = 0
@@ -336,7 +336,7 @@ def psnr_loss(fused, batch):
 
 
 def oracle_loss(out, batch):
-    """Cross-entropy in the hole between the weights and the candidates nearest to the original's colour, (B,)."""
+    """Cross-entropy in the hole between weights and the candidates nearest to the original, (B,)."""
     original, mask = batch["original"], batch["mask"]
     colours = torch.cat([out["fill"][:, None], batch["completions"][:, :, :3]], 1)  # (B,M,3,H,W)
     alpha = batch["completions"][:, :, 3] * batch["valid"][:, :, None, None]
@@ -349,10 +349,10 @@ def oracle_loss(out, batch):
 
 
 def incoherence(out, batch):
-    """How much the weights switch and hedge where nothing in the pictures calls for it, per scene, (B,) each.
+    """Switching and hedging of the weights, per scene, (B,) each.
 
-    Switching: total variation of the weights between neighbours in the hole that the same candidates cover, where the
-    original has no edge. Hedging: 1 − Σ w², the chance that two draws by the weights differ (Gini 1912).
+    Switching: total variation of the weights between neighbours in the hole with the same candidates, where the
+    original has no edge. Hedging: 1 − Σ w², the probability that two draws from the weights differ (Gini 1912).
     """
     weights = torch.cat([out["residual"], out["weights"]], 1)  # (B,M,H,W)
     alpha = batch["completions"][:, :, 3] * batch["valid"][:, :, None, None]
@@ -375,15 +375,15 @@ def incoherence(out, batch):
 
 @dataclass
 class TrainConfig:
-    """Every option of the training script; flags, YAML keys and defaults all come from here."""
+    """All options of the training script, for flags, YAML keys and defaults."""
 
-    ALIASES = CONFIG_ALIASES  # without a type: no option
+    ALIASES = CONFIG_ALIASES  # a plain attribute, no option
 
     data_dir: str = option("", "data set made by prepare_dataset.py", "data")
     train_list: str | None = option(None, "training scenes, one id per line; None: DATA_DIR/train_list.txt", "data")
     val_list: str | None = option(None, "validation scenes; None: DATA_DIR/val_list.txt", "data")
     train_dir: str | None = option(None, "folder of training scenes: those of train_list, or all", "data")
-    val_dir: str | None = option(None, "folder of validation scenes, likewise", "data")
+    val_dir: str | None = option(None, "folder of validation scenes: those of val_list, or all", "data")
     img_size: int = option(256, "side of the square network input, px; cost grows with its area", "data", least=32)
     n_max_completions: int = option(5, "completions per scene; the network itself takes any number", "data", least=1)
     augment: bool = option(True, "mirror and recolour scenes, shuffle and drop completions", "data")
@@ -396,8 +396,8 @@ class TrainConfig:
     backgrounds: str | None = option(None, "folder of photos to put them on", "synthesis")
     coco: str | None = option(None, "COCO-style annotations beside their photos, as well or instead", "synthesis")
     scenes_per_epoch: int = option(4000, "scenes of an epoch", "synthesis", least=1)
-    repeat: int = option(1, "times that a composed scene is used, augmented from the second on, where making scenes is "
-                            "slower than training on them; wants 1, 2, 4, 8 or 16 workers", "synthesis", least=1)
+    repeat: int = option(1, "how often a composed scene is used, augmented from the second time on, if composing "
+                            "is slower than training; needs 1, 2, 4, 8 or 16 workers", "synthesis", least=1)
 
     layers: tuple | None = option(None, "folders of photos with completed layers: raw results, or data sets with "
                                   "originals. Each use of a photo cuts another hole into it", "synthesis",
@@ -406,67 +406,66 @@ class TrainConfig:
                                  "synthesis", least=0.01, most=1)
 
     width: int = option(128, "channels of the Transformer", "model", least=8, most=65536,
-                        aliases={"d_model": "equal numbers make a network of another size than elsewhere; how many "
-                                            "parameters it has is printed at the start"})
+                        aliases={"d_model": "the same number gives another network size than elsewhere; the "
+                                            "number of parameters is printed at the start"})
     encoder_layers: int = option(2, "self-attention layers over the scene", "model", least=0, most=200,
                                  aliases={"num_encoder_layers": ""})
-    decoder_layers: int = option(2, "layers in which completions compare themselves", "model", least=1, most=200,
+    decoder_layers: int = option(2, "layers that compare completions with each other", "model", least=1, most=200,
                                  aliases={"num_decoder_layers": ""})
     heads: int = option(4, "attention heads", "model", least=1, aliases={"nhead": ""})
 
     epochs: int = option(50, "passes over the training scenes", "optimisation", least=1, aliases={"num_epochs": ""})
-    max_steps: int | None = option(None, "stop early, on the schedule of the full run. A step in an option is as many "
-                                   "scenes as one took when the run was begun, whatever the batch is now",
+    max_steps: int | None = option(None, "stop early, with the schedule of the full run. On resume, a step in an "
+                                   "option still means the scenes of a step at the start of the run",
                                    "optimisation", least=1)
     batch_size: int = option(16, "scenes per process and forward pass; times processes times accumulate = effective",
                              "optimisation", least=1)
     accumulate: int = option(1, "forward passes per step: a larger batch in the same memory", "optimisation", least=1)
-    optimizer: str | None = option(None, "muon learns more per scene, in longer steps; None: muon, or adamw for an lr "
-                                   "that is usual there", "optimisation", tuple(USUAL_RATES))
+    optimizer: str | None = option(None, "muon learns more per scene, with slower steps; None: muon, or adamw for an "
+                                   "lr that is usual for it", "optimisation", tuple(USUAL_RATES))
     lr: float | None = option(None, f"peak learning rate; None: the usual one of the optimizer, {USUAL_RATES}",
                               "optimisation", least=0,
                               aliases={"learning_rate": "the peak, after a warm-up and before a cosine decay"})
     warmup_steps: int = option(200, "steps of linear warm-up; then a cosine to a hundredth", "optimisation", least=0)
     weight_decay: float = option(0.05, "weight decay, on matrices only", "optimisation", least=0)
     grad_clip: float = option(1.0, "largest gradient norm; 0: no limit", "optimisation", least=0)
-    ema_decay: float = option(0.998, "decay of the averaged weights, those exported", "optimisation", least=0, most=1)
+    ema_decay: float = option(0.998, "decay of the averaged (exported) weights", "optimisation", least=0, most=1)
     max_bad_steps: int = option(20, "bad gradients in a row after which the run stops", "optimisation", least=1)
 
     lpips_weight: float = option(0.5, "factor of LPIPS beside L1 in the hole; 0 turns it off", "loss", least=0)
-    lpips_net: str = option("alex", "backbone of LPIPS; vgg costs more than all the rest of a step", "loss",
+    lpips_net: str = option("alex", "backbone of LPIPS; vgg takes more time than the rest of a step", "loss",
                             ("alex", "vgg", "squeeze"))
-    lpips_weights: str | None = option(None, "torchvision checkpoint of it; None: cache, then download", "loss")
+    lpips_weights: str | None = option(None, "torchvision file of the backbone; None: cache, then download", "loss")
     psnr_weight: float = option(4.0, "factor of minus the PSNR in hole and overlap, per 100 dB", "loss", least=0)
-    oracle_weight: float = option(0.1, "factor of the pull towards each pixel's nearest candidate", "loss", least=0)
-    switching_weight: float = option(0.0, "factor of switching between completions where no edge calls for it", "loss",
+    oracle_weight: float = option(0.1, "factor of the pull to the candidate nearest to the original", "loss", least=0)
+    switching_weight: float = option(0.0, "factor of switching between completions away from edges", "loss",
                                      least=0)
     hedging_weight: float = option(0.0, "factor of weights that are neither 0 nor 1", "loss", least=0)
-    oracle_fade: float = option(0.5, "share of the run over which that pull fades to zero", "loss", least=0, most=1)
+    oracle_fade: float = option(0.5, "share of the run over which oracle_weight fades to zero", "loss", least=0, most=1)
 
-    gpus: int = option(1, "GPUs on this machine; above 1 starts as many processes, 0 is the CPU", "compute", least=0)
-    amp: str = option("bf16", "half precision; bf16 where CPU or GPU (from Ampere on) can, else fp32",
+    gpus: int = option(1, "GPUs on this machine, one process each; 0: the CPU", "compute", least=0)
+    amp: str = option("bf16", "half precision; bf16 only with support of CPU or GPU (from Ampere on), else fp32",
                       "compute", tuple(HALF_PRECISION))
-    cuda_graph: bool = option(False, "start the kernels of a step all at once; on one GPU, not with fp16, else of no "
-                                     "effect", "compute")
+    cuda_graph: bool = option(False, "start all kernels of a step at once: faster on one GPU; no effect with fp16 or "
+                                     "several GPUs", "compute")
     compile: bool = option(False, "torch.compile the network: minutes at the start, faster steps", "compute")
     seed: int = option(0, "of initial weights, order and augmentation", "compute", least=0)
 
     checkpoint_dir: str = option("checkpoints/transformer_run1", "folder of checkpoints, logs and figures", "output")
     init_share: float = option(0.0, "share of the weights of init_from in the exported ones; a mean of both often "
                                "generalizes better than either", "output", least=0, most=1)
-    init_from: str | None = option(None, "weights to start from, pretrained/… for one, to fine-tune them", "output")
-    resume: str | None = option(None, "'auto': from CHECKPOINT_DIR/last.pth if it is there; or a path", "output")
-    export: str | None = option(None, "file for the best averaged weights alone, when the run has ended", "output")
-    inference_size: int | None = option(None, "side at which inference shows scenes to this network, px; None: "
-                                              "img_size", "output", least=16)
+    init_from: str | None = option(None, "weights to fine-tune, such as those in pretrained/", "output")
+    resume: str | None = option(None, "'auto': from CHECKPOINT_DIR/last.pth if it exists; or a path", "output")
+    export: str | None = option(None, "file for the best averaged weights, written at the end of the run", "output")
+    inference_size: int | None = option(None, "side of the input at inference, px; None: img_size", "output", least=16)
     save_every: int = option(500, "steps between checkpoints within an epoch", "output", least=1,
-                             aliases={"save_interval": "in steps; there is one after each epoch besides"})
+                             aliases={"save_interval": "in steps; there is also one after each epoch"})
     log_every: int = option(20, "steps between lines of metrics.jsonl", "output", least=1, aliases={"log_interval": ""})
     log_dir: str | None = option(None, "folder of TensorBoard's event files; None: none", "output")
     figure_scenes: int = option(6, "validation scenes in a figure; 0 draws none", "output", least=0)
-    figure_every: int = option(1, "epochs between figures of validation scenes; the last epoch has one, too", "output",
-                               least=1, aliases={"vis_interval": "in epochs, after each of which comes a validation"})
-    figure_dir: str | None = option(None, "folder of those figures; None: CHECKPOINT_DIR", "output",
+    figure_every: int = option(1, "epochs between figures of validation scenes; also after the last epoch", "output",
+                               least=1, aliases={"vis_interval": "in epochs"})
+    figure_dir: str | None = option(None, "folder of these figures; None: CHECKPOINT_DIR", "output",
                                     aliases={"vis_dir": ""})
 
 
@@ -505,10 +504,10 @@ def load_model(path):
 
 
 def take_shape(config, checkpoint, process):
-    """Set the network's options in `config` to those of --init_from, or of the checkpoint to resume, which win.
+    """Set the network's options in `config` to those of `init_from`, or of the checkpoint to resume.
 
     Returns:
-        the network of --init_from; None when a checkpoint is resumed.
+        the network of `init_from`; None if a checkpoint is resumed.
     """
     weights, stored = load_model(config.init_from) if checkpoint is None else (None, load_checkpoint(checkpoint))
     stored = stored if checkpoint is None else stored.get("config", {})
@@ -550,7 +549,7 @@ def train(config, process, stop_signal, build=build_model):
     stop_signal.hold()
     while not run.finished:
         stopped = train_one_epoch(step, train_loader, sampler, stop_signal)
-        run.save("last.pth")  # before validation, which may take longer than a scheduler waits after SIGTERM
+        run.save("last.pth")  # before validation, which may take longer than schedulers wait after SIGTERM
         if stopped:
             raise Stopped
         metrics, drawn = evaluate(run.ema.module, fusion_loss, val_loader, perceptual, config, process, stop_signal)

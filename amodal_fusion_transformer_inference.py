@@ -5,18 +5,18 @@
         --checkpoint checkpoints/transformer_run1/best_model.pth --n_max_completions 5 --img_size 256
     torchrun --nproc_per_node 2 amodal_fusion_transformer_inference.py --data_dir TEST --output_dir OUT
 
-The first takes the weights that ship; the last shares the scenes among two processes, as --gpus 2 does. Read is a
-folder per scene: partial.png, mask.png (255 = hole), comp1.png …, and original.png where there is one. Written per
-scene, at its own size:
+The first uses the shipped weights. The last shares the scenes among two processes, as --gpus 2 does. Input: a folder
+per scene with partial.png, mask.png (255 = hole), comp1.png …, and optionally original.png. Output, at the size of the
+scene:
 
     OUT/<id>/fused.png            the completions, weighted and blended
-    OUT/<id>/residual_mask.png    255 where none of them has the largest weight
+    OUT/<id>/residual_mask.png    255 where no completion has the largest weight
     OUT/<id>/guide.png            each pixel of the hole from one completion, the rest filled: for an inpainter
     OUT/<id>/inpaint_mask.png     255 where that inpainter should draw
-    OUT/<id>/weight_1.png …       16 bit, 65535 = the pixel is this completion's alone
-    OUT/<id>/order.json           who is in front of whom
+    OUT/<id>/weight_1.png …       16 bit, 65535 = weight 1
+    OUT/<id>/order.json           which completion is in front
     OUT/<id>/figure.png           all of it in one picture
-    OUT/<id>/scene.json           what made it, and its metrics
+    OUT/<id>/scene.json           weights and options that made it, and its metrics
     OUT/metrics.csv, summary.*    with originals: per scene, and means beside every simple rule and the oracle
 
 The same command resumes an interrupted run. Exit status: 0 all is well, 1 some scenes could not be fused (they are
@@ -55,7 +55,7 @@ SHIPPED = PRETRAINED / "amodal_fusion_transformer.pth"
 
 
 def checkpoint_decides(name):
-    """An option of the training script that has no say here: its type, and what to tell who gives it."""
+    """An option of the training script that has no effect here: its type, and a note."""
     return str, lambda value, _: f"{name} {value} is not used: the checkpoint decides"
 
 
@@ -66,20 +66,20 @@ CHECKPOINT_DECIDES = {name: checkpoint_decides(name) for name in (
 
 @dataclass
 class InferenceConfig:
-    """Every option of the inference script. The network's own come from the checkpoint."""
+    """All options of the inference script. Those of the network come from the checkpoint."""
 
-    ALIASES = CHECKPOINT_DECIDES  # without a type: no option
+    ALIASES = CHECKPOINT_DECIDES  # a plain attribute, no option
 
     data_dir: str = option("", "folder of scenes", "data", aliases={"input_dir": ""})
     scene_list: str | None = option(None, "fuse only the scenes of this list, one id per line", "data",
                                     aliases={"list": "", "image_list": "one scene id per line"})
-    n_max_completions: int | None = option(None, "use this number of completions of a scene, the first ones; None: all",
+    n_max_completions: int | None = option(None, "use only the first completions of a scene, this many; None: all",
                                            "data", least=1)
     img_size: int | None = option(None, "the network sees each scene at the area of img_size², px; outputs keep "
                                         "their size; None: what the checkpoint recommends", "data", least=16)
-    checkpoint: str = option(str(SHIPPED), "checkpoint of the training script, or the weights that ship", "network")
+    checkpoint: str = option(str(SHIPPED), "checkpoint of the training script; default: the shipped weights", "network")
     device: str = option("auto", "auto takes a GPU if there is one", "network", ("auto", "cuda", "cpu"))
-    gpus: int | None = option(None, "processes that share the scenes, one per GPU; 0: the CPU; None: one, by --device",
+    gpus: int | None = option(None, "processes that share the scenes, one per GPU; 0: the CPU; None: one process",
                               "network", least=0)
     amp: str = option("off", "half precision", "network", tuple(HALF_PRECISION))
     sharpness: float = option(1.0, "factor of the network's logits: above 1 the picture is more decided, less of a "
@@ -88,18 +88,18 @@ class InferenceConfig:
                              "network", least=1)
     export_onnx: str | None = option(None, "write the network to this ONNX file, and stop", "network")
     output_dir: str = option("", "folder to write", "output")
-    overwrite: bool = option(False, "fuse scenes again whose outputs are there", "output")
+    overwrite: bool = option(False, "fuse all scenes again", "output")
     figures: bool = option(True, "draw figure.png per scene", "output")
     metrics: bool = option(True, "with originals: metrics.csv, summary.md and summary.png", "output")
-    group_by: str | None = option(None, "regular expression; scenes whose ids share what it matches at their start "
-                                        "(its first group, if it has one) are of one photo, for the intervals; None: "
-                                        "those with the same original", "output")
-    evaluate: bool = option(False, "in the metrics, also what two inpainters make of the fused images", "output")
-    inpaint_command: str | None = option(None, "with --evaluate, also what this program makes of them: "
+    group_by: str | None = option(None, "regular expression for the start of ids; for the intervals, scenes with the "
+                                        "same match (or first group) are one photo; None: those with one original",
+                                  "output")
+    evaluate: bool = option(False, "also measure the results of two inpainters", "output")
+    inpaint_command: str | None = option(None, "with --evaluate, also those of this program: "
                                                "'CMD {image} {mask} {output}'", "output")
     handover: tuple | None = option(None, "also write the fused images for an inpainter: lama, iopaint, mat or "
                                           "diffusers, and a folder", "output", choices=("CONSUMER", "DIR"))
-    seam: int = option(3, "the inpainting mask is grown by this many pixels, inside the hole", "output", least=0)
+    seam: int = option(3, "pixels by which the inpainting mask grows inside the hole", "output", least=0)
     guide_confidence: float | None = option(None, "the guide takes a completion where its weight is at least this; "
                                                   "None: what the checkpoint recommends", "output", least=0, most=1)
     min_region: int = option(MIN_REGION, "smallest region of the guide and of the inpainting mask, px", "output",
@@ -107,11 +107,11 @@ class InferenceConfig:
     locks: str | None = option(None, "YAML file of lines like  scene_7: [1>3, 2>4]  for completion 1 in front of 3 and "
                                      "2 of 4, whatever the network says; 0 is none of them", "output")
     lock: str | None = option(None, "the same for a single scene, as in --lock '1>3, 2>4'", "output")
-    report: bool = option(False, "write report.html, a page to look through all scenes", "output")
+    report: bool = option(False, "write report.html, a page with all scenes", "output")
     lpips_net: str = option("alex", "backbone of LPIPS in the metrics", "output", ("alex", "vgg", "squeeze"))
     lpips_weights: str | None = option(None, "torchvision checkpoint of that backbone; None: cache, then download",
                                        "output")
-    workers: int = option(min(4, os.cpu_count() or 1), "processes that read, and as many that write; 0: none but this",
+    workers: int = option(min(4, os.cpu_count() or 1), "processes that read, and as many that write; 0: only this one",
                           "output", least=0, aliases={"num_workers": ""})
 
 
@@ -123,14 +123,14 @@ class FusionPredictor:
     """A trained network, for scenes of any size with any number of completions.
 
     Args:
-        checkpoint: path of a checkpoint; None takes the weights that ship.
+        checkpoint: path of a checkpoint; None: the shipped weights.
         device: "auto" (a GPU if there is one), "cuda", "cuda:1" or "cpu".
-        img_size: the network sees a scene at the area of img_size², px; None takes what the checkpoint recommends.
+        img_size: the network sees a scene at the area of img_size², px; None: as the checkpoint recommends.
         amp: "off", "bf16" or "fp16".
-        sharpness: factor of the logits; 0 weighs alike all that covers a pixel, a large one picks a single candidate.
+        sharpness: factor of the logits; 0 gives all candidates at a pixel equal weight, a large one picks one.
 
     Raises:
-        UserError: the checkpoint cannot be used, there is no such device, or a value is out of its range.
+        UserError: the checkpoint cannot be used, the device does not exist, or a value is out of range.
     """
 
     def __init__(self, checkpoint: str | Path | None = None, device: str | torch.device = "auto",
@@ -143,13 +143,13 @@ class FusionPredictor:
         found = torch.cuda.is_available()
         if str(device).startswith("cuda") and not found:
             raise ConfigError(f"device {device}: there is no GPU; use the device cpu", "device")
-        with torch.random.fork_rng(devices=[]):  # the random start of the weights is the caller's business no more
+        with torch.random.fork_rng(devices=[]):  # building the network must not change the caller's random state
             self.model, config = load_model(checkpoint or SHIPPED)
         self.digest = weights_digest(self.model)
         try:
             self.device = torch.device(("cuda" if found else "cpu") if device == "auto" else device)
             self.model.to(self.device)
-        except RuntimeError as error:  # no such GPU, or another program has filled it
+        except RuntimeError as error:  # the GPU does not exist, or its memory is full
             raise ConfigError(f"device {device}: {str(error).splitlines()[0]}", "device") from None
         self.guide_confidence: float = config.get("guide_confidence") or CONFIDENCE
         self.img_size: int = options.get("img_size") or config.get("inference_size") or config["img_size"]
@@ -166,13 +166,13 @@ class FusionPredictor:
 
         Returns:
             dict of weights, residual and fused. As numpy: (N,H,W) and (H,W) float32, together 1 in the hole and 0
-            elsewhere, and (H,W,3) uint8. When `partial` is a tensor: (N,H,W), (1,H,W) and (3,H,W), float32 in [0,1].
+            elsewhere, and (H,W,3) uint8. If `partial` is a tensor: (N,H,W), (1,H,W) and (3,H,W), float32 in [0,1].
 
         Raises:
             SceneError: the pictures do not fit together. ConfigError: no such background.
         """
         if background not in (None, "auto", "white", "black", "opaque"):
-            raise ConfigError(f"background {background!r} is none of auto, white, black, opaque", "background")
+            raise ConfigError(f"background {background!r} is not one of auto, white, black, opaque", "background")
         key = None if background is None else lambda rgb: key_background(rgb, background)[0]
         scene = as_scene(partial, mask, completions, key)
         size = network_size(scene.mask.shape, self.img_size, len(scene.completions))
@@ -184,30 +184,30 @@ class FusionPredictor:
                 "residual": blend.on_picture(blend.residual), "fused": blend.fused(scene.partial)}
 
     def fuse_scenes(self, scenes: list[Scene]) -> list[dict[str, torch.Tensor]]:
-        """Fuse Scenes of one size, or of one aspect; list of dicts as of `as_result`.
+        """Fuse Scenes of one size or one aspect; list of dicts as from `as_result`.
 
         Raises:
-            SceneError: they are of several aspects, so that the network would see some of them distorted.
+            SceneError: they have several aspects, and the network would see some of them distorted.
         """
         if not scenes:
             return []
         most = max(len(scene.completions) for scene in scenes)
         size, *others = {network_size(scene.mask.shape, self.img_size, most) for scene in scenes}
         if others:
-            raise SceneError("scenes of several aspects; fuse those of each aspect in a call of their own")
+            raise SceneError("scenes of several aspects; fuse each aspect in a separate call")
         all_logits = self.predict_logits([scene.resized(size) for scene in scenes])
         return [as_result(scene, blend_hole(scene, logits)) for scene, logits in zip(scenes, all_logits)]
 
     @torch.no_grad()
     def predict_logits(self, scenes: list[Scene]) -> list[torch.Tensor]:
-        """The network's logits for scenes that are already at its size.
+        """The network's logits for scenes that already have its input size.
 
         Args:
             scenes: list of Scene, all of one size (h,w).
 
         Returns:
             per scene its logits times sharpness, (M,h,w) float32 on the CPU, M = N + 1, the fill first. Of exact
-            copies the first has the logits; the others, like transparent completions, have ABSENT and no weight.
+            copies the first has logits; the others, and transparent completions, have ABSENT and no weight.
 
         Raises:
             SceneError: there is not enough memory.
@@ -250,14 +250,14 @@ def run(config: InferenceConfig) -> int:
 def export(config: InferenceConfig) -> str:
     """Write the network as ONNX; returns a line about it."""
     if config.sharpness != 1:
-        raise ConfigError(f"a sharpness of {config.sharpness:g} is not part of an ONNX file; leave it out", "sharpness")
+        raise ConfigError(f"a sharpness of {config.sharpness:g} is no part of an ONNX file; leave it out", "sharpness")
     check_writable(config.export_onnx)
     return export_onnx(FusionPredictor(config.checkpoint, "cpu").model, config.export_onnx)
 
 
 def main() -> None:
     config = parse(InferenceConfig, __doc__)
-    quiet = os.environ.get("RANK", "0") != "0"  # one process of a launcher reports
+    quiet = os.environ.get("RANK", "0") != "0"  # only one process of a launcher reports
     try:
         if config.export_onnx:
             print(export(config))

@@ -1,4 +1,4 @@
-"""Turn amodal completion results into a clean data set, split it, check it, or compose one out of cut-outs.
+"""Turn amodal completion results into a data set, split it, check it, or compose one from cut-outs.
 
     python prepare_dataset.py create --input_dir AMODAL_RESULTS --output_dir DATA --n_max_completions 5 \\
         --img_size 256 --resize --split
@@ -6,7 +6,7 @@
     python prepare_dataset.py check --data_dir DATA
     python prepare_dataset.py synthesize --objects CUTOUTS --backgrounds PHOTOS --output_dir DATA --n_scenes 1000
 
-Exit status: 0 all is well, 1 too many scenes were bad (create) or there are faults (check), 2 wrong usage.
+Exit status: 0 success, 1 too many bad scenes (create) or faults (check), 2 wrong usage.
 """
 
 from amodal_fusion.prepare import main

@@ -1,6 +1,6 @@
-"""Turn amodal completion results into a clean data set, split it, check it, or compose one out of cut-outs.
+"""Turn amodal completion results into a data set, split it, check it, or compose one from cut-outs.
 
-Exit status: 0 all is well, 1 too many scenes were bad (create) or there are faults (check), 2 wrong usage.
+Exit status: 0 success, 1 too many bad scenes (create) or faults (check), 2 wrong usage.
 """
 
 import os
@@ -37,32 +37,32 @@ class CreateConfig(SplitOptions):
 
     input_dir: str = option("", "folder of amodal results, searched at every depth", "data")
     output_dir: str = option("", "data set to write; running again continues", "data")
-    photos: str | None = option(None, "folder of the photos, named as the scenes or their folders, for results that "
-                                      "lie without them", "data")
-    cut_hole: str | None = option(None, "cut a hole by this policy where completions meet, in scenes that bring none; "
+    photos: str | None = option(None, "folder of the photos, with the names of scenes or their folders, for results "
+                                      "without photos", "data")
+    cut_hole: str | None = option(None, "cut a hole by this policy where completions overlap, in scenes without one; "
                                         "the photo is the target", "data", HOLES)
-    remove_object: str | None = option(None, "number or name of an object: where the photo shows it becomes the hole, "
-                                             "in scenes that bring none; they have no target", "data")
+    remove_object: str | None = option(None, "number or name of an object; its visible region becomes the hole, in "
+                                             "scenes without one; these have no target", "data")
     n_max_completions: int = option(5, "completions to keep per scene, the most useful first", "data", least=1)
     keep_numbers: bool = option(False, "comp4.png stays comp4.png; otherwise the most useful completion is comp1.png",
                                 "data")
     resize: bool = option(False, "make every scene img_size × img_size; otherwise sizes stay", "data")
     img_size: int = option(256, "side in pixels, with --resize", "data", least=16)
-    mask_hole: str = option("auto", "the mask's value in the hole; auto finds it from the pixels, scene by scene",
+    mask_hole: str = option("auto", "the mask's value in the hole; auto: found from the pixels of each scene",
                             "data", ("auto", "black", "white"))
-    background: str = option("auto", "what stands behind completions without alpha; auto keys out a border that "
-                                     "is flat, of whatever colour", "data", BACKGROUNDS)
-    max_bad: float = option(0.1, "exit with status 1 when a larger share of the scenes is bad", "data", least=0, most=1)
-    overwrite: bool = option(False, "make all scenes again, and remove those that are not among the results", "data")
+    background: str = option("auto", "background of completions without alpha; auto keys out a flat border of "
+                                     "any colour", "data", BACKGROUNDS)
+    max_bad: float = option(0.1, "exit with status 1 if a larger share of scenes is bad", "data", least=0, most=1)
+    overwrite: bool = option(False, "make all scenes again, and remove scenes that are not in the results", "data")
     workers: int = option(os.cpu_count() or 1, "processes", "data", least=1)
     split: bool = option(False, "write the lists as well", "split")
-    seed: int = option(0, "decides where --cut_hole cuts and, with --split, which scenes are in which list", "split",
+    seed: int = option(0, "decides where --cut_hole cuts and, with --split, the lists", "split",
                        least=0)
 
 
 @dataclass
 class CheckConfig:
-    """Read every file of a data set as training would, and name every fault with its file."""
+    """Read every file of a data set as training does, and print every fault with its file."""
 
     data_dir: str = option("", "data set to read", "data")
     workers: int = option(os.cpu_count() or 1, "processes", "data", least=1)
@@ -70,16 +70,16 @@ class CheckConfig:
 
 @dataclass
 class SynthesizeConfig(SplitOptions):
-    """Compose scenes with known truth out of cut-outs on backgrounds, or of annotated photos."""
+    """Compose scenes with known truth from cut-outs on backgrounds, or from annotated photos."""
 
     objects: str | None = option(None, "folder of RGBA cut-outs", "data")
-    backgrounds: str | None = option(None, "folder of photos to put them on, or, without --objects, to take regions "
-                                           "of as objects", "data")
-    coco: str | None = option(None, "COCO or COCOA annotations beside their photos, as well or instead", "data")
+    backgrounds: str | None = option(None, "folder of photos as backgrounds; without --objects their regions are the "
+                                           "objects", "data")
+    coco: str | None = option(None, "COCO or COCOA annotations beside their photos, in addition or instead", "data")
     output_dir: str = option("", "data set to write; running again continues", "data")
     n_scenes: int = option(1000, "scenes to compose", "data", least=1)
     img_size: int = option(256, "side of the scenes in pixels", "data", least=16)
-    n_max_completions: int = option(5, "most completions of a scene", "data", least=1)
+    n_max_completions: int = option(5, "largest number of completions per scene", "data", least=1)
     hole: str = option("mixed", "how holes are cut", "data", HOLES)
     style: str = option("mixed", "how completions are drawn: visible pixels copied, all redrawn, or redrawn on white "
                                  "with many near-duplicates", "data", STYLES)
@@ -87,7 +87,7 @@ class SynthesizeConfig(SplitOptions):
     preview: bool = option(True, "write preview.png, a sheet of the first scenes", "data")
     workers: int = option(os.cpu_count() or 1, "processes", "data", least=1)
     split: bool = option(True, "write the lists as well", "split")
-    seed: int = option(0, "decides every scene, and which scenes are in which list", "split", least=0)
+    seed: int = option(0, "decides every scene and the lists", "split", least=0)
 
 
 def create(config):
@@ -134,12 +134,12 @@ def scene_panels(scene):
 
 
 def draw(path, scenes):
-    """Draw a sheet of scenes, an iterable of lists of panels; returns whether that worked. A run does without."""
+    """Draw scenes, an iterable of lists of panels, on a sheet. Returns False, with a warning, if that fails."""
     try:
         draw_selection(path, scenes)
     except (UserError, OSError, MemoryError) as error:
         print(f"warning: no {path}: {message_of(error) or 'memory ran out'}", file=sys.stderr)
-        path.unlink(missing_ok=True)  # one of an earlier run would show other scenes
+        path.unlink(missing_ok=True)  # the sheet of an earlier run shows other scenes
         return False
     return True
 

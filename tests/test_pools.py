@@ -17,7 +17,7 @@ import pytest
 import amodal_fusion.ingest.create
 import amodal_fusion.prepare
 from amodal_fusion import pools
-from amodal_fusion.data.dataset_folder import RECORD_COLUMNS, RECORDS, append_rows, put_scene, read_records
+from amodal_fusion.data.dataset_folder import RECORD_COLUMNS, RECORDS, append_rows, read_records, write_scene_folder
 from amodal_fusion.data.images import read_image, write_image
 from amodal_fusion.data.scenes import read_scene
 from amodal_fusion.data.toy import draw_scene
@@ -212,7 +212,7 @@ def test_scene_cut_off_by_dying_process_is_rewritten(tmp_path):
     leftover = temporary_path(tmp_path / "scene")
     leftover.mkdir()
     (leftover / "comp9.png").write_bytes(b"half")
-    put_scene(tmp_path, scene)
+    write_scene_folder(tmp_path, scene)
     assert lock_run_dir(tmp_path) is not None and not leftover.exists()
     assert len(read_scene(tmp_path / scene.id).completions) == 3 and scenes(tmp_path) == [scene.id]
 
