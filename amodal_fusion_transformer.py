@@ -379,7 +379,7 @@ class TrainConfig:
 
     ALIASES = CONFIG_ALIASES  # a plain attribute, no option
 
-    data_dir: str = option("", "data set made by prepare_dataset.py", "data")
+    data_dir: str = option("", "data set made by prepare_dataset.py, packed or not", "data")
     train_list: str | None = option(None, "training scenes, one id per line; None: DATA_DIR/train_list.txt", "data")
     val_list: str | None = option(None, "validation scenes; None: DATA_DIR/val_list.txt", "data")
     train_dir: str | None = option(None, "folder of training scenes: those of train_list, or all", "data")
@@ -390,6 +390,8 @@ class TrainConfig:
     workers: int = option(4, "data loading processes per GPU; 0 loads in the training process", "data", least=0,
                          aliases={"num_workers": ""})
     check: bool = option(True, "read every scene before the first step, except those that were read before", "data")
+    cache: str | None = option(None, "folder for packed copies of the data sets, which are read many times faster",
+                               "data")
 
     synthesize: bool = option(False, "compose training scenes on the fly instead of reading train_list", "synthesis")
     objects: str | None = option(None, "folder of RGBA cut-outs, with --synthesize", "synthesis")

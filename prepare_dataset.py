@@ -4,6 +4,7 @@
         --img_size 256 --resize --split
     python prepare_dataset.py split --data_dir DATA --val_fraction 0.1 --test_fraction 0.1
     python prepare_dataset.py check --data_dir DATA
+    python prepare_dataset.py pack --data_dir DATA --output_dir PACK --img_size 256
     python prepare_dataset.py synthesize --objects CUTOUTS --backgrounds PHOTOS --output_dir DATA --n_scenes 1000
 
 Exit status: 0 success, 1 too many bad scenes (create) or faults (check), 2 wrong usage.

@@ -11,7 +11,8 @@ from pathlib import Path
 from amodal_fusion.config import option, parse_command
 from amodal_fusion.data.checks import check_dataset
 from amodal_fusion.data.masks import HOLES
-from amodal_fusion.data.scenes import read_scene
+from amodal_fusion.data.packed import ShardWriter, check_packed, is_packed, pack_scenes
+from amodal_fusion.data.scenes import find_scenes, read_scene
 from amodal_fusion.data.splits import SplitOptions, write_lists
 from amodal_fusion.errors import ConfigError, UserError, message_of
 from amodal_fusion.evaluation.figures import draw_selection
@@ -69,6 +70,17 @@ class CheckConfig:
 
 
 @dataclass
+class PackConfig:
+    """Pack a data set into a few large files, which training reads many times faster. Running again updates them."""
+
+    data_dir: str = option("", "data set to pack; scenes without an original are left out", "data")
+    output_dir: str = option("", "folder of the packed set, to be given to training as --data_dir", "data")
+    img_size: int = option(256, "side of the packed scenes in pixels, the img_size of training", "data", least=16)
+    n_max_completions: int = option(5, "completions to pack per scene, the first ones", "data", least=1)
+    workers: int = option(os.cpu_count() or 1, "processes", "data", least=1)
+
+
+@dataclass
 class SynthesizeConfig(SplitOptions):
     """Compose scenes with known truth from cut-outs on backgrounds, or from annotated photos."""
 
@@ -111,11 +123,26 @@ def split(config):
 
 def check(config):
     """Run `check`; returns the exit status."""
-    scenes, faults = check_dataset(Path(config.data_dir), config.workers)
+    folder = Path(config.data_dir)
+    scenes, faults = check_packed(folder) if is_packed(folder) else check_dataset(folder, config.workers)
     for fault in faults:
         print(fault)
     print(f"{scenes} scenes read, {len(faults)} faults")
     return 1 if faults else 0
+
+
+def pack(config):
+    """Run `pack`; returns the exit status."""
+    folder, output = Path(config.data_dir), Path(config.output_dir)
+    found = find_scenes(folder)
+    scene_ids = [scene_id for scene_id in found if (folder / scene_id / "original.png").exists()]
+    if not scene_ids:
+        raise UserError(f"{folder}: no scene has an original.png, so none can be trained on")
+    pack_scenes(ShardWriter(folder, output, config.img_size, config.n_max_completions), scene_ids, config.workers)
+    size = sum(path.stat().st_size for path in output.glob("*.npy"))
+    print(f"{len(scene_ids)} scenes packed, {size / 1e6:.1f} MB, {size / 1e3 / len(scene_ids):.0f} kB a scene"
+          + (f"; {len(found) - len(scene_ids)} without an original were left out" * (len(found) > len(scene_ids))))
+    return 0
 
 
 def synthesize(config):
@@ -148,6 +175,7 @@ COMMANDS = {  # name → options, function, options that must be given
     "create": (CreateConfig, create, ("input_dir", "output_dir")),
     "split": (SplitConfig, split, ("data_dir",)),
     "check": (CheckConfig, check, ("data_dir",)),
+    "pack": (PackConfig, pack, ("data_dir", "output_dir")),
     "synthesize": (SynthesizeConfig, synthesize, ("output_dir",)),
 }
 
@@ -166,6 +194,7 @@ def main(description=__doc__):
     except (UserError, OSError) as error:
         sys.exit(f"error: {message_of(error)}")
     except KeyboardInterrupt:
-        resume = "; finished scenes stay, the same command continues" if command in ("create", "synthesize") else ""
+        continues = command in ("create", "pack", "synthesize")
+        resume = "; what is finished stays, the same command continues" if continues else ""
         print(f"\ninterrupted{resume}", file=sys.stderr)
         sys.exit(130)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from amodal_fusion.data.packed import PackedScenes, is_packed
 from amodal_fusion.data.scenes import read_scene
 from amodal_fusion.data.tensors import to_tensors
 
@@ -34,7 +35,8 @@ class AmodalFusionDataset(SceneDataset):
     """Scenes of a prepared data set, at one square size, completions padded to a fixed number of slots.
 
     Args:
-        data_dir: folder of scene folders (see amodal_fusion/data/scenes.py).
+        data_dir: folder of scene folders (see amodal_fusion/data/scenes.py), or a packed set of this img_size
+            (amodal_fusion/data/packed.py), which gives the same tensors.
         scene_ids: which of them.
         img_size: side of the square that the network sees, in pixels; scenes of other sizes are scaled.
         n_max_completions: slots N; of scenes with more completions, the first N are used.
@@ -45,6 +47,7 @@ class AmodalFusionDataset(SceneDataset):
     mask (1,H,W), completions (N,4,H,W), original (3,H,W) in [0,1], valid (N,) bool, and the scene's `index`.
 
     Raises:
+        UserError: the packed set has another size, or fewer completions.
         SceneError: from an item, when a file of the scene is missing or damaged.
     """
 
@@ -55,10 +58,17 @@ class AmodalFusionDataset(SceneDataset):
         self.n_max_completions = n_max_completions
         self.augment = augment
         self.seed = seed
+        self.packed = PackedScenes(data_dir) if is_packed(data_dir) else None
+        if self.packed:
+            self.packed.check_fits(img_size, n_max_completions)
 
     def read(self, epoch, index):
-        scene = read_scene(self.data_dir / self.scene_ids[index], self.n_max_completions, need_original=True)
-        scene = scene.resized((self.img_size, self.img_size))
+        scene_id = self.scene_ids[index]
+        if self.packed:
+            scene = self.packed.read(scene_id, self.n_max_completions)
+        else:
+            scene = read_scene(self.data_dir / scene_id, self.n_max_completions, need_original=True)
+            scene = scene.resized((self.img_size, self.img_size))
         if self.augment:
             return augmented(scene, self.n_max_completions, np.random.default_rng((self.seed, epoch, index)))
         return to_tensors(scene, self.n_max_completions)

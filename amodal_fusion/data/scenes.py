@@ -141,8 +141,11 @@ def _may_hold(folder, name):
         return True
 
 
-def read_list(path, data_dir):
+def read_list(path, data_dir, packed=None):
     """Scene ids of a list file: one per line, UTF-8 (with or without BOM), blank lines and CRLF allowed.
+
+    Args:
+        packed: the scene ids of `data_dir` when it is a packed set; None: it has a folder for each.
 
     Raises:
         SceneError: the list is missing or empty, names a scene twice, a path outside `data_dir`, or a scene that
@@ -166,9 +169,10 @@ def read_list(path, data_dir):
         elif "/" in scene_id or "\\" in scene_id or scene_id in (".", ".."):
             faults.append(f"line {number}: {scene_id!r} is a path; a scene id is the name of a folder in {data_dir}")
         else:
-            found = _existing_name(Path(data_dir), scene_id)
+            found = _existing_name(Path(data_dir), scene_id, packed)
             if found is None:
-                faults.append(f"line {number}: there is no folder {Path(data_dir) / scene_id}")
+                faults.append(f"line {number}: there is no folder {Path(data_dir) / scene_id}" if packed is None else
+                              f"line {number}: no scene {scene_id!r} in the packed set {data_dir}")
             else:
                 scene_ids.append(found)
         seen.add(scene_id)
@@ -181,10 +185,10 @@ def read_list(path, data_dir):
     return scene_ids
 
 
-def _existing_name(data_dir, scene_id):
+def _existing_name(data_dir, scene_id, packed):
     # A Hangul or accented name typed on one system and stored by another differs in its Unicode normal form.
     for name in (scene_id, *(unicodedata.normalize(form, scene_id) for form in ("NFC", "NFD"))):
-        if (data_dir / name).is_dir():
+        if (data_dir / name).is_dir() if packed is None else name in packed:
             return name
     return None
 

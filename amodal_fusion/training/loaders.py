@@ -10,9 +10,11 @@ from torch.utils.data import DataLoader
 
 from amodal_fusion.data.checks import MEMORY, check_scenes, read_checked, write_checked
 from amodal_fusion.data.datasets import AmodalFusionDataset, SceneDataset, SynthesizedDataset, WithLayers
+from amodal_fusion.data.packed import PackedScenes, ShardWriter, is_packed, pack_scenes
 from amodal_fusion.data.scenes import find_scenes, read_list
 from amodal_fusion.distributed import EpochSampler
 from amodal_fusion.errors import SceneError, UserError
+from amodal_fusion.files import fingerprint
 from amodal_fusion.pools import end_with_parent
 from amodal_fusion.synthesis.assets import Material
 from amodal_fusion.synthesis.layers import LayeredScenes
@@ -38,6 +40,12 @@ def load_data(config, process):
         remedy = "run prepare_dataset.py split" if config.data_dir else "name two different folders"
         raise UserError(f"{len(both)} scenes are in the training and in the validation set, such as {both[0]}; "
                         f"{remedy}", *(() if config.data_dir else ("train_dir", "val_dir")))
+    if config.cache:
+        if train_dir == val_dir:
+            train_dir = val_dir = cache_folder(config, process, val_dir, train_ids + val_ids)
+        else:
+            train_dir = cache_folder(config, process, train_dir, train_ids)
+            val_dir = cache_folder(config, process, val_dir, val_ids)
     if config.check:
         check_data(config, process, ((train_dir, train_ids), (val_dir, val_ids)))
     size = {"img_size": config.img_size, "n_max_completions": config.n_max_completions, "seed": config.seed}
@@ -87,9 +95,21 @@ def list_scenes(config, which):
     """(folder, scene ids) for training, `which` = "train", or validation, "val"."""
     own_dir, own_list = getattr(config, f"{which}_dir"), getattr(config, f"{which}_list")
     folder = Path(own_dir or config.data_dir)
+    packed = PackedScenes(folder).places if is_packed(folder) else None
     if own_dir and not own_list:
-        return folder, find_scenes(folder)
-    return folder, read_list(own_list or folder / f"{which}_list.txt", folder)
+        return folder, sorted(packed or find_scenes(folder))
+    return folder, read_list(own_list or folder / f"{which}_list.txt", folder, packed)
+
+
+def cache_folder(config, process, folder, scene_ids):
+    """The packed copy of scenes of a folder within `config.cache`, made or brought up to date by all processes."""
+    if folder is None or is_packed(folder):
+        return folder
+    of = fingerprint([str(folder.resolve()), config.img_size, config.n_max_completions])
+    pack = Path(config.cache) / f"{folder.resolve().name}_{of}"
+    pack_scenes(ShardWriter(folder, pack, config.img_size, config.n_max_completions), sorted(scene_ids),
+                config.workers, process)
+    return pack
 
 
 def check_data(config, process, lists):
@@ -105,8 +125,15 @@ def check_data(config, process, lists):
     for folder, scene_ids in lists:
         if not scene_ids:
             continue
-        known = read_checked(folder)
         share = scene_ids[process.rank :: process.world_size]
+        if is_packed(folder):  # checked when it was packed; does it still fit its folder?
+            changes = sorted({change for found in process.gather(PackedScenes(folder).changes(share))
+                              for change in found})
+            if changes:
+                more = f" (and {len(changes) - 1} more)" if len(changes) > 1 else ""
+                raise UserError(f"{changes[0]}{more}; pack it again: python prepare_dataset.py pack")
+            continue
+        known = read_checked(folder)
         checked = process.gather(check_scenes(folder, share, config.n_max_completions, known,
                                               quiet=None if process.is_main else True))
         faults += [fault for found, _ in checked for fault in found]
