@@ -13,7 +13,7 @@ from amodal_fusion.model.backbone import ImageNetFeatures
 TORCHVISIONS = "9a3cd24c3da63ec76ec50dabac44e862029b5c84992e5ddd582be22d0f9ef388"
 
 
-def test_nothing_of_it_is_trained_or_saved():
+def test_backbone_is_neither_trained_nor_saved():
     features = ImageNetFeatures()
     assert list(features.parameters()) == [] and features.state_dict() == {}
     assert not any(f.requires_grad for f in features(torch.rand(1, 3, 32, 32, requires_grad=True)))
@@ -38,7 +38,7 @@ def test_weights_are_those_of_torchvision():
 
 
 @pytest.mark.parametrize("content", [None, b"half a file"])
-def test_without_its_file_the_message_names_it(tmp_path, monkeypatch, content):
+def test_missing_backbone_file_is_named(tmp_path, monkeypatch, content):
     path = tmp_path / "features.pth"
     if content:
         path.write_bytes(content)

@@ -405,7 +405,7 @@ def test_unreadable_folder_is_named_and_the_rest_done(tmp_path):
     assert "2 scenes read, 1 faults" in process.stdout
 
 
-def test_create_writes_over_nothing_but_what_it_made(tmp_path):
+def test_create_overwrites_only_its_own_files(tmp_path):
     for seed, name in enumerate(("car", "cat")):
         raw_scene(tmp_path / "results" / name, seed)
     data = tmp_path / "work"
@@ -441,7 +441,7 @@ def test_scene_with_newly_bad_names_leaves_data_set(tmp_path):
     assert not (data / "x").exists() and (data / "train_list.txt").read_text() == "y\n"
 
 
-def test_a_strip_among_completions_costs_one_scene(tmp_path):
+def test_strip_as_completion_fails_one_scene(tmp_path):
     for seed, name in enumerate(("good", "strip")):
         raw_scene(tmp_path / "results" / name, seed)
     strip = tmp_path / "results" / "strip"

@@ -56,7 +56,7 @@ vis_interval: 1
 """
 
 
-def test_a_config_from_elsewhere_runs_as_it_stands(dataset, tmp_path):
+def test_config_of_another_program_runs_unchanged(dataset, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(BROUGHT.format(data=dataset, folder=tmp_path))
     process = succeed(TRAIN, "--config", path, "--max_steps", 2)
@@ -140,7 +140,7 @@ def test_wrong_flags(arguments, complaint, capsys):
     ("log_file", None), ("val_batch_size", None), ("save_dir", None), ("test_list", None), ("ssim_weight", None),
     ("max_epochs", None), ("l1_weight", None), ("x" * 10**5, None),
 ])
-def test_hints_name_what_was_meant_or_nothing(name, meant, tmp_path):
+def test_hints_name_similar_options_or_none(name, meant, tmp_path):
     (tmp_path / "config.yaml").write_text(f"{name}: 1" if len(name) < 100 else f"? {name}\n: 1")
     with pytest.raises(ConfigError) as error:
         read_yaml(tmp_path / "config.yaml", TrainConfig)
@@ -188,7 +188,7 @@ def test_a_data_set_whose_description_is_damaged(text, tmp_path):
         agree_with_earlier_run("create", SHAPING, config, tmp_path)
 
 
-def test_values_are_read_as_their_option_wants_them(tmp_path, monkeypatch):
+def test_values_are_converted_to_option_types(tmp_path, monkeypatch):
     """No date, octal number or boolean where text is wanted; ~ is the home directory."""
     monkeypatch.setenv("HOME", "/home/somebody")
     path = tmp_path / "config.yaml"
@@ -225,7 +225,7 @@ def test_notes_are_printed_once_for_all_processes(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp949"])
-def test_a_terminal_that_lacks_a_character_shows_another(encoding):
+def test_terminal_replaces_unknown_characters(encoding):
     command = [sys.executable, str(ROOT / "prepare_dataset.py"), "create", "--help"]
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     process = subprocess.run(command, capture_output=True, env=environment, timeout=120, check=False)

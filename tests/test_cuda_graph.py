@@ -55,7 +55,7 @@ def test_cuda_graphs_change_nothing_in_a_run(tmp_path):
     ("operation not permitted when stream is capturing\nCompile with …", UserError),
     ("CUDA error: out of memory\nCUDA kernel errors …", RuntimeError),  # reported as anywhere else
 ])
-def test_what_cannot_be_captured_is_reported(monkeypatch, message, raised):
+def test_uncapturable_step_is_reported(monkeypatch, message, raised):
     class Graph(contextlib.nullcontext):
         def __exit__(self, *_):
             raise RuntimeError(message)
@@ -84,7 +84,7 @@ def test_a_cpu_resumes_a_run_with_cuda_graphs(dataset, tmp_path):
     assert last[0] | {"scenes_per_second": 0} == last[1] | {"scenes_per_second": 0}
 
 
-def test_the_optimizer_of_a_graph_reads_tensors():
+def test_optimizer_in_a_graph_reads_tensors():
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.AdamW([weight], lr=0.5)
     weight.grad = torch.ones(2)

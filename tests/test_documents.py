@@ -68,7 +68,7 @@ def test_korean_readme_matches_the_english():
         assert other == one
 
 
-def test_outline_sees_every_difference():
+def test_outline_shows_every_difference():
     english = "# A\n```bash\n# a comment\npython x.py --a 1  # why\n```\n[b](c.md#d) `e`\n## F\n| a | 1.5 |\n"
     korean = "# 가\n```bash\n# 설명\npython x.py --a 1  # 이유\n```\n`e` [나](c.md#다)\n## 라\n| 마 | 1.5 |\n"
     assert outline(korean) == outline(english)

@@ -64,7 +64,7 @@ def wait_for_loaders_at_the_end():
     iterator.__init__ = start_and_register
 
 
-def test_nobody_waits_for_loaders_after_an_error(tmp_path):
+def test_error_does_not_wait_for_loaders(tmp_path):
     """In a process that a shell started: others do not call what `atexit` knows."""
     program = ("import runpy, sys; from tests.test_faults import wait_for_loaders_at_the_end as wait; wait(); del "
                "sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')")
@@ -79,7 +79,7 @@ def test_nobody_waits_for_loaders_after_an_error(tmp_path):
     assert output.count("a loader had ended") > 1 and "in vain" not in output
 
 
-def test_nobody_waits_for_loaders_after_a_signal():
+def test_signal_does_not_wait_for_loaders():
     busy = multiprocessing.get_context("fork").Process(target=lambda: (ignore_signals(), time.sleep(60)))
     busy.start()
     asked = SimpleNamespace(number=signal.SIGTERM, held=True)
@@ -177,7 +177,7 @@ def test_lasting_nan_gradient_ends_training_naming_scenes(tmp_path):
     assert len(lines) == 3 and "train_" in lines[0]
 
 
-def test_diverged_run_says_so_and_exports_nothing(dataset, tmp_path):
+def test_diverged_run_is_reported_and_not_exported(dataset, tmp_path):
     weights = tmp_path / "weights.pth"
     process = run(SCRIPT, *arguments(dataset, tmp_path / "run", "--epochs", 2, "--lr", 1e30, "--warmup_steps", 1,
                                      "--export", weights))
@@ -192,7 +192,7 @@ def scale_the_loss():
     torch.amp.GradScaler = lambda **_: scaler("cpu", init_scale=2.0**125)
 
 
-def test_half_precision_overflow_is_no_bad_scene(dataset, tmp_path):
+def test_fp16_overflow_is_not_a_bad_scene(dataset, tmp_path):
     folder = tmp_path / "run"
     process = run(SCRIPT, *arguments(dataset, folder, "--epochs", 3), setup=scale_the_loss)
     assert process.returncode == 0, process.stderr
@@ -208,7 +208,7 @@ def run_out_of_memory():
     torch.nn.utils.clip_grad_norm_ = clip
 
 
-def test_lack_of_gpu_memory_says_what_to_lower(dataset, tmp_path):
+def test_full_gpu_memory_names_options_to_lower(dataset, tmp_path):
     process = run(SCRIPT, *arguments(dataset, tmp_path / "run"), setup=run_out_of_memory)
     assert process.returncode == 1 and process.stderr.startswith("error: out of memory (CUDA out of memory)")
     assert "lower --batch_size and raise --accumulate" in process.stderr and process.stderr.count("\n") == 1
@@ -220,7 +220,7 @@ def test_lack_of_gpu_memory_says_what_to_lower(dataset, tmp_path):
     (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: …"), True),
     (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
 ])
-def test_lack_of_memory_has_several_names(error, expected):
+def test_out_of_memory_errors_are_recognised(error, expected):
     assert is_out_of_memory(error) is expected
 
 
@@ -229,7 +229,7 @@ def scale_by_one():
     torch.amp.GradScaler = lambda **_: scaler("cpu", init_scale=1.0)
 
 
-def test_another_precision_goes_on_with_a_run(dataset, tmp_path):
+def test_run_resumes_with_another_precision(dataset, tmp_path):
     """From bf16 to fp16, whose factor on the loss no other precision has, and back."""
     for epochs, setup in ((1, None), (2, scale_by_one), (3, None)):
         options = arguments(dataset, tmp_path, "--epochs", epochs, "--resume", "auto")
@@ -264,7 +264,7 @@ def test_each_process_has_a_gpu_of_its_own(visible, local_rank, others, expected
             own_gpu(store, 0, len(others) + 1)
 
 
-def test_the_log_is_whole_and_leftovers_go(dataset, tmp_path):
+def test_log_is_complete_and_leftovers_are_removed(dataset, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     temporary_path(folder / "last.pth").write_bytes(b"half a checkpoint")
@@ -294,7 +294,7 @@ def touch_missing_memory():
 
 
 @pytest.mark.parametrize("fault", [lack_shared_memory, touch_missing_memory])
-def test_too_little_shared_memory_names_the_way_out(dataset, tmp_path, fault):
+def test_little_shared_memory_names_the_remedy(dataset, tmp_path, fault):
     process = run(SCRIPT, *arguments(dataset, tmp_path / "run", "--workers", 1), setup=fault)
     assert process.returncode == 1 and "Traceback" not in process.stderr, process.stderr
     assert "--shm-size" in process.stderr and "--workers 0" in process.stderr

@@ -46,7 +46,7 @@ def test_only_unchanged_written_files_are_ours(tmp_path):
     assert not is_ours(link)
 
 
-def test_a_file_stays_ours_whenever_killed(tmp_path):
+def test_killed_runs_keep_ownership_of_files(tmp_path):
     path = tmp_path / "a.txt"
     for number in range(4):
         write_text(path, f"{number}\n", owned=True)

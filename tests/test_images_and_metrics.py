@@ -42,7 +42,7 @@ def test_lossless_formats_come_back_exactly(tmp_path, suffix):
     assert np.array_equal(read_image(path, "RGB"), picture())
 
 
-def test_modes_that_pillow_gets_wrong_by_itself(tmp_path):
+def test_modes_that_pillow_misreads(tmp_path):
     grey16 = (np.arange(1200, dtype=np.uint16).reshape(40, 30) * 54)
     Image.fromarray(grey16).save(tmp_path / "16.png")
     assert np.abs(read_image(tmp_path / "16.png", "L").astype(int) - grey16 / 257).max() <= 0.5

@@ -215,7 +215,7 @@ def test_outputs_of_another_network_version_are_refused(tmp_path, checkpoint, ba
     assert process.returncode == 0 and "4 scenes fused" in process.stdout
 
 
-def test_another_lpips_is_measured_anew(tmp_path, checkpoint, backbone):
+def test_other_lpips_backbone_recomputes_metrics(tmp_path, checkpoint, backbone):
     data, output = write_test_folder(tmp_path / "test"), tmp_path / "out"
     fuse(data, output, checkpoint, backbone, "--no-figures")
     record = json.loads((output / "tall" / "scene.json").read_text())
@@ -257,7 +257,7 @@ def test_another_data_set_has_its_own_table(tmp_path, checkpoint, backbone):
     assert "\n'-broken," in (output / "failed.csv").read_text()
 
 
-def test_several_processes_write_the_bytes_of_one(tmp_path, checkpoint, backbone):
+def test_several_processes_write_the_same_bytes(tmp_path, checkpoint, backbone):
     data = write_test_folder(tmp_path / "test")
     for seed in range(6):
         (data / f"more_{seed}").mkdir()
@@ -290,7 +290,7 @@ def test_broken_scene_is_named_and_others_are_done(tmp_path, checkpoint, backbon
     assert (output / "wide 1" / "fused.png").exists() and not (output / "no_original").exists()
 
 
-def test_a_gpu_that_is_not_there_is_told(tmp_path, checkpoint, backbone):
+def test_missing_gpu_is_reported(tmp_path, checkpoint, backbone):
     data = write_test_folder(tmp_path / "test")
     process = fuse(data, tmp_path / "out", checkpoint, backbone, "--gpus", 1)
     assert process.returncode == 1
@@ -344,12 +344,12 @@ def test_wrong_usage_exits_with_2(tmp_path, checkpoint):
         assert process.returncode == 2 and complaint in process.stderr.splitlines()[-1]
 
 
-def test_a_device_that_is_not_there_is_named():
+def test_missing_device_is_named():
     with pytest.raises(ConfigError, match="device gpu7: "):
         FusionPredictor(device="gpu7")
 
 
-def test_names_that_people_bring_and_links(tmp_path, checkpoint):
+def test_unusual_names_and_links(tmp_path, checkpoint):
     data, output = write_test_folder(tmp_path / "test"), tmp_path / "out"
     (data / "list.txt").write_text("tall\nno_original\nwide 1\n")
     output.mkdir()

@@ -51,7 +51,7 @@ def test_holes_are_cut_over_completions(layered):
         assert any((completion[..., 3] > 127)[scene.mask].any() for completion in scene.completions)
 
 
-def test_prepared_data_sets_serve_too(tmp_path):
+def test_prepared_data_sets_work_as_layers(tmp_path):
     write_dataset(tmp_path / "data", train=3, val=1)
     (tmp_path / "data" / "dataset.yaml").write_text("command: create\n")
     scenes = LayeredScenes([tmp_path / "data"], 64)
@@ -75,7 +75,7 @@ def test_every_step_has_its_share_of_layers(share):
         assert abs(sum(layered[::2]) - sum(layered[1::2])) <= 2  # both of two processes have some
 
 
-def test_training_takes_layers_alone_and_beside(layered, tmp_path):
+def test_training_uses_layers_alone_or_mixed(layered, tmp_path):
     data = write_dataset(tmp_path / "data", train=4, val=2)
     alone = ("--val_dir", data, "--layers", layered, layered, "--layers_share", 1, "--scenes_per_epoch", 4)
     beside = ("--data_dir", data, "--layers", layered, "--switching_weight", 0.3, "--hedging_weight", 0.1)

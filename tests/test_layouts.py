@@ -170,7 +170,7 @@ def test_blanked_photo_is_no_target_but_window_is(tmp_path):
             assert any("is a hole cut already" in note for note in report["notes"]) == (name == "grey"), name
 
 
-def test_a_photo_of_something_else_is_refused(tree, tmp_path):
+def test_photo_of_another_scene_is_refused(tree, tmp_path):
     folder, _ = tree
     write_image(tmp_path / "banner.png", 255 - draw_scene(4321).original)
     raw = {scene.id: scene for scene in find_raw_scenes(folder, tmp_path)[0]}["layerd__banner"]
@@ -193,7 +193,7 @@ def test_photos_are_found_by_their_folder_names(tmp_path):
     assert not scenes and len(faults) == 4 and all("could both be its photo" in fault for fault in faults.values())
 
 
-def test_folders_of_several_kinds_lose_none(tmp_path):
+def test_mixed_folders_lose_no_scene(tmp_path):
     for name in ("7_original", "7_mask", "7_result_0", "8", "8_partial", "8_comp1"):  # two kinds side by side
         _write(tmp_path / f"{name}.png", draw_scene(0).original)
     for name in ("orig", "mask", "comps/1", "masks/1"):

@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+from collections import namedtuple
 
 import cv2
 import numpy as np
@@ -14,7 +15,7 @@ from amodal_fusion.data.toy import draw_scene
 from amodal_fusion.model.compositing import add_fill, candidate_weights, composite
 from amodal_fusion.model.cues import VisibleCues, photometric_error, visible_cues
 from amodal_fusion.model.layers import DecoderLayer, position_encoding
-from amodal_fusion_transformer import AmodalFusionTransformer, fusion_loss
+from amodal_fusion_transformer import PRIOR_WEIGHTS, AmodalFusionTransformer, VisiblePrior, fusion_loss
 
 
 def make_model(seed=0):
@@ -96,7 +97,7 @@ def test_permuting_completions_permutes_weights(order):
     assert torch.allclose(shuffled["fused"], out["fused"], atol=1e-5)
 
 
-def test_invalid_slots_change_nothing_whatever_they_hold():
+def test_content_of_invalid_slots_changes_nothing():
     model, batch = make_model(), make_batch()
     out = fuse(model, batch)
     padded = make_batch(slots=6)
@@ -228,3 +229,14 @@ def test_position_encoding_agrees_at_every_resolution():
     assert (coarse[0, 0, :2] - middle[:2]).abs().max() < 0.01  # lowest frequency: nearly linear between neighbours
     assert torch.equal(position_encoding((3, 3), (3, 3), 32, "cpu"), position_encoding((3, 3), (30, 30), 32, "cpu"))
     assert len({tuple(row.tolist()) for row in fine.flatten(0, 1)}) == 128
+
+
+def test_prior_takes_its_cues_by_name():
+    cues = VisibleCues(*torch.randn(len(VisibleCues._fields), 1, 3, 4, 4, generator=torch.Generator().manual_seed(0)))
+    longer = namedtuple("LongerCues", ("new_cue", *VisibleCues._fields))(torch.full((1, 3, 4, 4), 100.0), *cues)
+    prior = VisiblePrior()
+    logits = prior(cues)
+    assert torch.equal(prior(longer), logits)
+    for name in VisibleCues._fields:  # a cue counts exactly if it has a weight
+        changed = prior(cues._replace(**{name: getattr(cues, name) + 1}))
+        assert torch.equal(changed, logits) == (name not in PRIOR_WEIGHTS), name

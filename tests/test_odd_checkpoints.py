@@ -47,7 +47,7 @@ def saved(tmp_path):
 
 
 @pytest.mark.parametrize("version", [None, [4], "4", 4.0, True, 1, 5])
-def test_a_version_that_is_none_of_ours(version, saved):
+def test_unknown_checkpoint_version_is_refused(version, saved):
     state = torch.load(saved, weights_only=True) | {"version": version}
     if version is None:
         del state["version"]
@@ -59,7 +59,7 @@ def test_a_version_that_is_none_of_ours(version, saved):
 @pytest.mark.parametrize(("tensor", "kind"), [
     (torch.eye(3).to_sparse(), "sparse"), (torch.empty(3, device="meta"), "without data"),
     (torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "quantized"), (torch.ones(2) * 1j, "complex")])
-def test_tensors_of_another_kind_are_named(tensor, kind, saved):
+def test_unusual_tensors_are_named(tensor, kind, saved):
     for state in ({"model": {"weight": tensor}}, {"model": {}, "rng": [{"torch": tensor}]}):
         torch.save({"kind": checkpoints.KIND, "version": checkpoints.VERSION, **state}, saved)
         with pytest.raises(UserError, match=f"is a tensor that is {kind}"):
@@ -86,7 +86,7 @@ def test_moments_of_another_shape(moment, saved):
 
 
 @pytest.mark.parametrize("size", [-3, 0, "256", 64.5])
-def test_an_inference_size_that_is_none(size, tmp_path):
+def test_invalid_inference_size_is_refused(size, tmp_path):
     model = aft.build_model(SHAPE)
     config = {**SHAPE, "img_size": 64, "inference_size": size}
     save_checkpoint(tmp_path / "x.pth", {"model": model.state_dict(), "config": config})
@@ -126,7 +126,7 @@ def test_a_validated_checkpoint_keeps_its_log_line(saved):
     ((None, None), ("muon", 1e-3), ""), (("adamw", None), ("adamw", 3e-4), ""), ((None, 1e-3), ("muon", 1e-3), ""),
     ((None, 1e-4), ("adamw", 1e-4), "so the optimizer is adamw"), (("adamw", 1e-4), ("adamw", 1e-4), ""),
     (("muon", 1e-4), ("muon", 1e-4), "far from 0.001"), (("adamw", 0.01), ("adamw", 0.01), "far from 0.0003")])
-def test_a_learning_rate_belongs_to_its_optimizer(given, chosen, said, capsys):
+def test_learning_rate_belongs_to_its_optimizer(given, chosen, said, capsys):
     assert choose_optimizer(*given) == chosen
     errors = capsys.readouterr().err
     assert said in errors and bool(said) == bool(errors)
@@ -157,7 +157,7 @@ def test_folder_that_cannot_sync_is_no_error(tmp_path, monkeypatch):
     assert load_checkpoint(tmp_path / "x.pth")["model"] == {}
 
 
-def test_only_our_own_leftover_of_an_export_goes(tmp_path):
+def test_only_own_leftovers_of_exports_are_removed(tmp_path):
     ours, other = temporary_path(tmp_path / "x.pth"), temporary_path(tmp_path / "y.pth")
     for path in (ours, other, tmp_path / ".x.tmp.pth"):
         path.touch()
@@ -166,7 +166,7 @@ def test_only_our_own_leftover_of_an_export_goes(tmp_path):
 
 
 @pytest.mark.parametrize("error", [TypeError, AttributeError, ImportError])
-def test_a_tensorboard_that_fails_is_a_note(error, tmp_path, monkeypatch, capsys):
+def test_failing_tensorboard_prints_a_note(error, tmp_path, monkeypatch, capsys):
     def fail(*_, **__):
         raise error("broken")
 
@@ -175,7 +175,7 @@ def test_a_tensorboard_that_fails_is_a_note(error, tmp_path, monkeypatch, capsys
     assert "note: log_dir is not written" in capsys.readouterr().out
 
 
-def test_figures_rarer_than_the_run_are_a_note(tmp_path, capsys):
+def test_figure_interval_longer_than_run_is_noted(tmp_path, capsys):
     make_run(tmp_path, epochs=50, figure_every=100).announce()
     assert "figure_every 100 is in epochs, but the run has 50" in capsys.readouterr().out
 

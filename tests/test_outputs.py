@@ -148,7 +148,7 @@ def noisy_blend(seed=0, size=(80, 120), count=4):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_guide_has_whole_regions_alone(seed):
+def test_guide_has_only_large_regions(seed):
     scene, blend = noisy_blend(seed)
     for least in (1, 30, 64):
         guide, todo = make_guide(scene, blend, 0.5, least)
@@ -357,7 +357,7 @@ def test_locks_are_read_and_their_faults_named(tmp_path):
         parse_locks(["1>2", "2>3", "3>1"], "lock")
 
 
-def test_script_writes_the_outputs_it_is_asked_for(tmp_path, checkpoint, backbone):
+def test_script_writes_the_requested_outputs(tmp_path, checkpoint, backbone):
     data, output = tmp_path / "data", tmp_path / "out"
     for seed, name in enumerate(("one", "two")):
         (data / name).mkdir(parents=True)

@@ -66,7 +66,7 @@ def job(item):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_every_job_but_the_faulty_ones_is_done(workers):
+def test_faulty_jobs_do_not_stop_others(workers):
     items = ["a", "bb", "killed", "memory", "ccc", "bad", "killed", "disk", *"defghijk"]
     with Helpers(job, workers) as helpers:
         found = list(helpers.map(items, 4))
@@ -79,7 +79,7 @@ def test_every_job_but_the_faulty_ones_is_done(workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_fault_of_the_program_is_named(workers):
+def test_unforeseen_error_is_named(workers):
     with Helpers(job, workers) as helpers:
         assert helpers.outcome(helpers.submit("aa")) == 2
         assert helpers.outcome(helpers.submit("memory")).startswith("memory ran out")
@@ -264,7 +264,7 @@ def test_lists_that_a_killed_run_left_unfinished(left, tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_interrupted_create_stops_and_goes_on(number, tmp_path):
+def test_interrupted_create_resumes(number, tmp_path):
     tree, output = write_raw(tmp_path / "raw", [f"scene{i:02}" for i in range(24)]), tmp_path / "data"
     process = create(tree, output, start=Running, setup=slowly)
     deadline = time.monotonic() + 30
@@ -309,7 +309,7 @@ def test_one_run_at_a_time_in_a_folder(tmp_path):
     assert process.returncode == 2 and "a link into the output folder" in process.stderr
 
 
-def test_done_means_whole_and_still_true(tmp_path):
+def test_changed_or_incomplete_scenes_are_made_again(tmp_path):
     tree, output = write_raw(tmp_path / "raw", [f"scene{i}" for i in range(5)]), tmp_path / "data"
     create(tree, output, start=succeed)
     (output / "scene0" / "comp2.png").unlink()  # half of a scene
@@ -349,7 +349,7 @@ def no_memory_for_figures():
     amodal_fusion.prepare.draw_selection = draw_selection
 
 
-def test_lack_of_memory_for_figure_loses_nothing_else(tmp_path):
+def test_figure_without_memory_loses_nothing_else(tmp_path):
     tree, output = write_raw(tmp_path / "raw", ["a", "b", "c"]), tmp_path / "data"
     process = create(tree, output, "--split", start=succeed, setup=no_memory_for_figures)
     assert "written 3, bad 0" in process.stdout and "report.png: memory ran out" in process.stderr
@@ -381,7 +381,7 @@ def material(tmp_path):
     return folders
 
 
-def test_synthesize_passes_over_what_is_damaged_or_missing(material, tmp_path):
+def test_synthesize_skips_damaged_or_missing_files(material, tmp_path):
     output = tmp_path / "data"
     process = succeed(SCRIPT, "synthesize", "--objects", material["objects"], "--backgrounds", material["photos"],
                       "--coco", material["coco"] / "instances.json", "--output_dir", output, "--n_scenes", 24,
@@ -407,7 +407,7 @@ def test_synthesize_passes_over_what_is_damaged_or_missing(material, tmp_path):
     assert "none of 10 scenes could be composed" in process.stderr and "not a picture" in process.stderr
 
 
-def test_synthesize_takes_amodal_annotations_at_their_word(material, tmp_path):
+def test_synthesize_trusts_amodal_annotations(material, tmp_path):
     from amodal_fusion.synthesis.assets import Material
     from amodal_fusion.synthesis.synthesizer import Synthesizer
 

@@ -47,7 +47,7 @@ def test_the_python_example_runs(checkpoint, monkeypatch):
     assert np.allclose(total, scene.mask, atol=1e-5)
 
 
-def test_sharpness_decides_between_nobody_and_a_single_one(checkpoint):
+def test_sharpness_ranges_from_equal_weights_to_one_winner(checkpoint):
     scene = draw_scene(2, (64, 64), 3)
     largest = {}
     for sharpness in (0, 1, 4, 100):
@@ -98,7 +98,7 @@ def test_pictures_arrays_and_tensors_are_fused_alike(predictor):
     (lambda p, m, c: (p, m, [np.zeros_like(c[0])]), "fully transparent"),
     (lambda p, m, c: (p, m, [c[0], c[1] // 255]), "completion 2: alpha is 0 or 1"),
 ])
-def test_what_does_not_fit_together_is_named(predictor, change, complaint):
+def test_pictures_that_do_not_fit_are_named(predictor, change, complaint):
     scene = draw_scene(1, (50, 70), 3)
     with pytest.raises(SceneError, match=complaint):
         predictor.fuse(*change(scene.partial, scene.mask, scene.completions))

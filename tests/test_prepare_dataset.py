@@ -226,7 +226,7 @@ def test_completions_come_in_the_order_of_their_numbers(tmp_path):
     assert [completion.path.stem for completion in scene.completions] == ["comp1", "comp2", "comp9", "comp10"]
 
 
-def test_keying_spares_white_shirt_and_unmixes_edge():
+def test_keying_keeps_white_shirt_and_unmixes_edge():
     disc = np.zeros((96, 96, 4), np.uint8)
     y, x = np.mgrid[:96, :96]
     alpha = np.clip(31 - np.hypot(y - 48, x - 48), 0, 1)

@@ -77,7 +77,7 @@ def import_as_on_windows():
     sys.exit(7)
 
 
-def test_inference_and_preparation_import_without_what_windows_lacks():
+def test_inference_and_preparation_import_on_windows():
     process = server.Process(target=import_as_on_windows)
     process.start()
     process.join(60)

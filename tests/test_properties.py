@@ -58,7 +58,7 @@ def inputs(draw):
 
 
 @given(inputs())
-def test_weights_are_shares_of_what_is_there(scene):
+def test_weights_sum_to_one(scene):
     partial, mask, completions, valid = scene
     with torch.no_grad():
         out = MODEL(*scene)
@@ -72,7 +72,7 @@ def test_weights_are_shares_of_what_is_there(scene):
 
 
 @given(inputs(), st.randoms(use_true_random=False))
-def test_order_and_padding_carry_no_meaning(scene, random):
+def test_order_and_padding_do_not_matter(scene, random):
     partial, mask, completions, valid = scene
     order = list(range(completions.shape[1]))
     random.shuffle(order)
@@ -94,7 +94,7 @@ def test_network_size_is_of_its_stride(height, width, img_size):
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**31))
-def test_resizing_stays_within_what_was_there(height, width, rows, columns, seed):
+def test_resizing_keeps_the_value_range(height, width, rows, columns, seed):
     rng = np.random.default_rng(seed)
     picture = rng.integers(0, 256, (height, width, 4), dtype=np.uint8)
     picture[rng.random((height, width)) < 0.5] = 0

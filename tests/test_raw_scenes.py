@@ -320,7 +320,7 @@ def test_masks_crops_and_other_pictures_are_not_completions(tmp_path):
     assert any("comp1.png: covers the whole frame and differs from the photo" in note for note in report["notes"])
 
 
-def test_completions_of_other_photos_or_colour_orders_named(tmp_path):
+def test_wrong_photos_and_colour_orders_are_named(tmp_path):
     made = Results(seed=1, size=96)
     files = {"original__png": made.photo, "partial__png": made.partial, "mask__png": made.mask}
     with pytest.raises(SceneError, match=r"red and blue are swapped in the completions"):
@@ -413,7 +413,7 @@ def test_any_flat_background_is_keyed(colour, kind):
     assert key_background(photo)[1] == "opaque"
 
 
-def test_alpha_that_says_nothing_is_none():
+def test_constant_alpha_counts_as_no_alpha():
     made = Results(size=96)
     opaque = np.dstack([made.on(0, 255), np.full((96, 96), 255, np.uint8)])
     stray, constant, counted = opaque.copy(), opaque.copy(), made.objects[0].copy()
@@ -506,7 +506,7 @@ def test_a_blurred_mask_leaves_no_dark_rim(tmp_path):
     assert np.abs(alone.partial[~alone.mask].astype(int) - made.photo[~alone.mask]).max() < 30  # the hole is wider
 
 
-def test_square_results_of_a_photo_that_is_not(tmp_path):
+def test_square_results_of_a_rectangular_photo(tmp_path):
     wide, ways = draw_scene(2, (64, 96)), {
         "cropped to its middle": lambda picture: np.ascontiguousarray(picture[:, 16:80]),
         "squeezed": lambda picture: resize(picture, (64, 64))}
@@ -556,7 +556,7 @@ def test_only_documented_formats_of_allowed_size_are_opened(tmp_path, monkeypatc
     (lambda c: c[..., [2, 1, 0, 3]], "red and blue are swapped"),
     (lambda c: c[:, ::-1], "the completions are mirrored"),
 ])
-def test_check_asks_of_completions_what_create_asks(tmp_path, change, fault):
+def test_check_and_create_agree_on_completions(tmp_path, change, fault):
     scene = Results(seed=1, size=96).scene
     scene.completions = [np.ascontiguousarray(change(c)) for c in scene.completions]
     write_scene(tmp_path, scene)
@@ -571,7 +571,7 @@ def test_all_completions_without_alpha_are_named_at_once(tmp_path):
     assert all(f"comp{i}.png: no alpha" in check_scene(tmp_path) for i in (1, 2))
 
 
-def test_what_create_and_synthesize_write_passes_check(tmp_path):
+def test_outputs_of_create_and_synthesize_pass_check(tmp_path):
     """A completed background is flat paper at its border, where objects hide all of the photo's own."""
     made = Results()
     paper = np.full((64, 64, 3), (150, 150, 150), np.uint8)

@@ -24,7 +24,7 @@ from tests.conftest import SCRIPT, TINY, arguments, records, wait_for
 from tests.scripts import ROOT, Running, run, succeed, torchrun
 
 
-def test_the_schedule_goes_by_scenes(tmp_path):
+def test_schedule_counts_scenes(tmp_path):
     """One process, then two, then one with half the batch: at equal scenes all is as in an unbroken run."""
     data, schedule = write_dataset(tmp_path / "data", train=24), ("lr", "oracle_weight")
     common = ("--epochs", 4, "--warmup_steps", 3, "--oracle_fade", 0.8, "--figure_scenes", 0)
@@ -241,7 +241,7 @@ def test_nodes_without_a_common_folder_are_noticed(tmp_path):
     assert process.returncode == 0, process.stderr
 
 
-def test_curves_leave_out_what_was_done_again(tmp_path):
+def test_curves_leave_out_repeated_steps(tmp_path):
     lines = [("train", 2), ("train", 4), ("val", 4), ("train", 6), ("val", 6),  # killed; the last save was at 4
              ("train", 5), ("val", 5), ("train", 10)]
     (tmp_path / "metrics.jsonl").write_text("".join(f'{{"kind": "{kind}", "step": {step}}}\n' for kind, step in lines))
@@ -323,7 +323,7 @@ def test_scene_count_stays_true_when_the_list_changes(tmp_path):
         assert [record["scenes"] for record in records(folder)] == [2 * step for step in steps]
 
 
-def test_processes_ask_each_other_seldom_and_agree(monkeypatch):
+def test_processes_rarely_communicate_and_agree(monkeypatch):
     asked, clock = [], [0.0]
 
     class Group:

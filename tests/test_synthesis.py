@@ -320,7 +320,7 @@ def test_statistics_find_shifts_of_colour_and_place(textured):
     assert compare(textured, np.dstack([textured, alpha]), alpha > 300) is None
 
 
-def test_statistics_compare_what_is_seen(textured):
+def test_statistics_compare_visible_parts(textured):
     front, behind = (np.zeros((128, 128, 4), np.uint8) for _ in range(2))
     front[40:100, 60:120] = behind[20:110, 10:90] = 255
     front[..., :3] = textured

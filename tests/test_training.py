@@ -62,7 +62,7 @@ def test_training_learns_what_no_rule_knows(tmp_path):
     assert torch.load(tmp_path / "run" / "best_model.pth", weights_only=True)["metrics"]["loss"] == best["loss"]
 
 
-def test_no_limit_on_gradients_is_no_stop(dataset, tmp_path):
+def test_unlimited_gradients_do_not_stop_training(dataset, tmp_path):
     folder = tmp_path / "run"
     succeed(SCRIPT, "--data_dir", dataset, *SMALL, "--lpips_weight", 0, "--max_steps", 2, "--grad_clip", 0,
             "--weight_decay", 0, "--checkpoint_dir", folder)
@@ -72,7 +72,7 @@ def test_no_limit_on_gradients_is_no_stop(dataset, tmp_path):
     assert any(not torch.equal(first[name], value) for name, value in state["model"].items())
 
 
-def test_two_processes_do_what_one_does(dataset, tmp_path):
+def test_two_processes_train_like_one(dataset, tmp_path):
     common = (*L1_ONLY, "--epochs", 2, "--lr", 1e-3)
     train(dataset, tmp_path / "one", *common, "--batch_size", 4)
     train(dataset, tmp_path / "two", *common, "--batch_size", 2, start=torchrun)
@@ -242,7 +242,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(dataset):
     assert not plain["completions"][3:].any()
 
 
-def test_recolouring_keeps_what_agrees_with_the_photo():
+def test_recolouring_keeps_agreement_with_the_photo():
     plain = to_tensors(draw_scene(0), 3)
     scene = {name: t.clone() for name, t in plain.items()}
     recolour(scene, np.random.default_rng(0))
@@ -280,7 +280,7 @@ def test_oracle_term_is_least_when_nearest_candidate_wins():
 
 
 @pytest.mark.parametrize("half", [None, torch.bfloat16])
-def test_muon_steps_as_the_library_says(half):
+def test_muon_matches_the_library(half):
     """Matrices as torch's Muon, also in its bfloat16; a convolution as the matrix that it is; the rest as AdamW."""
     generator = torch.Generator().manual_seed(0)
     start = [torch.randn(shape, generator=generator) for shape in ((8, 24), (24, 8), (8, 6, 2, 2), (8,), (1, 8, 1, 1))]
