@@ -33,7 +33,7 @@ def make_capturable(optimizer, device):
 class CudaGraph:
     """A function as a CUDA graph, captured once and then replayed.
 
-    `function` takes tensors by name and returns a dict of tensors or None. Other memory that it has_text must stay in
+    `function` takes tensors by name and returns a dict of tensors or None. Other memory that it reads must stay in
     place. Shapes and Python branches stay as captured. Other names of tensors start a new capture.
 
     Raises:

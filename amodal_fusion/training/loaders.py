@@ -139,7 +139,7 @@ def check_data(config, process, lists):
         faults += [fault for found, _ in checked for fault in found]
         states = {scene_id: state for _, new in checked for scene_id, state in new.items()}
         if process.is_main and not states.items() <= known.items() and not write_checked(folder, {**known, **states}):
-            print(f"{folder / MEMORY} cannot be written, so every start has_text all scenes; --no-check skips that",
+            print(f"{folder / MEMORY} cannot be written, so every start reads all scenes; --no-check skips that",
                   file=sys.stderr)
     if faults:
         more = f"\n  … and {len(faults) - 20} more" if len(faults) > 20 else ""
