@@ -28,19 +28,19 @@ def message_of(error):
 
 
 class SceneError(UserError):
-    """Something is wrong with one scene; the others can go on."""
+    """One scene has a fault; the other scenes continue."""
 
 
 class ConfigError(UserError):
-    """An option is unknown, missing or of the wrong type: wrong usage, exit status 2."""
+    """Wrong usage: an option is unknown, missing or has a wrong type; exit status 2."""
 
 
 class LpipsUnavailable(UserError):
-    """No ImageNet backbone is available; metrics can do without."""
+    """No ImageNet backbone is available; metrics continue without LPIPS."""
 
 
 def is_out_of_memory(error):
-    """Whether an error says that memory is short; CUDA, its libraries and a CPU's allocator say it differently."""
+    """Whether memory ran out; CUDA, its libraries and the allocator of CPUs raise different errors."""
     signs = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 

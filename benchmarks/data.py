@@ -33,7 +33,7 @@ def main():
     parser.add_argument("--img_size", type=int, default=256)
     parser.add_argument("--n_scenes", type=int, default=24)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--json", help="file to write the figures to")
+    parser.add_argument("--json", help="file to write the numbers to")
     options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)

@@ -72,7 +72,7 @@ def main():
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="also time bf16, at N = 5")
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--json", help="file to write the figures to")
+    parser.add_argument("--json", help="file to write the numbers to")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = []

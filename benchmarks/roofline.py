@@ -47,7 +47,7 @@ def main():
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--tflops", type=float, default=989)
     parser.add_argument("--bandwidth", type=float, default=4800, help="GB/s")
-    parser.add_argument("--json", help="file to write the figures to")
+    parser.add_argument("--json", help="file to write the numbers to")
     options = parser.parse_args()
     model = AmodalFusionTransformer()
     backbone = torchvision.models.vgg16(weights=None).features.requires_grad_(False)

@@ -44,7 +44,7 @@ def main():
     parser.add_argument("--batch", type=int, default=4, help="scenes per process and step")
     parser.add_argument("--img_size", type=int, default=128)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--json", help="file to write the figures to")
+    parser.add_argument("--json", help="file to write the numbers to")
     options = parser.parse_args()
     rates = {count: [] for count in options.processes}
     with tempfile.TemporaryDirectory() as temporary:

@@ -78,7 +78,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--n_scenes", type=int, default=300)
     parser.add_argument("--at_once", type=int, default=50, help="scenes of one version before the other version runs")
-    parser.add_argument("--json", help="file to write the figures to")
+    parser.add_argument("--json", help="file to write the numbers to")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:

@@ -53,7 +53,7 @@ def main():
     parser.add_argument("--amp", choices=tuple(HALF_PRECISION), default="bf16", help="as in the training script")
     parser.add_argument("--plain_limit", type=int, default=256, help="largest side for the plain design, pixels")
     parser.add_argument("--compile", action="store_true", help="on a GPU, torch.compile the network, too")
-    parser.add_argument("--json", help="file to write the figures to")
+    parser.add_argument("--json", help="file to write the numbers to")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     half = training_precision(options.amp, torch.device(device))

@@ -191,7 +191,7 @@ def parse_options():
     parser.add_argument("--lpips_weights")
     parser.add_argument("--seconds", type=float, help="stop training after this time, at whatever step")
     parser.add_argument("--processes", type=int, default=2, help="processes that compose scenes")
-    parser.add_argument("--json", help="file to write the figures to")
+    parser.add_argument("--json", help="file to write the numbers to")
     return parser.parse_args()
 
 

@@ -96,7 +96,7 @@ def main():
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--checkpoint", help="default: the weights that ship")
     parser.add_argument("--img_size", type=int, default=256)
-    parser.add_argument("--json", help="file to write the figures to")
+    parser.add_argument("--json", help="file to write the numbers to")
     options = parser.parse_args()
     predictor = FusionPredictor(options.checkpoint, "cpu", options.img_size)
     scores = [compare_scene(read_scene(options.data_dir / scene_id, need_original=True), predictor)

@@ -89,7 +89,7 @@ def main():
     parser.add_argument("--n_scenes", type=int, default=80)
     parser.add_argument("--img_size", type=int, default=256)
     parser.add_argument("--checkpoint", default=SHIPPED)
-    parser.add_argument("--json", help="file to write the figures to")
+    parser.add_argument("--json", help="file to write the numbers to")
     options = parser.parse_args()
     material = Material(options.objects, options.backgrounds, options.coco)
     synthesizer = Synthesizer(material, options.img_size, style=options.style, seed=options.seed)

@@ -60,7 +60,7 @@ def main():
     parser.add_argument("--n_scenes", type=int, help="use only the first N scenes; default: all")
     parser.add_argument("--least_alpha", type=float, default=0, help="smaller alpha counts as 0")
     parser.add_argument("--lpips_weights")
-    parser.add_argument("--json", help="file to write the figures to")
+    parser.add_argument("--json", help="file to write the numbers to")
     options = parser.parse_args()
     model, _ = load_model(options.checkpoint)
     perceptual = PerceptualLoss("alex", options.lpips_weights)

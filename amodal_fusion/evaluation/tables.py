@@ -126,7 +126,7 @@ def summarize(table, intervals, photo):
     intervals_are = ("with 95 % bootstrap intervals over photos for PSNR (dB)" if photo.max() + 1 >= LEAST_PHOTOS else
                      f"PSNR in dB; fewer than {LEAST_PHOTOS} photos are too few for an interval")
     lines = [f"Means over {len(photo)} scenes cut from {photos}, inside the hole, {intervals_are}. "
-             "Overlap: where two completions meet. Undecided: share of the hole where no weight, that of the fill "
+             "Overlap: where two completions lie. Undecided: share of the hole where no weight, that of the fill "
              "included, reaches 0.8.", ""]
     metrics = [metric for metric in METRICS if f"ours_{metric}" in table]
     lines += _header("method", *(METRICS[metric] for metric in metrics))

@@ -190,6 +190,6 @@ def _order(path):
     if not path.exists():
         return ""
     order = json.loads(path.read_text(encoding="utf-8"))
-    meet = {number for pair in order["pairs"] for number in (pair["front"], pair["behind"])}
-    groups = [" ↻ ".join(map(str, group)) for group in order["front_to_back"] if meet & set(group)]
+    overlapping = {number for pair in order["pairs"] for number in (pair["front"], pair["behind"])}
+    groups = [" ↻ ".join(map(str, group)) for group in order["front_to_back"] if overlapping & set(group)]
     return " › ".join(f"({group})" if "↻" in group else group for group in groups)

@@ -2,7 +2,7 @@
 
     1>3                        1 is in front of 3
     0>3                        the fill is in front of 3: 3 is never used
-    *>3                        drop 3: the other candidates take its place
+    *>3                        forget 3: the other candidates take its place
     0>* in 40 20 90 20 90 70   none of the completions within this polygon, x y x y … in pixels
 
 Completions are numbered as in weight_1.png …; 0 is the fill, * all the others. Locks on the whole picture are
@@ -107,7 +107,7 @@ def list_locks(lock, path, data_dir, scene_ids):
 def pairs_of(locks, count):
     """(front, behind) of candidates 0 … count: all pairs that locks on the whole picture decide.
 
-    Dropped completions (`*>3`) take nothing from each other.
+    Forgotten completions (`*>3`) take nothing from each other.
     """
     everywhere = [lock[:2] for lock in locks if not lock.polygon]
     forgotten = {behind for front, behind in everywhere if front == ALL}
@@ -201,7 +201,7 @@ def lock_blend(locks, scene, blend, scale=(1, 1)):
         scale: factors on x and y from the pixels of the polygons to those of the scene, if that is a smaller copy.
 
     Returns:
-        places in `locks` of those whose two do not meet in the hole, and that change nothing.
+        places in `locks` of those that change nothing: their two do not overlap in the hole.
     """
     if not locks:
         return []

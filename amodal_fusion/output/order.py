@@ -35,16 +35,16 @@ def find_order(weights, alpha, mask, pairwise, locks=()):
         cycles: the groups of more than one.
     """
     covers, inside = (alpha > 0.5).reshape(len(alpha), -1), mask.reshape(-1) > 0.5  # (N,P), (P,)
-    meet = count_pairs(covers, covers)
-    meet_hidden = count_pairs(covers[:, inside], covers[:, inside])
+    overlap = count_pairs(covers, covers)
+    overlap_in_hole = count_pairs(covers[:, inside], covers[:, inside])
     won = count_pairs(covers[:, inside] * weights.reshape(len(alpha), -1)[:, inside], covers[:, inside])
     pairs = []
-    for i, j in zip(*np.nonzero(np.triu(meet, 1))):
+    for i, j in zip(*np.nonzero(np.triu(overlap, 1))):
         confidence, weight = 1 / (1 + math.exp(-np.clip(pairwise[i, j], -50, 50))), won[i, j] + won[j, i]
         shares = {"pairwise": confidence}
         if weight > 0:
             shares["weights"] = won[i, j] / weight
-            decided = weight / meet_hidden[i, j]  # behind a third one both have little weight
+            decided = weight / overlap_in_hole[i, j]  # behind a third one both have little weight
             confidence = decided * shares["weights"] + (1 - decided) * confidence
         front, behind = int(i) + 1, int(j) + 1
         locked = (front, behind) in locks or (behind, front) in locks
@@ -52,7 +52,7 @@ def find_order(weights, alpha, mask, pairwise, locks=()):
             front, behind, confidence = behind, front, 1 - confidence
             shares = {name: 1 - share for name, share in shares.items()}
         pair = {"front": front, "behind": behind, "confidence": 1.0 if locked else round(confidence, 4),
-                "area": int(meet[i, j]), "area_in_hole": int(meet_hidden[i, j])}
+                "area": int(overlap[i, j]), "area_in_hole": int(overlap_in_hole[i, j])}
         pair |= {name: round(share, 4) for name, share in shares.items()}
         pairs.append(pair | ({"locked": True} if locked else {}))
     groups = front_to_back(len(weights), [(pair["front"], pair["behind"]) for pair in pairs])
@@ -69,9 +69,9 @@ def mean_margins(logits, alpha, mask):
     """
     covers, inside = (alpha > 0.5).reshape(len(alpha), -1), mask.reshape(-1) > 0.5  # (N,P), (P,)
     hidden, logits = covers & inside, logits.reshape(covers.shape)
-    meet_hidden, meet = count_pairs(hidden, hidden), count_pairs(covers, covers)
-    total_hidden, total = count_pairs(hidden * logits, hidden), count_pairs(covers * logits, covers)
-    mean = np.where(meet_hidden > 0, total_hidden / np.maximum(meet_hidden, 1), total / np.maximum(meet, 1))
+    overlap_in_hole, overlap = count_pairs(hidden, hidden), count_pairs(covers, covers)
+    total_in_hole, total = count_pairs(hidden * logits, hidden), count_pairs(covers * logits, covers)
+    mean = np.where(overlap_in_hole > 0, total_in_hole / np.maximum(overlap_in_hole, 1), total / np.maximum(overlap, 1))
     return mean - mean.T
 
 

@@ -76,7 +76,7 @@ class SceneWriter:
         unlocked = blend.weights.copy() if locks else blend.weights
         idle = [self.locks[scene_id][i] for i in lock_blend(locks, scene, blend)]
         if idle:
-            print(f"note: {scene_id}: lock {', '.join(map(str, idle))} changes nothing; the two do not meet in the "
+            print(f"note: {scene_id}: lock {', '.join(map(str, idle))} changes nothing; the two do not overlap in the "
                   "hole", file=sys.stderr, flush=True)
         row = None
         if exact:

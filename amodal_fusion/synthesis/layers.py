@@ -191,7 +191,7 @@ class LayeredScenes:
 
 
 def crop(photo, layers, size, rng):
-    """A random window of all pictures, mostly where layers meet, as a square of `size` px; half of them mirrored.
+    """A random window of all pictures, mostly where layers overlap, as a square of `size` px; half of them mirrored.
 
     In half of the windows each layer is moved by a pixel or two. Otherwise registration would reveal the order: in
     some pipelines rear layers are slightly shifted and front layers are not.
