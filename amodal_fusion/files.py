@@ -196,12 +196,13 @@ def ours_in(folder):
 
 
 @contextmanager
-def publish(folder, last=None):
+def publish(folder, last=None, keep=False):
     """Yield a temporary folder; if the block succeeds, its files replace all of ours in `folder`.
 
     Args:
         folder: Path, made if missing.
         last: name of the file that is removed first and moved last: while it exists, all others exist.
+        keep: our files with other names stay.
 
     Raises:
         UserError: a file of the same name is not ours; nothing is changed then.
@@ -213,7 +214,7 @@ def publish(folder, last=None):
         yield stage
         names = sorted(os.listdir(stage), key=lambda name: (name == last, name))
         check_ours([folder / name for name in names])
-        before = ours_in(folder)
+        before = [] if keep else ours_in(folder)
         record_written(folder, {name: stage / name for name in names})
         for name in sorted(before, key=lambda name: name != last):
             (folder / name).unlink()

@@ -68,6 +68,11 @@ def test_korean_readme_matches_the_english():
         assert other == one
 
 
+def test_korean_page_on_earlier_scripts_matches():
+    english = outline(read("docs/earlier_scripts.md").replace("earlier_scripts.ko.md", "earlier_scripts.md"))
+    assert outline(read("docs/earlier_scripts.ko.md")) == english
+
+
 def test_outline_shows_every_difference():
     english = "# A\n```bash\n# a comment\npython x.py --a 1  # why\n```\n[b](c.md#d) `e`\n## F\n| a | 1.5 |\n"
     korean = "# 가\n```bash\n# 설명\npython x.py --a 1  # 이유\n```\n`e` [나](c.md#다)\n## 라\n| 마 | 1.5 |\n"

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from matplotlib import colormaps
 
 from amodal_fusion.data.images import read_image, resize, write_image
 from amodal_fusion.data.scenes import Scene, write_scene
@@ -406,6 +407,35 @@ def test_script_writes_the_requested_outputs(tmp_path, checkpoint, backbone):
     with pytest.raises(ConfigError, match="single scene"):
         list_locks("1>2", None, data, ["one", "two"])
     assert list_locks("1>2, 0>3", None, data, ["one"]) == {"one": [Lock(1, 2), Lock(0, 3)]}
+
+
+def test_flat_names_are_those_of_the_earlier_scripts(tmp_path, checkpoint):
+    data, output = tmp_path / "data", tmp_path / "out"
+    scene = draw_scene(3, 64, 2, "shop")
+    scene.numbers = [2, 5]
+    (data / "shop").mkdir(parents=True)
+    write_scene(data / "shop", scene)
+
+    def fuse(*options):
+        process = run("amodal_fusion_transformer_inference.py", "--data_dir", data, "--output_dir", output,
+                      "--checkpoint", checkpoint, "--no-metrics", "--workers", 0, *options)
+        assert process.returncode == 0, process.stderr
+        return {path.name for path in output.glob("*.png")}
+
+    fuse()
+    flat = {f"shop_{name}.png" for name in ("fused", "visualization", "weight2", "weight5", "comp2_masked",
+                                            "comp5_masked")}
+    assert fuse("--flat_names") == flat
+    for one, other in (("fused", "fused"), ("visualization", "figure")):
+        assert (output / f"shop_{one}.png").read_bytes() == (output / "shop" / f"{other}.png").read_bytes()
+    weight = read_image(output / "shop" / "weight_5.png", "L")
+    viridis = np.rint(colormaps["viridis"](weight)[..., :3] * 255)
+    assert np.array_equal(read_image(output / "shop_weight5.png", "RGB"), viridis) and weight.max() > 0
+    masked = read_image(output / "shop_comp5_masked.png", "RGB")
+    colours = np.rint(scene.completions[1][..., :3] * (scene.completions[1][..., 3:] / 255.0))
+    assert np.array_equal(masked, np.where(scene.mask[..., None], colours, 0)) and masked.any()
+    (output / "mine_fused.png").write_bytes(b"mine")
+    assert fuse("--overwrite") == {"mine_fused.png"}  # flat files would show the results of before
 
 
 def test_onnx_equals_the_network_for_every_scene(tmp_path, checkpoint):

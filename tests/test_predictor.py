@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib import colormaps
 from PIL import Image
 
 import amodal_fusion_transformer_inference as inference
 from amodal_fusion.checkpoints import export_weights, load_checkpoint, save_checkpoint
 from amodal_fusion.data import scenes as large_scenes
-from amodal_fusion.data.images import write_image
+from amodal_fusion.data.images import read_image, write_image
 from amodal_fusion.data.scenes import read_scene, write_scene
 from amodal_fusion.data.tensors import inputs_of, to_tensors
 from amodal_fusion.data.toy import draw_scene
 from amodal_fusion.errors import ConfigError, SceneError, UserError, message_of
 from amodal_fusion.evaluation.figures import draw_scene as draw_figure
+from amodal_fusion.evaluation.figures import scene_legend, winner_colour
 from amodal_fusion.files import WRITTEN
 from amodal_fusion.model.blending import blend_hole
 from amodal_fusion.model.compositing import add_fill, composite
@@ -240,7 +242,24 @@ def test_figures_have_bounds(tmp_path):
         blend = blend_hole(scene, torch.zeros(count + 1, 4, 4), exact=False)
         draw_figure(tmp_path / "figure.png", for_figure(scene, blend), "title")
         with Image.open(tmp_path / "figure.png") as figure:
-            assert figure.width < 1400 and figure.height < 3000, figure.size
+            assert figure.width < 1700 and figure.height < 3600, figure.size
+
+
+def test_figure_explains_its_colours(tmp_path):
+    scene = draw_scene(0, (300, 400), 3)
+    scene.numbers, scene.sources = [1, 2, 7], ["comp4.png", "comp2.png", "parts/car.png"]
+    blend = blend_hole(scene, torch.zeros(4, 4, 4))
+    arrays = for_figure(scene, blend)
+    assert arrays["labels"] == ["1: comp4", "comp2", "7: parts/car"] and arrays["fused"].shape == (192, 256, 3)
+    texts = [text for text, _ in scene_legend(arrays)]
+    assert set(arrays["labels"]) < set(texts) and {"weight, 0 to 1", "error, 0 to 1", "none of them"} < set(texts)
+    draw_figure(tmp_path / "figure.png", arrays, "title")
+    figure = read_image(tmp_path / "figure.png", "RGB").astype(int)
+    for place in range(3):  # a frame, pixels of the winner map, and a swatch in the last line
+        exact = (np.abs(figure - np.rint(np.array(winner_colour(place)) * 255)).sum(2) == 0)
+        assert exact[-24:].sum() >= 150 and exact[:-24].sum() >= 2 * 4 * (256 + 184), place
+    lowest, highest = (np.rint(np.array(colormaps["magma"](value)[:3]) * 255) for value in (0.0, 1.0))
+    assert all((np.abs(figure[-24:] - colour).sum(2) == 0).any() for colour in (lowest, highest))
 
 
 def test_building_a_predictor_leaves_random_state(checkpoint):

@@ -16,7 +16,7 @@ from amodal_fusion.errors import SceneError
 from amodal_fusion.files import temporary_path
 from amodal_fusion.ingest.layouts import find_raw_scenes
 from amodal_fusion.ingest.matting import key_background
-from amodal_fusion.ingest.raw_scenes import read_raw_scene
+from amodal_fusion.ingest.raw_scenes import keep_numbers, read_raw_scene
 from amodal_fusion.ingest.selection import select_completions
 from tests.scripts import run, succeed
 
@@ -99,6 +99,24 @@ def test_create_turns_user_folders_into_clean_data_set(user_tree, tmp_path):
     train, val = (read_list(data / name, data) for name in ("train_list.txt", "val_list.txt"))
     assert len(train) == 4 and len(val) == 1 and set(train) | set(val) == ids
     succeed(SCRIPT, "check", "--data_dir", data, "--workers", 1)
+
+
+def test_completions_keep_their_names_and_numbers(user_tree, tmp_path):
+    for data, options in ((tmp_path / "renumbered", ()), (tmp_path / "kept", ("--keep_numbers",))):
+        assert create(user_tree, data, "--n_max_completions", 3, *options).returncode == 0
+        rows = [row for row in rows_of(data / "report.csv") if row["kept_as"] and row["scene"] == "a__abbey__00000001"]
+        scene = read_scene(data / "a__abbey__00000001")
+        assert {row["file"]: int(row["kept_as"]) for row in rows} == dict(zip(scene.sources, scene.numbers))
+        if options:
+            assert [f"comp{number}" for number in scene.numbers] == scene.source_names() and max(scene.numbers) > 3
+        else:
+            assert scene.numbers == [1, 2, 3]
+        assert run(SCRIPT, "check", "--data_dir", data, "--workers", 1).returncode == 0
+    for sources in (["0.png", "1.png"], ["a/2.png", "b/2.png"], ["cat.png", "comp1.png"]):
+        scene, report = draw_scene(0, n=2), {"notes": [], "completions": []}
+        scene.sources = sources
+        keep_numbers(scene, report)
+        assert scene.numbers is None and "cannot be kept" in report["notes"][0]
 
 
 def test_create_reports_all_bad_scenes_and_keeps_others(user_tree, tmp_path):

@@ -21,6 +21,8 @@ if backend is not None:
 # one colour per candidate in winner maps; the last, grey, is "none of these"
 WINNER_COLOURS = [colormaps["tab20"](i)[:3] for i in range(20)]
 NONE_COLOUR = (0.5, 0.5, 0.5)
+KEPT, DROPPED = (0.0, 0.55, 0.15), (0.85, 0.1, 0.1)
+TILE, LINE, GAP, FRAME = 256, 16, 8, 4  # of figures, px
 
 
 def save_figure(figure, path, owned=False):
@@ -37,10 +39,14 @@ def on_checkerboard(completion):
     return completion[..., :3] * completion[..., 3:] + board * (1 - completion[..., 3:])
 
 
+def winner_colour(place):
+    return WINNER_COLOURS[place % len(WINNER_COLOURS)]
+
+
 def winner_map(weights, residual):
     """Colour of the candidate with the largest weight, (H,W,3); grey where the residual wins."""
     winner = np.concatenate([weights, residual[None]]).argmax(0)
-    colours = [WINNER_COLOURS[i % len(WINNER_COLOURS)] for i in range(len(weights))]
+    colours = [winner_colour(i) for i in range(len(weights))]
     return np.array([*colours, NONE_COLOUR])[winner]
 
 
@@ -49,19 +55,21 @@ def scene_panels(scene):
 
     Args:
         scene: dict of float arrays in [0,1]: partial, fused (H,W,3), mask, residual (H,W), completions (N,H,W,4),
-            weights (N,H,W); optional: original (H,W,3), and `shown`, the indices of the completions if not all N.
+            weights (N,H,W); optional: original (H,W,3), `labels`, the names of the N completions, and `shown`, the
+            indices of the completions if not all N.
 
     Returns:
-        list of (title, picture, colour map or None).
+        list of (title, picture, colour map or None[, colour of a frame]).
     """
     inside = scene["mask"]
+    labels = scene.get("labels") or [f"comp{i + 1}" for i in range(len(scene["weights"]))]
     panels = [("partial", scene["partial"], None), ("mask", inside, "gray")]
     shown = scene.get("shown", range(len(scene["completions"])))
-    panels += [(f"comp{i + 1}", on_checkerboard(c), None) for i, c in zip(shown, scene["completions"])]
-    panels += [(f"weight {i + 1}", scene["weights"][i] * inside, "magma") for i in shown]
+    panels += [(labels[i], on_checkerboard(c), None, winner_colour(i)) for i, c in zip(shown, scene["completions"])]
+    panels += [(f"weight of {labels[i]}", scene["weights"][i] * inside, "magma") for i in shown]
     panels.append(("weight of none", scene["residual"] * inside, "magma"))
     winners = winner_map(scene["weights"], scene["residual"])
-    panels.append(("winner (grey: none)", np.where(inside[..., None] > 0.5, winners, 1), None))
+    panels.append(("winner", np.where(inside[..., None] > 0.5, winners, 1), None))
     panels.append(("fused", scene["fused"], None))
     if "original" in scene:
         panels.append(("original", scene["original"], None))
@@ -70,35 +78,73 @@ def scene_panels(scene):
     return panels
 
 
-def draw_grid(path, rows, heading=""):
+def scene_legend(scene):
+    """What the colours of `scene_panels` mean, as `draw_grid` takes it."""
+    frames = [(title, frame[0]) for title, _, _, *frame in scene_panels(scene) if frame]
+    error = [("error, 0 to 1", "inferno")] if "original" in scene else []
+    return [("weight, 0 to 1", "magma"), *error, ("frames and winner:", None), *frames, ("none of them", NONE_COLOUR)]
+
+
+def draw_grid(path, rows, heading="", legend=()):
     """Titled pictures in rows, as one PNG.
 
     Pillow draws it, because matplotlib takes seconds for a few dozen axes.
 
     Args:
-        rows: lists of panels, (title, picture, colour map or None[, colour of the title]) with picture (H,W) or
+        rows: lists of panels, (title, picture, colour map or None[, colour of a frame or None]) with picture (H,W) or
             (H,W,3) in [0,1]; None leaves a place empty. Titles may have several lines.
+        legend: (text, colour or name of a colour map or None), …, drawn below.
     """
-    tile, line, gap = 200, 15, 8  # pixels
-    font = ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), 11)
-    cells, tops, top = [], [], gap + bool(heading) * (line + gap)
+    cells, tops, top = [], [], GAP + bool(heading) * (LINE + GAP)
     for row in rows:
         panels = [(place, panel) for place, panel in enumerate(row) if panel is not None]
         lines = max(panel[0].count("\n") for _, panel in panels) + 1
-        drawn = [(place, panel, _tile(panel[1], panel[2], tile)) for place, panel in panels]
+        drawn = [(place, panel, _tile(*panel[1:], width=TILE)) for place, panel in panels]
         cells.append(drawn)
-        tops.append((top, top + lines * line + 2))
-        top = tops[-1][1] + max(image.height for *_, image in drawn) + gap
-    sheet = Image.new("RGB", (max(map(len, rows)) * (tile + gap) + gap, top), "white")
+        tops.append((top, top + lines * LINE + 2))
+        top = tops[-1][1] + max(image.height for *_, image in drawn) + GAP
+    width = max(map(len, rows)) * (TILE + GAP) + GAP
+    below = _legend(legend, width)
+    sheet = Image.new("RGB", (width, top + below.height), "white")
+    sheet.paste(below, (0, top))
     pen = ImageDraw.Draw(sheet)
-    pen.text((gap, gap), drawable(heading), "black", font)
+    pen.text((GAP, GAP), drawable(heading), "black", _font())
     for drawn, (text_top, image_top) in zip(cells, tops):
-        for place, (title, _, _, *colour), image in drawn:
-            left = gap + place * (tile + gap)
-            short = "\n".join(text if len(text) <= 31 else text[:30] + "…" for text in map(drawable, title.split("\n")))
-            pen.text((left, text_top), short, colour[0] if colour else "black", font, spacing=2)
+        for place, (title, *_), image in drawn:
+            left = GAP + place * (TILE + GAP)
+            short = "\n".join(_shortened(text, 38) for text in map(drawable, title.split("\n")))
+            pen.text((left, text_top), short, "black", _font(), spacing=2)
             sheet.paste(image, (left, image_top))
     write_image(path, np.asarray(sheet))
+
+
+def _font():
+    return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), 12)
+
+
+def _shortened(text, length):
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _legend(entries, width):
+    """A picture `width` wide with a swatch or a colour bar before each text, in as many lines as they need."""
+    font, places, left, top = _font(), [], GAP, 0
+    for text, colour in entries:
+        text = _shortened(drawable(text), 60)  # noqa: PLW2901
+        swatch = 0 if colour is None else 100 if isinstance(colour, str) else LINE
+        length = swatch + 5 + font.getlength(text)
+        if left > GAP and left + length > width:
+            left, top = GAP, top + LINE + 6
+        places.append((left, top, swatch, text, colour))
+        left += round(length) + 16
+    picture = Image.new("RGB", (width, top + LINE + GAP if entries else 0), "white")
+    pen = ImageDraw.Draw(picture)
+    for left, top, swatch, text, colour in places:
+        if swatch:
+            bar = colormaps[colour](np.linspace(0, 1, swatch))[:, :3] if isinstance(colour, str) else [colour] * swatch
+            picture.paste(Image.fromarray(np.rint(np.tile(bar, (LINE, 1, 1)) * 255).astype(np.uint8)), (left, top))
+        pen.text((left + swatch + 5 * bool(swatch), top), text, "black", font)
+    return picture
 
 
 def drawable(text):
@@ -106,7 +152,7 @@ def drawable(text):
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
-def _tile(picture, cmap, width):
+def _tile(picture, cmap, frame=None, width=TILE):
     """Picture in [0,1] → a Pillow image `width` pixels wide; narrower if it would be over three times as high."""
     picture = np.clip(picture, 0, 1)
     if cmap is not None:
@@ -114,14 +160,20 @@ def _tile(picture, cmap, width):
     picture = np.rint(picture * 255).astype(np.uint8)
     scale = min(width / picture.shape[1], 3 * width / picture.shape[0])
     size = tuple(max(1, round(side * scale)) for side in picture.shape[:2])
-    return Image.fromarray(resize(picture, size, nearest=scale > 1))
+    picture = resize(picture, size, nearest=scale > 1)
+    if frame is not None:
+        inner = np.s_[FRAME:-FRAME, FRAME:-FRAME]
+        framed = np.full_like(picture, np.rint(np.array(frame) * 255).astype(np.uint8))
+        framed[inner] = picture[inner]
+        picture = framed
+    return Image.fromarray(picture)
 
 
 def draw_scene(path, scene, title=""):
     """One scene over several rows, as written beside every fused image. `scene` as in `scene_panels`."""
     panels = scene_panels(scene)
     columns = min(6, math.ceil(len(panels) / 2))
-    draw_grid(path, [panels[i : i + columns] for i in range(0, len(panels), columns)], title)
+    draw_grid(path, [panels[i : i + columns] for i in range(0, len(panels), columns)], title, scene_legend(scene))
 
 
 def draw_scenes(path, scenes, titles):
@@ -197,9 +249,11 @@ def draw_selection(path, scenes):
     for panels in scenes:
         row = []
         for title, picture, kept in panels:
-            scale = min(1, 256 / max(picture.shape[:2]))  # saves memory with many completions of a large photo
+            # saves memory with many completions of a large photo
+            scale = min(1, TILE / picture.shape[1], 3 * TILE / picture.shape[0])
             image = resize(picture, tuple(max(1, round(side * scale)) for side in picture.shape[:2])) / np.float32(255)
             image = on_checkerboard(image) if image.shape[2] == 4 else image
-            row.append((title, image, None, {True: "green", False: "red", None: "black"}[kept]))
+            row.append((title, image, None, {True: KEPT, False: DROPPED, None: None}[kept]))
         rows += [row[i : i + columns] for i in range(0, len(row), columns)]
-    draw_grid(path, rows)
+    framed = any(panel[3] is not None for row in rows for panel in row)
+    draw_grid(path, rows, legend=[("kept", KEPT), ("dropped", DROPPED)] if framed else ())

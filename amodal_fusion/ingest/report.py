@@ -107,7 +107,7 @@ def selection_panels(raw, report, folder):
     for row, completion in rows:
         written = folder / f"comp{row['kept_as']}.png" if row["kept_as"] else completion.path
         picture = read_image(written, "RGBA")
-        name = printable(completion.path.stem[-16:])
-        name += f": {row['kept_as']}" if row["kept_as"] else f"\n{row['reason']}"
+        name = printable(row["file"])
+        name += f"\nkept as comp{row['kept_as']}" if row["kept_as"] else f"\n{row['reason']}"
         panels.append((name, picture, row["kept_as"] is not None))
     return panels

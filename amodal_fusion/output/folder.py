@@ -20,6 +20,7 @@ from amodal_fusion.errors import ConfigError, LpipsUnavailable, SceneError, User
 from amodal_fusion.evaluation.inpainters import check_command
 from amodal_fusion.evaluation.perceptual import PerceptualLoss
 from amodal_fusion.files import check_ours, take_output
+from amodal_fusion.output.flat_names import remove_flat, write_flat
 from amodal_fusion.output.handover import check_handover, write_handover
 from amodal_fusion.output.html_report import command_of, write_report
 from amodal_fusion.output.locks import list_locks
@@ -62,6 +63,8 @@ def run_folder(config, predictor, made_by, process):
         text = write_table(output_dir, fused, made_by, config.group_by) if config.metrics and has_originals else None
         if todo:  # tables and report of earlier runs are out of date
             remove_stale(output_dir, (() if text else TABLES) + (() if config.report else ("report.html",)))
+            if not config.flat_names:
+                remove_flat(output_dir)
         print((text or "") + f"{len(todo) - len(failed)} scenes fused into {output_dir}")
         write_folder_outputs(config, fused)
     finally:
@@ -98,6 +101,8 @@ def check_options(config):
         check_handover(*config.handover, config.data_dir, config.output_dir)
     if config.inpaint_command and not config.evaluate:
         raise ConfigError("the inpainting command is only run by an evaluation; ask for one", "evaluate")
+    if config.flat_names and not config.figures:
+        raise ConfigError("the flat names include the figure; do not leave it out", "flat_names", "no-figures")
     try:
         re.compile(config.group_by or "")
     except re.error as error:
@@ -291,6 +296,8 @@ def write_folder_outputs(config, scene_ids):
         count, whole = write_handover(consumer, folder, config.data_dir, config.output_dir, scene_ids, config.seam,
                                       config.workers)
         print(f"{count} scenes written to {folder}, {whole} with nothing left to draw; see its README.txt")
+    if config.flat_names:
+        print(f"{write_flat(config.data_dir, config.output_dir, scene_ids, config.workers)} files with flat names")
     if config.report:
         page = write_report(config.data_dir, config.output_dir, scene_ids, config.workers, command_of(config))
         print(f"report: {page}")

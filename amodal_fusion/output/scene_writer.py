@@ -11,7 +11,7 @@ from amodal_fusion.data.images import resize, write_image
 from amodal_fusion.data.scenes import read_large
 from amodal_fusion.data.tensors import to_tensors
 from amodal_fusion.errors import SceneError
-from amodal_fusion.evaluation.figures import draw_scene
+from amodal_fusion.evaluation.figures import TILE, draw_scene
 from amodal_fusion.evaluation.rules import best_rule
 from amodal_fusion.evaluation.scores import evaluate_scene, photo_digest
 from amodal_fusion.model.blending import blend_hole, to_levels
@@ -20,7 +20,6 @@ from amodal_fusion.output.locks import lock_blend, to_slots
 from amodal_fusion.output.order import order_of, write_order
 from amodal_fusion.output.records import WHOLE, input_digest, scene_outputs, write_record
 
-LARGEST_FIGURE = 200  # side of a scene in its figure, px
 MOST_DRAWN = 24  # completions in a figure: those with the most weight
 LARGEST_MEASURED = 2**24  # candidates × pixels; larger scenes are measured on a smaller copy
 
@@ -142,8 +141,9 @@ def describe(scene_id, row):
     if row is None:
         return scene_id
     best = best_rule(row)
+    gain = row["ours_psnr"] - row[f"{best}_psnr"]
     return (f"{scene_id}: {row['ours_psnr']:.2f} dB in the hole, best rule ({best}) {row[f'{best}_psnr']:.2f}, "
-            f"oracle {row['oracle_psnr']:.2f}")
+            f"gain {gain:+.2f}, oracle {row['oracle_psnr']:.2f}")
 
 
 def write_outputs(folder, scene, blend, title, figure):
@@ -164,7 +164,7 @@ def write_unlocked(folder, scene, blend, unlocked):
 
 def for_figure(scene, blend):
     """A scene for `amodal_fusion.evaluation.figures.scene_panels`, scaled down to the figure."""
-    scale = min(1.0, LARGEST_FIGURE / max(scene.mask.shape))
+    scale = min(1.0, TILE / scene.mask.shape[1], 3 * TILE / scene.mask.shape[0])
     size = tuple(max(1, round(side * scale)) for side in scene.mask.shape)
     most = np.argsort(-blend.weights.sum(1, dtype=np.float64), kind="stable")[:MOST_DRAWN]
     shown = sorted(most.tolist())
@@ -174,6 +174,8 @@ def for_figure(scene, blend):
         return resize(picture, size) / np.float32(np.iinfo(picture.dtype).max)
 
     arrays = {"partial": small.partial / np.float32(255), "mask": small.mask.astype(np.float32), "shown": shown,
+              "labels": [name if name == f"comp{number}" else f"{number}: {name}"
+                         for number, name in zip(scene.numbered(), scene.source_names())],
               "completions": np.stack(small.completions) / np.float32(255),
               "weights": np.stack([shrunk(blend.on_picture(to_levels(weight))) for weight in blend.weights]),
               "residual": shrunk(blend.on_picture(to_levels(blend.residual))),
