@@ -44,6 +44,7 @@ from amodal_fusion.model.blending import blend_hole
 from amodal_fusion.model.compositing import ABSENT
 from amodal_fusion.output.folder import check_options, choose_device, run_folder
 from amodal_fusion.output.guide import CONFIDENCE, MIN_REGION
+from amodal_fusion.output.hub import find_weights, write_pretrained
 from amodal_fusion.output.onnx_export import export_onnx
 from amodal_fusion.output.records import weights_digest
 from amodal_fusion.output.scene_reader import network_size
@@ -146,15 +147,34 @@ class FusionPredictor:
         if str(device).startswith("cuda") and not found:
             raise ConfigError(f"device {device}: there is no GPU; use the device cpu", "device")
         with torch.random.fork_rng(devices=[]):  # building the network must not change the caller's random state
-            self.model, config = load_model(checkpoint or SHIPPED)
+            self.model, self.config = load_model(checkpoint or SHIPPED)
         self.digest = weights_digest(self.model)
         try:
             self.device = torch.device(("cuda" if found else "cpu") if device == "auto" else device)
             self.model.to(self.device)
         except RuntimeError as error:  # the GPU does not exist, or its memory is full
             raise ConfigError(f"device {device}: {str(error).splitlines()[0]}", "device") from None
-        self.guide_confidence: float = config.get("guide_confidence") or CONFIDENCE
-        self.img_size: int = options.get("img_size") or config.get("inference_size") or config["img_size"]
+        self.guide_confidence: float = self.config.get("guide_confidence") or CONFIDENCE
+        self.img_size: int = (options.get("img_size") or self.config.get("inference_size")
+                              or self.config["img_size"])
+
+    @classmethod
+    def from_pretrained(cls, path_or_name: str | Path | None = None, **options) -> "FusionPredictor":
+        """The predictor of a checkpoint, of a folder of `save_pretrained` or of a training run, or of a repository on
+        Hugging Face ("owner/name"); None takes the weights that ship. `options` as above.
+
+        Raises:
+            UserError: as above; or there is no such thing.
+        """
+        return cls(None if path_or_name is None else find_weights(path_or_name), **options)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the weights, config.json and a model card (README.md) into `folder`; returns the path of the weights.
+
+        Raises:
+            UserError: the folder cannot be written, or has files of these names that are not ours.
+        """
+        return write_pretrained(folder, self.model, self.config)
 
     def fuse(self, partial: Image.Image | ArrayLike | torch.Tensor, mask: Image.Image | ArrayLike | torch.Tensor,
              completions, background: str | None = None) -> dict[str, np.ndarray] | dict[str, torch.Tensor]:

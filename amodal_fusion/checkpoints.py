@@ -164,12 +164,17 @@ def export_weights(checkpoint, path, start=None, start_share=0.0, **options):
         before = averaged_weights(load_checkpoint(start))
         weights = {name: torch.lerp(value, before[name].to(value.dtype), start_share) if value.is_floating_point()
                    else value for name, value in weights.items()}
-    config = {name: value for name, value in state["config"].items()
-              if not isinstance(value, (str, tuple)) or name in ("optimizer", "lpips_net", "amp")} | options
+    config = portable(state["config"]) | options
     kept = {name: state[name] for name in ("metrics", "epoch", "step")}
     if start_share:
         kept["metrics"] = {}  # the run's metrics are not those of the mean
     save_checkpoint(path, {"model": weights, "config": config, **kept})
+
+
+def portable(config):
+    """Options without paths, which mean nothing elsewhere."""
+    return {name: value for name, value in config.items()
+            if not isinstance(value, (str, tuple)) or name in ("optimizer", "lpips_net", "amp")}
 
 
 def rng_state(device):
