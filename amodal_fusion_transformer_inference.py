@@ -108,7 +108,7 @@ class InferenceConfig:
     locks: str | None = option(None, "YAML file of lines like  scene_7: [1>3, 2>4]  for completion 1 in front of 3 and "
                                      "2 of 4, whatever the network says; 0 is none of them", "output")
     lock: str | None = option(None, "the same for a single scene, as in --lock '1>3, 2>4'", "output")
-    report: bool = option(False, "write report.html, a page that shows all scenes and corrects them by clicks", "output")
+    report: bool = option(False, "write report.html, a page to view all scenes and correct them by clicks", "output")
     flat_names: bool = option(False, "also write <id>_fused.png, <id>_visualization.png, <id>_weight1.png and "
                                      "<id>_comp1_masked.png into output_dir", "output")
     lpips_net: str = option("alex", "backbone of LPIPS in the metrics", "output", ("alex", "vgg", "squeeze"))

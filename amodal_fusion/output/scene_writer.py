@@ -96,7 +96,7 @@ class SceneWriter:
         return evaluate_scene(scene.id, as_result(scene, blend), self.perceptual, self.evaluate, self.inpaint_command,
                               self.seam)
 
-    def measure_smaller(self, scene, logits, locks):
+    def measure_smaller(self, scene, logits, locks=()):
         """`evaluate_scene` of a smaller copy; `scale` in the row is the factor on its sides."""
         scale = measured_scale(scene)
         small = scene.resized(tuple(max(16, round(side * scale)) for side in scene.mask.shape))
