@@ -77,13 +77,11 @@ class Browser:
         return json.loads(text)
 
     def open(self, url):
-        """Go to a page, or load it again; returns the seconds until it was drawn."""
-        start = time.monotonic()
+        """Go to a page, or load it again, and wait until it is drawn."""
         self.send("Page.navigate", url="about:blank")
         self.send("Page.navigate", url=url)
         self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
         self.run("new Promise(resolve => requestAnimationFrame(() => requestAnimationFrame(resolve)))")
-        return time.monotonic() - start
 
     def run(self, script):
         """The value of a JavaScript expression, awaited."""

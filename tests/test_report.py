@@ -282,7 +282,12 @@ def test_a_thousand_scenes_open_at_once(tmp_path):
     page.write_text(re.sub(r'(id="report">).*?(?=</script>)', lambda match: match[1] + json.dumps(report),
                            page.read_text(encoding="utf-8")), encoding="utf-8")
     with Browser(page.as_uri(), tmp_path) as browser:
-        assert min(browser.open(page.as_uri()) for _ in range(3)) < 3  # other programs may run beside
+        painted = "performance.getEntriesByName('first-contentful-paint')[0].startTime / 1000"
+        seconds = []
+        for _ in range(3):  # the best of three: other programs may run
+            browser.open(page.as_uri())
+            seconds.append(browser.run(painted))
+        assert min(seconds) < 3, seconds
         assert browser.run("document.querySelectorAll('article').length") < 200  # the others come as the reader scrolls
         assert browser.run("received.size") == 0
         for _ in range(6):

@@ -95,7 +95,7 @@ function worstFirst() {
 }
 
 function more() { // a batch at a time, as the reader comes down: thousands of scenes cost nothing before
-  const batch = shown.slice(drawn, drawn + 48);
+  const batch = shown.slice(drawn, drawn + 24);
   drawn += batch.length;
   (state.view === "table" ? $("tbody") : $("#gallery")).append(...batch.map(state.view === "table" ? row : card));
   return batch.length > 0;
