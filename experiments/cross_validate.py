@@ -3,24 +3,30 @@
     python -m experiments.cross_validate --layers REAL_LAYERS REAL --work_dir cv --config pretrained/recipe.yaml \\
         --train "--init_from pretrained/amodal_fusion_transformer.pth --scenes_per_epoch 2000 --batch_size 8"
     python -m experiments.cross_validate --layers REAL_LAYERS REAL --work_dir cv_before \\
-        --checkpoint pretrained/amodal_fusion_transformer.pth
+        --checkpoint FIRST_STAGE
 
 For each fold the trainer runs on the photos of the other folds, and the resulting weights fuse holes in the photos of
-this fold. With --checkpoint the given weights fuse all holes and nothing is trained. layer_folds.txt has the folds.
+this fold. With --checkpoint the given weights fuse all holes and nothing is trained; "untrained" stands for those of a
+new network, which are written to WORK_DIR/untrained.pth. layer_folds.txt has the folds.
 Holes are those of experiments/real_holes.py. Finished folds are skipped when the command runs again. The tables at the
 end are over all photos, and per completer (the part of a photo's name before the first "_").
 """
 
 import argparse
 import csv
+import dataclasses
 import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
+from amodal_fusion.checkpoints import save_checkpoint
 from amodal_fusion.errors import UserError, exit_with_message
 from amodal_fusion.evaluation.tables import write_metrics
+from amodal_fusion_transformer import TrainConfig, build_model
 
 ROOT = Path(__file__).parent.parent
 FOLDS = Path(__file__).with_name("layer_folds.txt")
@@ -63,6 +69,17 @@ def run(*command):
         raise UserError(f"{shlex.join(line)} failed")
 
 
+def write_untrained(path):
+    """Save the weights of a network before training, and return the path."""
+    torch.manual_seed(0)
+    config = dataclasses.asdict(TrainConfig(inference_size=256))
+    numbers = {name: value for name, value in config.items() if not isinstance(value, (str, tuple))}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(path, {"model": build_model(config).state_dict(), "config": numbers, "metrics": {},
+                           "epoch": 0, "step": 0})
+    return path
+
+
 def judge_fold(fold, photos, folds, options):
     """Rows of metrics.csv of the holes in this fold's photos."""
     folder = options.work_dir.resolve() / f"fold_{fold}"
@@ -93,7 +110,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=Path, nargs="+", required=True, help="folders of photos with layers")
     parser.add_argument("--work_dir", type=Path, required=True)
-    parser.add_argument("--checkpoint", help="judge these weights, train nothing")
+    parser.add_argument("--checkpoint", help='judge these weights, or "untrained" ones, and train nothing')
     parser.add_argument("--config", help="YAML file for the trainer")
     parser.add_argument("--train", default="", help="more options for the trainer, in one text")
     parser.add_argument("--folds", type=int, nargs="+", default=list(range(5)))
@@ -104,6 +121,8 @@ def main():
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     folds = read_folds()
     photos = find_photos(options.layers, folds)
+    if options.checkpoint == "untrained":
+        options.checkpoint = write_untrained(options.work_dir / "untrained.pth")
     rows = [row for fold in options.folds for row in judge_fold(fold, photos, folds, options)]
     for name in ("all", *sorted({row["photo"].split("_")[0] for row in rows})):
         folder = options.work_dir / name
