@@ -1,16 +1,15 @@
-"""Prepared scenes in a few large files: read from a memory map, without a file per picture and without decoding PNGs.
+"""Prepared scenes in a few large files, read from a memory map: few files, and no PNG to decode.
 
     PACK/packed.json            options, the folder that was packed, its shards
     PACK/train_list.txt …       copies of the folder's lists
-    PACK/00000.npy, 00001.npy … shards: numpy's own format, one row of bytes, in which one scene follows another
-    PACK/00000.json …           of each scene: id, where its bytes are, their CRC-32, and the state of its files
+    PACK/00000.npy, 00001.npy … shards: numpy arrays of bytes, scene after scene
+    PACK/00000.json …           per scene: id, position of its bytes, their CRC-32, and the state of its files
 
-Formats for many small samples (tar files, Arrow, LMDB, safetensors) are packages to install, and what they would hold
-here are PNGs, whose decoding is what takes the time. A memory map of numpy needs neither: all processes of a machine
-share its pages.
+Other formats for many small samples (tar files, Arrow, LMDB, safetensors) need more packages, and would still hold
+PNGs, whose decoding takes the time. A memory map needs neither, and all processes of a machine share its pages.
 
-A picture is stored raw, but without its zeros: completions are mostly transparent, and black there. That is lossless
-and as fast to read as a copy. The partial image is stored as its difference from the original outside the hole.
+A picture is stored raw, but without its zeros, since completions are mostly transparent black. That is lossless and as
+fast to read as a copy. The partial image is stored as its difference from the original outside the hole.
 """
 
 import io
@@ -32,8 +31,8 @@ from amodal_fusion.pools import Failure, Helpers
 
 INDEX = "packed.json"
 FORMAT = 1
-SHARD_SCENES = 1024  # of a shard: half a gigabyte at 256² with five completions
-HEAD = 5  # numbers that tell of a stored picture: first row, first column, rows, columns, pixels
+SHARD_SCENES = 1024  # scenes per shard: half a gigabyte at 256² with five completions
+HEAD = 5  # numbers before a stored picture: first row, first column, rows, columns, pixels
 
 
 def is_packed(folder):
@@ -61,11 +60,11 @@ def to_record(scene):
     head = np.array([*scene.mask.shape, len(heads), *np.ravel(heads)], np.int32)
     parts = [head, *pixels, scene.original, np.packbits(scene.mask), *bits]
     record = np.concatenate([np.ascontiguousarray(part).view(np.uint8).ravel() for part in parts])
-    return np.pad(record, (0, -len(record) % 4))  # pixels lie at multiples of four bytes
+    return np.pad(record, (0, -len(record) % 4))  # pixels start at multiples of four bytes
 
 
 def from_record(record, scene_id, most):
-    """What `to_record` made → Scene with at most so many completions."""
+    """Record of `to_record` → Scene with at most `most` completions."""
     def take(count, kind):
         nonlocal start
         start += count * np.dtype(kind).itemsize
@@ -97,36 +96,36 @@ class PackedScenes:
     """The scenes of a packed set, by id.
 
     Attributes:
-        img_size, n_max_completions: what it was packed with; folder: Path of the data set that was packed.
+        img_size, n_max_completions: of the packed scenes; folder: Path of the data set that was packed.
         places: scene id → (shard's file name, first byte, bytes, CRC-32, state of the scene's files).
 
     Raises:
-        UserError: the packed set is not whole, or of another version.
+        UserError: the packed set is incomplete, or has another version.
     """
 
     def __init__(self, pack):
         self.pack, self.shards, self.places = Path(pack), {}, {}
         index = read_json(self.pack / INDEX)
         if index is None or index.get("format") != FORMAT:
-            raise UserError(f"{self.pack / INDEX}: damaged, or of another version; pack again into an empty folder")
+            raise UserError(f"{self.pack / INDEX}: damaged, or from another version; pack again into an empty folder")
         if not index["shards"]:
-            raise UserError(f"{self.pack}: its packing was interrupted; the same command continues it")
+            raise UserError(f"{self.pack}: its packing was interrupted; the same command resumes it")
         self.img_size, self.n_max_completions = index["img_size"], index["n_max_completions"]
         self.folder = Path(index["folder"])
         for name, size in index["shards"].items():
             shard, path = read_json((self.pack / name).with_suffix(".json")), self.pack / name
             if shard is None or not path.is_file() or path.stat().st_size != size:
-                raise UserError(f"{path}: missing or truncated, or its .json is; pack again, whole shards are kept")
+                raise UserError(f"{path}: missing or truncated, or its .json is; pack again, complete shards stay")
             self.places |= {scene_id: (name, *place) for scene_id, *place in shard["scenes"]}
 
     def __getstate__(self):
-        return {**self.__dict__, "shards": {}}  # a memory map would be copied; each process opens its own
+        return {**self.__dict__, "shards": {}}  # pickling would copy a memory map; each process opens its own
 
     def read(self, scene_id, max_completions=None):
-        """What `read_scene` gave for it, at the size of the packed set.
+        """The scene as `read_scene` reads it, at the size of the packed set.
 
         Raises:
-            SceneError: its bytes have changed since they were written.
+            SceneError: its bytes changed since they were written.
         """
         name, start, size, check_sum, _ = self.places[scene_id]
         if name not in self.shards:
@@ -138,17 +137,17 @@ class PackedScenes:
         return from_record(record, scene_id, most)
 
     def check_fits(self, img_size, n_max_completions):
-        """Raise UserError when scenes of this size and number of completions would not be those of the folder."""
+        """Raise UserError if these values differ from those of the packed set, so that scenes would differ, too."""
         if img_size != self.img_size or n_max_completions > self.n_max_completions:
             raise UserError(f"{self.pack}: packed at {self.img_size} px with at most {self.n_max_completions} "
                             f"completions, not at {img_size} with {n_max_completions}; pack {self.folder} again for "
                             "these, into another folder", "img_size", "n_max_completions")
 
     def changes(self, scene_ids):
-        """What has changed in the data set since it was packed, a line each; none where it is out of reach.
+        """Lines about changes in the data set since it was packed; none if its folder is missing.
 
         Args:
-            scene_ids: the scenes to look at, all files of which are looked up, but not read.
+            scene_ids: the scenes whose files are compared by size and time, not read.
         """
         if not self.folder.is_dir():
             return []
@@ -159,7 +158,7 @@ class PackedScenes:
 
 
 def read_json(path):
-    """The content of a JSON file; None when it cannot be read."""
+    """The content of a JSON file; None if it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -170,12 +169,8 @@ def bytes_of(path):
     return path.read_bytes() if path.is_file() else b""
 
 
-# ----------------------------------------------------------------------------
-# Packing
-
-
 class ShardWriter:
-    """Packs one shard per call, unless it is there and its scenes have not changed since.
+    """Packs one shard per call, unless it exists and its scenes have not changed.
 
     Args:
         data_dir: the data set; pack: Path of the folder to write; img_size, n_max_completions: of the packed scenes.
@@ -217,7 +212,7 @@ class ShardWriter:
             file.write(npy_header(end))
             file.flush()
             os.fsync(file.fileno())
-            path.with_suffix(".json").unlink(missing_ok=True)  # from here on it would describe another file
+            path.with_suffix(".json").unlink(missing_ok=True)  # it describes the old shard
         content = {**self.options(), "bytes": path.stat().st_size, "scenes": entries}
         write_text(path.with_suffix(".json"), json.dumps(content))
 
@@ -234,21 +229,21 @@ def shard_name(number):
 
 
 def npy_header(size):
-    """The beginning of a .npy file that holds so many bytes; numpy makes it equally long for every size."""
+    """The header of a .npy file of `size` bytes; numpy gives it the same length for every size."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (size,)})
     return header.getvalue()
 
 
 def pack_scenes(writer, scene_ids, workers, process=None):
-    """Pack scenes of a folder. Running again continues, and packs those shards again whose scenes have changed.
+    """Pack scenes of a folder. Running again resumes, and repeats shards whose scenes changed.
 
     Args:
-        writer: ShardWriter; scene_ids: the scenes, all with originals; workers: processes, 0 for none but this.
+        writer: ShardWriter; scene_ids: scenes with originals; workers: processes, 0: only this one.
         process: Process of a launcher's group, whose members share the shards; None: alone.
 
     Raises:
-        ConfigError: the folder is in use for something else. UserError: with the first twenty faults.
+        ConfigError: the folder has other files. UserError: with the first twenty faults.
     """
     rank, world_size, gather = (process.rank, process.world_size, process.gather) if process else (0, 1, lambda x: [x])
     shards = [(number, scene_ids[start : start + SHARD_SCENES])
@@ -274,10 +269,10 @@ def pack_scenes(writer, scene_ids, workers, process=None):
 
 
 def begin(writer):
-    """Take the folder for a packed set.
+    """Lock the folder for a packed set.
 
     Returns:
-        lock against other programs that pack into it, and what forbids to pack into it, None if nothing does.
+        the lock, and why the folder cannot be used, or None.
     """
     pack = writer.pack
     try:
@@ -296,7 +291,7 @@ def begin(writer):
 
 
 def finish(writer, names):
-    """Remove shards of an earlier, larger set, copy the lists, and write the index that makes the set whole."""
+    """Remove shards of an earlier, larger set, copy the lists, and write the index, which completes the set."""
     pack = writer.pack
     for path in pack.iterdir():
         if re.fullmatch(r"\d{5,}\.npy", path.name) and path.name not in names:

@@ -12,8 +12,8 @@ const inData = (scene, name) => data + "/" + encodeURIComponent(scene.id) + "/" 
 const percent = value => value === null || value === undefined ? "–" : (100 * value).toFixed(1) + " %";
 
 // ---------------------------------------------------------------------------
-// What was decided: by scene, the locks that made its files, and the locks now. The browser keeps both, and which scenes
-// are done, until the files have those locks.
+// Decisions per scene: the locks that made its files, and the current locks. The browser stores both, and which scenes are
+// done, until the files have these locks.
 
 const store = {
   key: kind => `amodal-fusion ${kind} ${location.pathname}`,
@@ -21,7 +21,7 @@ const store = {
     try {
       return JSON.parse(localStorage.getItem(this.key(kind))) || nothing;
     } catch {
-      return nothing; // the browser keeps nothing for pages from disk, or something else stands there
+      return nothing; // the browser stores nothing for pages from disk, or the entry is not ours
     }
   },
   write(kind, value) {
@@ -64,8 +64,8 @@ function inWords(scene, text) {
   return `${nameOf(scene, front)} in front of ${nameOf(scene, behind)}${where}`;
 }
 
-// Locks with one more. It wins over earlier ones that say the opposite: those of the same pair, and as many of the oldest
-// as go round in a circle with it.
+// Locks with a new one. It replaces earlier ones that contradict it: those of the same pair, and the oldest ones that form
+// a circle with it.
 function withLock(scene, text) {
   const added = parseLock(text), numbers = [added.front, added.behind];
   const contradicts = old => String(old.polygon) === String(added.polygon) &&
@@ -77,14 +77,14 @@ function withLock(scene, text) {
   return [...locks, text];
 }
 
-// Locks by the numbers of completions → by their places 1 … N
+// Locks with numbers of completions → with their places 1 … N
 function inPlaces(scene, texts) {
   const place = number => number > 0 ? scene.completions.indexOf(entryOf(scene, number)) + 1 : number;
   return texts.map(parseLock).map(lock => ({...lock, front: place(lock.front), behind: place(lock.behind)}));
 }
 
 // ---------------------------------------------------------------------------
-// Pixels of scenes: a script beside the pictures calls `receive`. The three scenes opened last stay in memory.
+// Pixels of scenes: page.js beside the pictures calls `receive`. The last three opened scenes stay in memory.
 
 const received = new Map(), waiting = new Map();
 
@@ -127,7 +127,7 @@ async function edit(scene) {
   show();
   try {
     const pixels = await load(scene);
-    if (open.scene !== scene) return; // the reader went on
+    if (open.scene !== scene) return; // another scene was opened meanwhile
     open.pixels = pixels;
   } catch (error) {
     $("#panel").replaceChildren(make("p", {className: "bad"}, error.message));
@@ -136,7 +136,7 @@ async function edit(scene) {
   for (const canvas of [$("#picture"), $("#lines")]) Object.assign(canvas, {width: open.pixels.width, height: open.pixels.height});
   recompose();
   const next = shown[shown.indexOf(scene) + 1];
-  if (next) load(next).catch(() => {}); // told when it is opened
+  if (next) load(next).catch(() => {}); // an error is shown when the scene is opened
 }
 
 function recompose() {
@@ -217,7 +217,7 @@ function showPanel() {
   $("#panel").replaceChildren(...parts);
 }
 
-// The candidates at the chosen pixel, or in the region that was drawn, the one with the largest weight first
+// The candidates at the chosen pixel or in the drawn region, largest weight first
 function candidates() {
   const {scene, pixels, weights, at, region} = open;
   const places = at >= 0 ? [at] : within(region, pixels);
@@ -265,7 +265,7 @@ function buttons(number, winner, found) {
   return row;
 }
 
-// Add a lock; `everywhere` unless the box says that the region alone is meant
+// Add a lock: on the whole picture, or on the region if the box is checked
 function act(pair, everywhere) {
   const {scene, pixels, region} = open;
   const polygon = (!everywhere || open.drawn) && region ? region.flatMap(([x, y]) => [Math.round(x * pixels.scale[0]), Math.round(y * pixels.scale[1])]) : [];
@@ -344,7 +344,7 @@ function choose(x, y) {
 }
 
 // ---------------------------------------------------------------------------
-// Out of the page: locks.yaml of all scenes, and the command that applies it
+// Output: locks.yaml of all scenes, and the command that applies it
 
 function locksYaml() {
   const lines = scenes.filter(scene => scene.now.length).map(scene => {
@@ -363,7 +363,7 @@ function showLocks() {
 }
 
 function copyFrom(selector) {
-  getSelection().selectAllChildren($(selector)); // what is marked can be copied by hand where the browser refuses
+  getSelection().selectAllChildren($(selector)); // selected text can be copied by hand if the browser refuses
   navigator.clipboard?.writeText($(selector).textContent).catch(() => document.execCommand("copy"));
 }
 
@@ -378,9 +378,9 @@ $("#next").onclick = () => step(1);
 $("#done").onclick = toggleDone;
 $("#undo").onclick = undo;
 $("#save-picture").onclick = savePicture;
-$("#editor").onclose = () => draw(); // cards show which scenes are corrected and done
+$("#editor").onclose = () => draw(); // cards show corrected and finished scenes
 
-// Keys; with a scene open also the number of a candidate in the list, which comes to the front
+// Keys. In an open scene the number of a candidate in the list puts it in front
 const KEYS = {ArrowRight: () => step(1), n: () => step(1), ArrowLeft: () => step(-1), p: () => step(-1), d: toggleDone, u: undo,
   s: savePicture, x: () => open.region && act("0>*", false)};
 addEventListener("keydown", event => {

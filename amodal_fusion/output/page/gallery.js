@@ -4,7 +4,7 @@ const known = value => value !== null && value !== undefined;
 const number = (value, digits) => known(value) ? value.toFixed(digits) : "–";
 const signed = value => (value >= 0 ? "+" : "−") + Math.abs(value).toFixed(2);
 
-// key, title, how to write it, whether small is bad, and so comes first
+// key, title, format, whether small values are bad and come first
 const COLUMNS = [
   ["psnr", "PSNR, dB", v => number(v, 2), true], ["gain", "over the best rule, dB", v => known(v) ? signed(v) : "–", true],
   ["overlap", "PSNR in overlap, dB", v => number(v, 2), true], ["oracle", "oracle, dB", v => number(v, 2), true],
@@ -87,14 +87,14 @@ function row(scene) {
   return element;
 }
 
-// What is likely to need correction first: by the loss against the best rule, or, without originals, where weights are undecided
+// Scenes that need correction first: largest loss against the best rule, or, without originals, most undecided weights
 function worstFirst() {
   const key = ["gain", "psnr", "undecided"].find(has);
   change({filter: "all", sort: key, ascending: key !== "undecided"});
   if ($("#editor").open) edit(shown[0]);
 }
 
-function more() { // a batch at a time, as the reader comes down: thousands of scenes cost nothing before
+function more() { // in batches, as the user scrolls down: works with thousands of scenes
   const batch = shown.slice(drawn, drawn + 24);
   drawn += batch.length;
   (state.view === "table" ? $("tbody") : $("#gallery")).append(...batch.map(state.view === "table" ? row : card));
@@ -108,7 +108,7 @@ function draw() {
   shown = scenes.filter(s => (!keep || keep(s)) && s.id.normalize().toLowerCase().includes(wanted));
   shown.sort((a, b) => {
     const [x, y] = [a[state.sort], b[state.sort]];
-    if (!known(x) || !known(y)) return known(y) - known(x); // what is not known comes last, either way
+    if (!known(x) || !known(y)) return known(y) - known(x); // unknown values come last in both orders
     return sign * (typeof x === "string" ? x.localeCompare(y, undefined, {numeric: true}) : x - y);
   });
   if (most) shown = shown.filter(s => known(s[FILTERS[state.filter].sort])).slice(0, most);
@@ -134,7 +134,7 @@ function draw() {
   watch();
 }
 
-function watch() { // a new observer reports at once where the end of the page is
+function watch() { // a new observer reports at once whether the end of the page is visible
   observer.unobserve($("#end"));
   observer.observe($("#end"));
 }
@@ -167,7 +167,7 @@ $("thead tr").append(make("th"), ...[["id", "scene"], ...COLUMNS].map(([key, tit
 $("#size").oninput = event => document.documentElement.style.setProperty("--card", event.target.value + "px");
 $("#search").oninput = draw;
 
-// report.html#filter=worst opens what that button shows, and #view=table&sort=lpips the table so sorted
+// report.html#filter=worst opens with this filter, #view=table&sort=lpips with the sorted table
 const asked = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
 const preset = FILTERS[asked.filter] ? asked.filter : "all";
 state.filter = FILTERS[preset].sort && !has(FILTERS[preset].sort) ? "all" : preset;

@@ -1,4 +1,4 @@
-// What locks do to a scene: the rule of amodal_fusion/output/locks.py, on the same 16-bit weights.
+// Apply locks to a scene: the rule of amodal_fusion/output/locks.py, on the same 16-bit weights.
 // Candidates have places: 0 is the fill, 1 … N are the completions.
 
 const ALL = -1, FULL = 65535;
@@ -31,7 +31,7 @@ function pairsOf(locks, count) {
   return [...pairs.values()];
 }
 
-// [[behind, those in front of it], …], hindmost first; null when the pairs go round in a circle
+// [[behind, those in front of it], …], hindmost first; null if the pairs form a circle
 function sortPairs(pairs) {
   const fronts = new Map(), behinds = new Map();
   for (const [front, behind] of pairs) {
@@ -77,7 +77,7 @@ function applyLocks(locks, scene) {
   return weights;
 }
 
-// In place: at these pixels each front one of a pair takes what the one behind has, as far as it covers
+// In place: at these pixels the front candidate of a pair takes the weight behind it, in proportion to its alpha
 function takeOver(pairs, weights, scene, pixels) {
   const involved = new Set(pairs.map(([front]) => front));
   const shares = weights.map((weight, i) => involved.has(i) && weight.map(w => w + (i ? SHARE_OF_COMPLETION : SHARE_OF_FILL)));
