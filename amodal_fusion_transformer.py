@@ -378,6 +378,8 @@ class TrainConfig:
     """All options of the training script, for flags, YAML keys and defaults."""
 
     ALIASES = CONFIG_ALIASES  # a plain attribute, no option
+    COMMON = ("data_dir", "train_list", "val_list", "img_size", "n_max_completions", "epochs", "batch_size", "lr",
+              "gpus", "checkpoint_dir", "init_from", "resume")  # what --help shows
 
     data_dir: str = option("", "data set made by prepare_dataset.py, packed or not", "data")
     train_list: str | None = option(None, "training scenes, one id per line; None: DATA_DIR/train_list.txt", "data")

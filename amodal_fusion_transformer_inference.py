@@ -274,6 +274,7 @@ def export(config: InferenceConfig) -> str:
     if config.sharpness != 1:
         raise ConfigError(f"a sharpness of {config.sharpness:g} is no part of an ONNX file; leave it out", "sharpness")
     check_writable(config.export_onnx)
+    print("exporting; this takes minutes …", file=sys.stderr, flush=True)
     return export_onnx(FusionPredictor(config.checkpoint, "cpu").model, config.export_onnx)
 
 

@@ -58,10 +58,13 @@ def _names(config_class):
     return names
 
 
-def add_options(parser, config_class):
+def add_options(parser, config_class, shown=None):
     """Add one flag per field; flags that are not given are absent from the namespace.
 
     Values stay text: `check_values` converts them, as it does for a file.
+
+    Args:
+        shown: names of the options that the help shows; None: all.
     """
     groups = {}
     for field in dataclasses.fields(config_class):
@@ -70,6 +73,8 @@ def add_options(parser, config_class):
         group = groups.setdefault(topic, parser.add_argument_group(topic))
         also = "".join(f", also --{name}" for name in field.metadata["aliases"])
         text = field.metadata["help"].replace("%", "%%") + f" (default: {field.default}{also})"
+        if shown is not None and field.name not in shown:
+            text = argparse.SUPPRESS
         if kind is bool:
             extra = {"action": argparse.BooleanOptionalAction}
         elif kind is tuple:
@@ -270,15 +275,19 @@ def _build(parser, config_class, given, unknown, path=None):
 def parse(config_class, description, argv=None, yaml_file=False):
     """Options of a command: the command line overrides the file of --config, the file overrides defaults.
 
-    Wrong usage prints the reason and exits with status 2, as argparse does.
+    Wrong usage prints the reason and exits with status 2, as argparse does. If the config class has COMMON, names of
+    options, --help shows these, and --help all shows all.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    shown = None if "all" in argv else getattr(config_class, "COMMON", None)
+    more = shown and f"{len(dataclasses.fields(config_class)) - len(shown)} more options: --help all"
     parser = argparse.ArgumentParser(
-        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=more,
         usage="%(prog)s [options]"  # argparse would print all flags before an error
     )
     if yaml_file:
         parser.add_argument("--config", metavar="YAML", help="file with 'key: value' lines, keys as the flags below")
-    add_options(parser, config_class)
+    add_options(parser, config_class, shown)
     given, unknown = _parse_arguments(parser, argv)
     return _build(parser, config_class, given, unknown, given.pop("config", None) if yaml_file else None)
 

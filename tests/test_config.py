@@ -1,7 +1,9 @@
 """Options: names and files that people bring, and odd or hostile values in them."""
 
+import dataclasses
 import itertools
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -222,6 +224,21 @@ def test_notes_are_printed_once_for_all_processes(capsys, monkeypatch):
         monkeypatch.setenv("AMODAL_FUSION_NOTES_BY", parent or str(os.getpid()))
         parse(TrainConfig, "", ["--dropout", "0.1", "--data_dir", "x"])
         assert ("dropout" in capsys.readouterr().err) is told
+
+
+def test_help_shows_common_options_or_all():
+    def shown(*arguments):
+        process = subprocess.run([sys.executable, str(ROOT / TRAIN), *arguments], capture_output=True, text=True,
+                                 timeout=120, check=False)
+        assert process.returncode == 0, process.stderr
+        return set(re.findall(r"^  --(\w+) ", process.stdout, re.M)), process.stdout
+
+    names, text = shown("--help")
+    assert names == {*TrainConfig.COMMON, "config"} and len(TrainConfig.COMMON) == 12
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    assert f"{len(fields) - 12} more options: --help all" in text
+    switches = {field.name for field in dataclasses.fields(TrainConfig) if field.type is bool}  # --check, --no-check
+    assert shown("--help", "all")[0] >= fields - switches
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp949"])
