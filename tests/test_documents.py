@@ -62,7 +62,8 @@ def outline(text):
 
 def test_korean_readme_matches_the_english():
     english = outline(read("README.md"))
-    korean = outline(read("README.ko.md").replace("](README.md)", "](README.ko.md)"))  # each links to the other
+    text = read("README.ko.md").replace("](README.md)", "](README.ko.md)")  # each links to the other
+    korean = outline(text.replace("scripts.ko.md", "scripts.md"))
     assert [section["level"] for section in korean] == [section["level"] for section in english]
     for one, other in zip(english, korean):
         assert other == one

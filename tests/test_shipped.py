@@ -5,6 +5,7 @@ import torch
 from amodal_fusion.data.images import read_image
 from amodal_fusion.evaluation.rules import RULES
 from amodal_fusion_transformer_inference import SHIPPED
+from experiments.example_figures import gains
 from tests.scripts import ROOT, succeed
 
 
@@ -15,6 +16,9 @@ def test_first_readme_command_beats_the_simple_rules(tmp_path, backbone):
     rows = [line.split("|")[1:3] for line in process.stdout.splitlines() if line.startswith("| ")]
     psnr = {name.strip(): float(cell.split()[0]) for name, cell in rows if name.strip() in ("ours", "oracle", *RULES)}
     assert psnr["ours"] > max(psnr[rule] for rule in RULES) and psnr["oracle"] > psnr["ours"]
+    first, *_, last = gains(tmp_path)
+    assert first == "football_camera" and last == "cactus_fox", "run experiments.example_figures and edit the READMEs"
+    assert gains(tmp_path)[first] > 0 > gains(tmp_path)[last]
     for folder in examples.iterdir():
         assert read_image(tmp_path / folder.name / "fused.png", "RGB").shape == (224, 224, 3)
         assert (tmp_path / folder.name / "figure.png").exists()
