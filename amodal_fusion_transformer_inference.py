@@ -34,7 +34,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from amodal_fusion.checkpoints import PRETRAINED, check_writable
-from amodal_fusion.config import check_values, option, parse
+from amodal_fusion.config import ANY_NUMBER, check_values, option, parse
 from amodal_fusion.data.scenes import Scene
 from amodal_fusion.data.tensors import INPUTS, as_scene, distinct, to_tensors
 from amodal_fusion.distributed import NoMeeting, check_gpus, join_group, launch, under_launcher
@@ -47,7 +47,7 @@ from amodal_fusion.output.guide import CONFIDENCE, MIN_REGION
 from amodal_fusion.output.hub import find_weights, write_pretrained
 from amodal_fusion.output.onnx_export import export_onnx
 from amodal_fusion.output.records import weights_digest
-from amodal_fusion.output.scene_reader import network_size
+from amodal_fusion.output.scene_reader import count_candidates, network_size
 from amodal_fusion.output.scene_writer import as_result
 from amodal_fusion.precision import HALF_PRECISION
 from amodal_fusion_transformer import NETWORK_VERSION, load_model
@@ -95,11 +95,21 @@ class InferenceConfig:
     group_by: str | None = option(None, "regular expression for the start of ids; for the intervals, scenes with the "
                                         "same match (or first group) are one photo; None: those with one original",
                                   "output")
-    evaluate: bool = option(False, "also measure the results of two inpainters", "output")
+    evaluate: bool = option(False, "also measure what inpainters make of the bare hole, visible fit, the fused image "
+                                   "and the guide", "output")
     inpaint_command: str | None = option(None, "with --evaluate, also those of this program: "
                                                "'CMD {image} {mask} {output}'", "output")
     handover: tuple | None = option(None, "also write the fused images for an inpainter: lama, iopaint, mat or "
                                           "diffusers, and a folder", "output", choices=("CONSUMER", "DIR"))
+    handover_given: tuple = option(("guide",), "what the inpainter is given: guide, hole (the bare hole), visible_fit "
+                                               "or ours (the fused image); several go to DIR/guide, DIR/hole …",
+                                   "output", choices=("GIVEN", ANY_NUMBER))
+    results: tuple | None = option(None, "measure what an inpainter made of a handed-over folder; its pictures are in "
+                                         "DIR", "output", choices=("NAME=DIR", ANY_NUMBER))
+    clip_weights: str | None = option(None, "with --results, also CLIP similarity in the hole: open_clip checkpoint",
+                                      "output")
+    clip_net: str = option("ViT-B-32-quickgelu", "its network, by open_clip's name", "output")
+    fid_weights: str | None = option(None, "with --results, also FID: pt_inception-2015-12-05-6726825d.pth", "output")
     seam: int = option(3, "pixels by which the inpainting mask grows inside the hole", "output", least=0)
     guide_confidence: float | None = option(None, "the guide takes a completion where its weight is at least this; "
                                                   "None: what the checkpoint recommends", "output", least=0, most=1)
@@ -197,7 +207,7 @@ class FusionPredictor:
             raise ConfigError(f"background {background!r} is not one of auto, white, black, opaque", "background")
         key = None if background is None else lambda rgb: key_background(rgb, background)[0]
         scene = as_scene(partial, mask, completions, key)
-        size = network_size(scene.mask.shape, self.img_size, len(scene.completions))
+        size = network_size(scene.mask.shape, self.img_size, count_candidates(scene, self.img_size))
         blend = blend_hole(scene, self.predict_logits([scene.resized(size)])[0])
         if isinstance(partial, torch.Tensor):
             result = as_result(scene, blend)
@@ -213,7 +223,7 @@ class FusionPredictor:
         """
         if not scenes:
             return []
-        most = max(len(scene.completions) for scene in scenes)
+        most = max(count_candidates(scene, self.img_size) for scene in scenes)
         size, *others = {network_size(scene.mask.shape, self.img_size, most) for scene in scenes}
         if others:
             raise SceneError("scenes of several aspects; fuse each aspect in a separate call")

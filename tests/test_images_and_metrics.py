@@ -23,7 +23,7 @@ from amodal_fusion.evaluation.metrics import (
     undecided_share,
 )
 from amodal_fusion.evaluation.perceptual import PerceptualLoss
-from amodal_fusion.evaluation.rules import RULES, apply_rules, oracle, visible_error
+from amodal_fusion.evaluation.rules import RULES, apply_rules, oracle, visible_error, visible_score
 from amodal_fusion.files import atomic_file
 from amodal_fusion.model.compositing import fill_hole, paint_over, push_pull
 from tests.scripts import ROOT
@@ -148,6 +148,8 @@ def test_rules_and_oracle_match_a_known_answer():
     psnr = compare_methods(batch, fused)
     score = {name: psnr[f"{name}_psnr_overlap"].item() for name in fused}
     assert score["visible_fit"] == pytest.approx(MOST_PSNR)  # the front one fits
+    assert score["best_one"] == score["best_three"] == pytest.approx(MOST_PSNR)  # the front one fits
+    assert psnr["best_one_psnr"] < psnr["best_three_psnr"]  # the rear one is there, too
     assert score["over_given"] < 10  # paints the rear one last
     assert score["over_area"] == pytest.approx(MOST_PSNR)  # the smaller one in front
     assert score["over_lowest"] < 10  # the rear one reaches lower
@@ -158,6 +160,21 @@ def test_rules_and_oracle_match_a_known_answer():
     assert (choice[overlap[:, 0] > 0] == 0).all()
     for image in [*fused.values(), best]:
         assert torch.equal(image * (1 - batch["mask"]), batch["partial"])
+
+
+def test_visible_score_mixes_mse_and_lpips(backbone):
+    batch = batch_of_two_squares()
+    batch["completions"][:, 0, :3] += 0.1  # MSE 0.01 wherever it is seen
+    score = visible_score(batch)
+    assert score[0, 0] == pytest.approx(100, rel=1e-4) and 0 < score[0, 1] < 100
+    perceptual = PerceptualLoss("alex", backbone)
+    seen = batch["completions"][:, :1, 3] * (1 - batch["mask"])
+    pasted = batch["partial"] + seen * (batch["completions"][:, 0, :3] - batch["partial"])
+    distance = perceptual(pasted, batch["partial"]) / seen.mean()
+    assert visible_score(batch, perceptual)[0, 0] == pytest.approx(100 + 1 / distance.item(), rel=1e-3)
+    hidden = batch | {"completions": batch["completions"] * batch["mask"][:, None]}
+    assert (visible_score(hidden) == 0).all()  # nothing to compare
+    assert visible_score(batch | {"valid": torch.tensor([[True, False]])})[0, 1] == -1
 
 
 def test_invalid_slots_are_never_painted():

@@ -86,12 +86,13 @@ def test_metrics_stand_beside_rules_and_oracle(tmp_path, checkpoint, backbone):
     for row in rows:
         scores = {method: float(row[f"{method}_psnr"]) for method in METHODS}
         assert {"ours", "fill", "mean", "over_given", "over_random", "over_area", "over_lowest", "visible_fit",
-                "oracle"} == set(METHODS)
+                "best_one", "best_three", "oracle"} == set(METHODS)
         assert max(scores.values()) == scores["oracle"] > scores["fill"]
         assert float(row["fill_lpips"]) > float(row["oracle_lpips"]) >= 0
         assert 0 <= float(row["winner_accuracy"]) <= 1
         # the discs are given: painting over them again can only lose
         assert float(row["telea_visible_fit_psnr"]) > float(row["telea_hole_psnr"])
+        assert float(row["telea_guide_psnr"]) > 5
     summary = (output / "summary.md").read_text()
     assert "| visible_fit |" in summary and "Gap closed in the hole" in summary
     assert (output / "summary.png").stat().st_size > 1000

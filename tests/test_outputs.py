@@ -11,12 +11,15 @@ import torch
 from matplotlib import colormaps
 
 from amodal_fusion.data.images import read_image, resize, write_image
-from amodal_fusion.data.scenes import Scene, write_scene
+from amodal_fusion.data.scenes import Scene, read_scene, write_scene
+from amodal_fusion.data.tensors import to_tensors
 from amodal_fusion.data.toy import draw_scene
 from amodal_fusion.errors import ConfigError, SceneError
 from amodal_fusion.evaluation.inpainters import check_command, grow, run_command
+from amodal_fusion.evaluation.rules import apply_rules
 from amodal_fusion.files import WRITTEN
 from amodal_fusion.model.blending import Blend, blend_hole
+from amodal_fusion.model.compositing import ABSENT, fill_hole
 from amodal_fusion.output.folder import check_options
 from amodal_fusion.output.guide import make_guide, small_regions
 from amodal_fusion.output.handover import CONSUMERS, check_handover, write_handover
@@ -121,6 +124,28 @@ def test_handover_leaves_nothing_stale_and_touches_nothing_foreign(tmp_path):
         check_handover("lama", tmp_path, data, output)
     with pytest.raises(ConfigError, match="not one of lama, iopaint"):
         check_handover("lamma", folder, data, output)
+
+
+def test_handover_gives_hole_or_visible_fit(tmp_path):
+    data, output = write_fused(tmp_path)
+    for given in ("hole", "visible_fit", "ours"):
+        folder = tmp_path / "gave" / given
+        write_handover("iopaint", folder, data, output, ["wide"], 0, given)
+        picture, mask = (read_image(folder / name / "wide.png", "RGB") for name in ("images", "masks"))
+        assert f"gave_results/{given}" in (folder / "README.txt").read_text()
+        scene = read_scene(data / "wide")
+        if given == "hole":
+            assert np.array_equal(picture, scene.partial) and np.array_equal(mask[..., 0] > 0, scene.mask)
+        elif given == "visible_fit":
+            batch = {name: value[None] for name, value in to_tensors(scene, 2).items()}
+            batch["fill"] = fill_hole(batch["partial"], batch["mask"])
+            fused = apply_rules(batch)["visible_fit"][0].permute(1, 2, 0).numpy() * 255
+            assert np.abs(picture - fused).max() <= 0.51
+            covered = np.max([completion[..., 3] for completion in scene.completions], 0) > 127
+            assert np.array_equal(mask[..., 0] > 0, scene.mask & ~covered)
+    write_handover("lama", tmp_path / "to" / "hole", data, output, ["wide"], 0, "hole")
+    with pytest.raises(SceneError, match="earlier handover"):  # LaMa would find the other masks below
+        write_handover("lama", tmp_path / "to", data, output, ["wide"])
 
 
 def test_handover_of_long_and_formula_names(tmp_path):
@@ -311,6 +336,24 @@ def test_locks_in_a_polygon_change_nothing_outside():
     locks = parse_locks(["0>* in 2 1 8 1 8 6 2 6", "2>1"], "lock")
     locked = apply_locks(locks, weights, cover, {polygon: inside.ravel()}).reshape(3, 10, 12)
     assert np.allclose(locked[:, inside].T, [1, 0, 0]) and np.allclose(locked[:, ~inside].T, [0.1, 0, 0.9])
+
+
+def test_an_exact_copy_has_the_place_of_its_original():
+    torch.manual_seed(0)
+    scene, logits = draw_scene(1, (64, 64), 3), torch.randn(4, 64, 64)
+    alone = order_of(scene, blend_hole(scene, logits), logits.numpy())["pairs"]
+    scene.completions.append(scene.completions[1])
+    logits = torch.cat([logits, torch.full((1, 64, 64), ABSENT)])  # as the predictor returns them
+    both = order_of(scene, blend_hole(scene, logits), logits.numpy())["pairs"]
+    pairs = {frozenset((pair["front"], pair["behind"])): pair for pair in both}
+    assert pairs.pop(frozenset((2, 4)))["confidence"] == 0.5
+    for pair in alone:
+        assert pairs.pop(frozenset((pair["front"], pair["behind"]))) == pair
+    assert len(pairs) > 0
+    for pair in pairs.values():  # 4 has the place of 2
+        names = ["front", "behind"]
+        of_original = {name: 2 if pair[name] == 4 else pair[name] for name in names}
+        assert pair | of_original in alone
 
 
 def test_order_and_locks_ignore_how_weights_are_stored(monkeypatch):

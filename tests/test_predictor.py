@@ -25,7 +25,7 @@ from amodal_fusion.files import WRITTEN
 from amodal_fusion.model.blending import blend_hole
 from amodal_fusion.model.compositing import add_fill, composite
 from amodal_fusion.output.records import state_of
-from amodal_fusion.output.scene_reader import SceneReader, network_size
+from amodal_fusion.output.scene_reader import SceneReader, count_candidates, network_size
 from amodal_fusion.output.scene_writer import SceneWriter, for_figure
 from amodal_fusion_transformer import NETWORK_VERSION, AmodalFusionTransformer
 from amodal_fusion_transformer_inference import FusionPredictor
@@ -234,6 +234,10 @@ def test_many_completions_are_shown_to_the_network_smaller():
     assert network_size((10, 1000), 64) == (16, 640)
     rows, columns = network_size((1024, 1024), 256, 200)
     assert 200 * rows * columns < 2.6e6 and rows == columns > 96
+    scene = draw_scene(0, (64, 64), 3)
+    scene.completions += [scene.completions[0]] * 20 + [np.zeros_like(scene.completions[0])] * 20
+    assert count_candidates(scene, 512) == 3  # copies and transparent ones need no memory
+    assert count_candidates(scene, 64) == 43  # enough memory: not counted
 
 
 def test_figures_have_bounds(tmp_path):

@@ -39,21 +39,30 @@ def to_tensors(scene: Scene, slots: int) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def distinct(completions: Sequence[np.ndarray]) -> list[int]:
-    """Indices of the distinct completions: the first of each set of exact copies, no transparent one.
+def first_copies(completions: Sequence[np.ndarray]) -> list[int | None]:
+    """For each completion the index of the first one that equals it; None if it is transparent.
 
-    Colours under alpha 0 are ignored. If all are transparent, the first one is kept.
+    Colours under alpha 0 are ignored.
 
     Args:
         completions: N × (H,W,4) uint8.
     """
     seen: dict[bytes, int] = {}
+    firsts: list[int | None] = []
     for index, completion in enumerate(completions):
         alpha = completion[..., 3:]
-        if alpha.any():
-            pixels = np.where(alpha > 0, completion, 0).tobytes()
-            seen.setdefault(hashlib.blake2b(pixels, digest_size=16).digest(), index)
-    return list(seen.values()) or [0]
+        pixels = np.where(alpha > 0, completion, 0).tobytes()
+        first = seen.setdefault(hashlib.blake2b(pixels, digest_size=16).digest(), index)
+        firsts.append(first if alpha.any() else None)
+    return firsts
+
+
+def distinct(completions: Sequence[np.ndarray]) -> list[int]:
+    """Indices of the distinct completions: the first of each set of exact copies, no transparent one.
+
+    If all are transparent, the first one is kept. `completions` as in `first_copies`.
+    """
+    return list(dict.fromkeys(first for first in first_copies(completions) if first is not None)) or [0]
 
 
 def to_arrays(batch: dict[str, torch.Tensor]) -> list[dict[str, np.ndarray]]:

@@ -1,10 +1,12 @@
-"""Inpainters for the evaluation: two of OpenCV, and a command of the user."""
+"""Inpainters for the evaluation: two of OpenCV, PatchMatch of the package gmic, and a command of the user."""
 
+import importlib.util
 import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 
 import cv2
@@ -15,8 +17,11 @@ from amodal_fusion.data.images import read_image, write_image
 from amodal_fusion.errors import ConfigError, SceneError
 
 OPENCV = {"telea": cv2.INPAINT_TELEA, "navier_stokes": cv2.INPAINT_NS}
-INPAINTERS = (*OPENCV, "command")
-GIVEN = ("hole", "visible_fit", "ours")  # what an inpainter is given
+# PatchMatch (Barnes et al. 2009) of G'MIC: the words of a command, or None without its Python package
+PATCHMATCH = None if importlib.util.find_spec("gmic") is None else [
+    sys.executable, "-c", "import gmic, sys; gmic.run(sys.argv[1])",
+    "{image} {mask} inpaint_matchpatch[0] [1] output[0] {output}"]
+GIVEN = ("hole", "visible_fit", "ours", "guide")  # what an inpainter is given
 
 
 def grow(region, pixels):

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from amodal_fusion.model.compositing import paint_over
 
-RULES = ("fill", "mean", "over_given", "over_random", "over_area", "over_lowest", "visible_fit")
+RULES = ("fill", "mean", "over_given", "over_random", "over_area", "over_lowest", "visible_fit", "best_one",
+         "best_three")
+LEAST_MSE, LEAST_LPIPS = 1e-6, 1e-3  # limits of what an exact copy scores
 
 
 def best_rule(row: dict[str, float]) -> str:
@@ -35,18 +37,45 @@ def visible_error(batch: dict[str, Tensor]) -> Tensor:
     return torch.where(seen >= 1, error / seen.clamp(min=1), 1.0)
 
 
-def apply_rules(batch: dict[str, Tensor], seed: int = 0, rules: tuple[str, ...] = RULES) -> dict[str, Tensor]:
+def visible_score(batch: dict[str, Tensor], perceptual: torch.nn.Module | None = None) -> Tensor:
+    """Agreement of each completion with the photo where both are visible: 1/MSE + 1/LPIPS (Heo and Cho 2026, CSF-Net).
+
+    Args:
+        perceptual: PerceptualLoss; None, or a picture under 32 px: 1/MSE alone.
+
+    Returns:
+        (B,N), at least 0; 0 for a completion without visible pixels, −1 for a padded slot.
+    """
+    partial, seen = batch["partial"], 1 - batch["mask"]
+    scores = []
+    for completion, valid in zip(batch["completions"].unbind(1), batch["valid"].unbind(1)):  # (B,4,H,W), (B,)
+        visible = completion[:, 3:] * seen
+        area = visible.sum((1, 2, 3))
+        squared = (completion[:, :3] - partial).square().mean(1, keepdim=True)
+        score = 1 / ((visible * squared).sum((1, 2, 3)) / area.clamp(min=1)).clamp(min=LEAST_MSE)
+        if perceptual is not None and min(partial.shape[-2:]) >= 32:
+            distance = perceptual(partial + visible * (completion[:, :3] - partial), partial)
+            distance = distance * visible[0, 0].numel() / area.clamp(min=1)  # per visible pixel, as the MSE is
+            score = score + 1 / distance.clamp(min=LEAST_LPIPS)
+        scores.append(torch.where(valid, torch.where(area >= 1, score, 0.0), -1.0))
+    return torch.stack(scores, 1)
+
+
+def apply_rules(batch: dict[str, Tensor], seed: int = 0, rules: tuple[str, ...] = RULES,
+                perceptual: torch.nn.Module | None = None) -> dict[str, Tensor]:
     """Fuse by each simple rule.
 
     Args:
         seed: for the random order; scenes of one batch get different orders.
         rules: which of RULES.
+        perceptual: for `visible_score`.
 
     Returns:
         dict rule → (B,3,H,W). `fill` ignores the completions; `mean` is weighted by alpha; the `over_*` rules
         paint completions over the fill with the last, the first of a random order, the smallest, or the one
         that reaches lowest in the picture in front; `visible_fit` puts the one in front that agrees best with
-        the visible photo.
+        the visible photo; `best_one` uses only the completion with the highest `visible_score`; `best_three` takes
+        each pixel from the best of three that has alpha > 0.5 there, without blending.
     """
     partial, mask, completions, valid, fill = (
         batch[name] for name in ("partial", "mask", "completions", "valid", "fill"))
@@ -73,6 +102,12 @@ def apply_rules(batch: dict[str, Tensor], seed: int = 0, rules: tuple[str, ...] 
     for name, score in scores.items():
         if name in rules:
             fused[name] = paint_over(partial, mask, completions, valid, fill, score().argsort(dim=1, stable=True))
+    if "best_one" in rules or "best_three" in rules:
+        order = visible_score(batch, perceptual).argsort(dim=1, stable=True)
+        hard = torch.cat([completions[:, :, :3], (completions[:, :, 3:] > 0.5).to(completions)], 2)
+        for name, count, pictures in (("best_one", 1, completions), ("best_three", 3, hard)):
+            if name in rules:
+                fused[name] = paint_over(partial, mask, pictures, valid, fill, order[:, -count:])
     return fused
 
 

@@ -2,13 +2,14 @@
 
 import csv
 import math
+import re
 from array import array
 from itertools import pairwise
 
 import numpy as np
 
 from amodal_fusion.evaluation.figures import draw_bars
-from amodal_fusion.evaluation.inpainters import GIVEN, INPAINTERS
+from amodal_fusion.evaluation.inpainters import GIVEN
 from amodal_fusion.evaluation.metrics import gap_closed
 from amodal_fusion.evaluation.rules import RULES
 from amodal_fusion.files import atomic_file, plain_cell, write_text
@@ -16,6 +17,9 @@ from amodal_fusion.files import atomic_file, plain_cell, write_text
 METHODS = ("ours", *RULES, "oracle")
 METRICS = {"psnr": "PSNR", "psnr_overlap": "PSNR overlap", "ssim": "SSIM", "l1": "L1", "lpips": "LPIPS",
            "undecided": "undecided"}
+INPAINTED = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS", "psnr_whole": "PSNR, whole", "ssim_whole": "SSIM, whole",
+             "lpips_whole": "LPIPS, whole", "clip": "CLIP", "fid": "FID"}  # metrics of what an inpainter returned
+INPAINTER = re.compile(rf"(.+)_({'|'.join(GIVEN)})_psnr")
 LEAST_PHOTOS = 5  # fewer are too few for an interval
 GROUPS = {
     "hole, share of the picture": ("hole", (0, 0.1, 0.25, 1.01)),
@@ -24,11 +28,12 @@ GROUPS = {
 }
 
 
-def write_metrics(output_dir, rows):
+def write_metrics(output_dir, rows, of_sets=dict):
     """Write metrics.csv, summary.md and summary.png.
 
     Args:
         rows: iterable of the dicts of `evaluate_scene`; 100,000 take about 250 MB.
+        of_sets: called after the last row; returns metrics of all scenes together, column → number, as FID is.
 
     Returns:
         the summary; None without rows.
@@ -60,6 +65,7 @@ def write_metrics(output_dir, rows):
             writer.writerow([plain_cell(scenes[i][0]), plain_cell(names[scenes[i][1]]), *cells])
     photo = np.array([photo for _, photo in scenes])
     intervals = mean_and_interval(table, photo)
+    intervals |= {column: (value, math.nan, math.nan) for column, value in of_sets().items()}
     text = summarize(table, intervals, photo)
     write_text(output_dir / "summary.md", text, owned=True)
     draw_bars(output_dir / "summary.png", {
@@ -138,12 +144,7 @@ def summarize(table, intervals, photo):
             lines += ["", f"Gap closed {where}, from the best rule ({best}) to the oracle: {_cell('psnr', gap)}"]
     if "winner_accuracy" in table:
         lines += ["", f"Winner is the oracle's at {intervals['winner_accuracy'][0]:.0%} of the overlap."]
-    if "telea_ours_psnr" in table:
-        metrics = [metric for metric in ("psnr", "lpips") if f"telea_ours_{metric}" in table]
-        lines += ["", *_header("inpainter", "given", *(METRICS[metric] for metric in metrics))]
-        for name in INPAINTERS:
-            for given in GIVEN if f"{name}_ours_psnr" in table else ():
-                lines.append(_row(name, given, *(_cell(m, intervals.get(f"{name}_{given}_{m}")) for m in metrics)))
+    lines += _inpainted(table, intervals, photo)
     for title, (column, edges) in GROUPS.items():
         lines += ["", *_header(title, "scenes", "ours", "best rule", "oracle", "gap closed")]
         for low, high in pairwise(edges):
@@ -156,19 +157,41 @@ def summarize(table, intervals, photo):
     return "\n".join(lines) + "\n"
 
 
+def _inpainted(table, intervals, photo):
+    """Lines about what each inpainter made of what it was given, and of the guide less of the bare hole."""
+    names = list(dict.fromkeys(match[1] for match in map(INPAINTER.fullmatch, table) if match))
+    if not names:
+        return []
+    pairs = [(name, given) for name in names for given in GIVEN if f"{name}_{given}_psnr" in table]
+    metrics = [m for m in INPAINTED if any(f"{name}_{given}_{m}" in intervals for name, given in pairs)]
+    lines = ["", *_header("inpainter", "given", *(INPAINTED[metric] for metric in metrics))]
+    lines += [_row(name, given, *(_cell(m, intervals.get(f"{name}_{given}_{m}"), True) for m in metrics))
+              for name, given in pairs]
+    gains = {(name, given, m): table[f"{name}_{given}_{m}"] - table[f"{name}_hole_{m}"] for name, given in pairs
+             for m in metrics if given != "hole" and {f"{name}_hole_{m}", f"{name}_{given}_{m}"} <= set(table)}
+    if gains:
+        gains = mean_and_interval(gains, photo)
+        lines += ["", *_header("inpainter", "less the bare hole", *(INPAINTED[metric] for metric in metrics))]
+        lines += [_row(*pair, *(_cell(m, gains.get((*pair, m)), True) for m in metrics))
+                  for pair in dict.fromkeys(key[:2] for key in gains)]
+    return lines
+
+
 def _best_rule_and_gap(means):
     """The best rule's name, and the share of its gap to the oracle that ours closes; means: method → dB."""
     best = max(RULES, key=means.get)
     return best, gap_closed(means["ours"], means[best], means["oracle"])
 
 
-def _cell(metric, interval):
+def _cell(metric, interval, always=False):
+    """A mean, with its interval for PSNR, or `always`."""
     if interval is None:
         return ""
     mean, low, high = interval
-    if "psnr" not in metric:
-        return f"{mean:.4f}"
-    return f"{mean:.2f}" if math.isnan(low) else f"{mean:.2f} ({low:.2f} – {high:.2f})"
+    digits = 2 if metric == "fid" or "psnr" in metric else 4
+    if math.isnan(low) or not ("psnr" in metric or always):
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ({low:.{digits}f} – {high:.{digits}f})"
 
 
 def _header(*titles):

@@ -142,7 +142,7 @@ def paint_over(partial, mask, completions, valid, fill, order):
 
     Args:
         partial, fill: (B,3,H,W) in [0,1]; mask (B,1,H,W), 1 = hole; completions (B,N,4,H,W); valid (B,N) bool.
-        order: (B,N) long, a permutation per scene; the last one is in front.
+        order: (B,K) long, different slots per scene, the last one in front; other slots are not painted.
 
     Returns:
         (B,3,H,W).

@@ -17,16 +17,18 @@ from amodal_fusion.data.names import is_utf8, printable
 from amodal_fusion.data.scenes import find_scenes, read_list
 from amodal_fusion.distributed import local_rank
 from amodal_fusion.errors import ConfigError, LpipsUnavailable, SceneError, UserError
-from amodal_fusion.evaluation.inpainters import check_command
+from amodal_fusion.evaluation.inpainters import GIVEN, PATCHMATCH, check_command
 from amodal_fusion.evaluation.perceptual import PerceptualLoss
+from amodal_fusion.evaluation.tables import METHODS
 from amodal_fusion.files import check_ours, take_output
 from amodal_fusion.output.flat_names import remove_flat, write_flat
 from amodal_fusion.output.handover import check_handover, write_handover
 from amodal_fusion.output.html_report import command_of, write_report
 from amodal_fusion.output.locks import list_locks
 from amodal_fusion.output.records import read_record, remove_outputs, state_of
+from amodal_fusion.output.results import Results, parse_results
 from amodal_fusion.output.run_tables import TABLES, remove_stale, write_failures, write_table
-from amodal_fusion.output.scene_reader import MOST_CANDIDATE_PIXELS, SceneReader, batches
+from amodal_fusion.output.scene_reader import MOST_CANDIDATE_PIXELS, SceneReader, batches, count_candidates
 from amodal_fusion.output.scene_writer import SceneWriter
 from amodal_fusion.pools import Failure, Helpers, unforeseen
 
@@ -48,6 +50,8 @@ def run_folder(config, predictor, made_by, process):
     on_main(process, lambda: held.append(take_output(output_dir)))
     on_main(process, check_tables, config, has_originals)
     perceptual = perceptual_if_available(config, process) if config.metrics and has_originals else None
+    if config.evaluate and PATCHMATCH is None and process.is_main:
+        print("note: the evaluation is without PatchMatch; pip install gmic adds it", file=sys.stderr)
     writer = SceneWriter(Path(config.data_dir), output_dir, made_by, config.n_max_completions, config.figures,
                          config.metrics, config.evaluate, command, config.seam,
                          predictor.guide_confidence if config.guide_confidence is None else config.guide_confidence,
@@ -60,13 +64,15 @@ def run_folder(config, predictor, made_by, process):
         return 0
     fused = [scene_id for scene_id in scene_ids if scene_id not in failed]
     try:
-        text = write_table(output_dir, fused, made_by, config.group_by) if config.metrics and has_originals else None
+        results = Results(config, fused, perceptual) if config.results and has_originals else None
+        text = (write_table(output_dir, fused, made_by, config.group_by, results)
+                if config.metrics and has_originals else None)
         if todo:  # tables and report of earlier runs are out of date
             remove_stale(output_dir, (() if text else TABLES) + (() if config.report else ("report.html",)))
             if not config.flat_names:
                 remove_flat(output_dir)
         print((text or "") + f"{len(todo) - len(failed)} scenes fused into {output_dir}")
-        write_folder_outputs(config, fused)
+        write_folder_outputs(config, fused, results.rows if results else {})
     finally:
         for scene_id in failed:  # outputs of an earlier run are out of date
             remove_outputs(output_dir / scene_id)
@@ -99,6 +105,12 @@ def check_options(config):
         raise ConfigError(f"{config.output_dir} is the folder of the scenes; choose another one", "output_dir")
     if config.handover:
         check_handover(*config.handover, config.data_dir, config.output_dir)
+    wrong = sorted(set(config.handover_given) - set(GIVEN))
+    if wrong or not config.handover_given:
+        raise ConfigError(f"{', '.join(wrong) or 'nothing'}: expected some of {', '.join(GIVEN)}", "handover_given")
+    parse_results(config.results or ())
+    if config.results and not config.metrics:
+        raise ConfigError("results are measured in the metrics, which are off", "results", "metrics")
     if config.inpaint_command and not config.evaluate:
         raise ConfigError("the inpainting command is only run by an evaluation; ask for one", "evaluate")
     if config.flat_names and not config.figures:
@@ -208,7 +220,9 @@ def is_complete(config, writer, scene_id, record):
         return False
     if not config.metrics or not (Path(config.data_dir) / scene_id / "original.png").exists():
         return True
-    return metrics is not None and (not config.evaluate or "telea_ours_psnr" in metrics)
+    wanted = [*METHODS, *(["telea_guide"] if config.evaluate else []),
+              *(["patchmatch_guide"] if config.evaluate and PATCHMATCH else [])]
+    return metrics is not None and all(f"{name}_psnr" in metrics for name in wanted)
 
 
 class Progress:
@@ -266,7 +280,7 @@ def readable_scenes(outcomes, img_size, progress):
         if isinstance(outcome, Failure):
             progress.record(scene_id, outcome)
             continue
-        count = len(outcome[0].completions)
+        count = count_candidates(outcome[0], img_size)
         if count > most and not noted:
             noted = True
             remedy = (f"--n_max_completions {most} keeps that size" if most else
@@ -289,15 +303,17 @@ def predict_group(predictor, group, progress):
         yield scene_id, scene, scene_logits.numpy(), digest
 
 
-def write_folder_outputs(config, scene_ids):
-    """Write the handover folder and the report of all fused scenes."""
+def write_folder_outputs(config, scene_ids, results):
+    """Write the handover folders and the report of all fused scenes; results: scene id → metrics of inpainters."""
     if config.handover:
-        consumer, folder = config.handover
-        count, whole = write_handover(consumer, folder, config.data_dir, config.output_dir, scene_ids, config.seam,
-                                      config.workers)
-        print(f"{count} scenes written to {folder}, {whole} with nothing left to draw; see its README.txt")
+        consumer, place = config.handover
+        for given in dict.fromkeys(config.handover_given):
+            folder = Path(place) / given if len(config.handover_given) > 1 else place
+            count, whole = write_handover(consumer, folder, config.data_dir, config.output_dir, scene_ids, config.seam,
+                                          given)
+            print(f"{count} scenes written to {folder}, {whole} with nothing left to draw; see its README.txt")
     if config.flat_names:
         print(f"{write_flat(config.data_dir, config.output_dir, scene_ids, config.workers)} files with flat names")
     if config.report:
-        page = write_report(config.data_dir, config.output_dir, scene_ids, config.workers, command_of(config))
+        page = write_report(config.data_dir, config.output_dir, scene_ids, config.workers, command_of(config), results)
         print(f"report: {page}")

@@ -1,4 +1,4 @@
-"""Guides and inpainting masks as inpainters read them: flat folders in the convention of each inpainter.
+"""Pictures and inpainting masks as inpainters read them: flat folders in the convention of each inpainter.
 
 LaMa and MAT blank the image under the mask, and diffusers does so at strength 1: with the whole hole as mask they would
 erase the fusion. So the mask is the region for which no completion was chosen.
@@ -14,13 +14,20 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from amodal_fusion.data.images import read_image, resize, write_image
+from amodal_fusion.data.scenes import read_large
 from amodal_fusion.errors import ConfigError, SceneError
-from amodal_fusion.evaluation.inpainters import grow
+from amodal_fusion.evaluation.inpainters import GIVEN, grow
+from amodal_fusion.evaluation.rules import visible_error
 from amodal_fusion.files import check_ours, ours_in, plain_cell, publish, write_text
+from amodal_fusion.model.blending import fill_pixels
+from amodal_fusion.output.records import read_record
 
+THREADS = 4
+COLUMNS = ("file", "scene", "left", "top", "right", "bottom", "width", "height", "given")  # of scenes.csv
 LONGEST_NAME = 200  # bytes; file systems allow 255, suffixes included
 
 
@@ -89,16 +96,16 @@ def check_handover(consumer, folder, *others):
             raise ConfigError(f"{folder}: {other} lies in this folder; choose another folder", "handover")
 
 
-def write_handover(consumer, folder, data_dir, output_dir, scene_ids, seam=3, workers=1):
-    """Write guides and inpainting masks for one consumer.
+def write_handover(consumer, folder, data_dir, output_dir, scene_ids, seam=3, given="guide"):
+    """Write pictures and inpainting masks for one consumer.
 
     Args:
         consumer: one of CONSUMERS; folder: for the pictures, README.txt with the command to run, and scenes.csv
-            with file, scene, the crop (left, top, right, bottom) of a result, and the size to resize that to.
-        data_dir: DATA/<id>/mask.png; output_dir: OUT/<id>/guide.png and inpaint_mask.png.
+            with file, scene, the crop (left, top, right, bottom) of a result, the size to resize that to, and `given`.
+        data_dir: DATA/<id>/…; output_dir: OUT/<id>/guide.png and inpaint_mask.png ….
         scene_ids: only fused scenes among them are written.
         seam: pixels by which the mask grows inside the hole.
-        workers: threads.
+        given: one of GIVEN: what the inpainter starts from, see `read_given`.
 
     Returns:
         number of scenes written, and of scenes with nothing left to draw.
@@ -117,17 +124,16 @@ def write_handover(consumer, folder, data_dir, output_dir, scene_ids, seam=3, wo
         stages = {place: stack.enter_context(publish(place)) for place in sorted({folder, *places.values()})}
 
         def write(scene_id, name):
-            guide, todo = read_guide(Path(data_dir) / scene_id, Path(output_dir) / scene_id, seam)
-            picture, mask, row = fit(guide, todo, rules)
+            start, todo = read_given(given, Path(data_dir) / scene_id, Path(output_dir) / scene_id, seam)
+            picture, mask, row = fit(start, todo, rules)
             write_image(stages[places["image"]] / Path(rules.image.format(name)).name, picture)
             write_image(stages[places["mask"]] / Path(rules.mask.format(name)).name, mask)
-            return plain_cell(name + ".png"), plain_cell(scene_id), *row, todo.any()
+            return plain_cell(name + ".png"), plain_cell(scene_id), *row, given, todo.any()
 
-        with ThreadPoolExecutor(max(1, workers)) as pool:
+        with ThreadPoolExecutor(THREADS) as pool:
             rows = list(tqdm(pool.map(write, scene_ids, names), f"hand over to {consumer}", len(names), disable=None))
         with open(stages[folder] / "scenes.csv", "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("file", "scene", "left", "top", "right", "bottom", "width", "height"),
-                                        *(row[:-1] for row in rows)])
+            csv.writer(file).writerows([COLUMNS, *(row[:-1] for row in rows)])
         write_text(stages[folder] / "README.txt", read_me(consumer, folder))
     return len(rows), sum(not row[-1] for row in rows)
 
@@ -139,7 +145,7 @@ def check_places(folder, places):
     """
     layouts = {(folder / pattern).parent for consumer in CONSUMERS.values()
                for pattern in (consumer.image, consumer.mask)}
-    for place in sorted(layouts - places):
+    for place in sorted((layouts | {folder / given for given in GIVEN}) - places):
         left = [name for name in ours_in(place) if name.endswith(".png")]
         if left:
             raise SceneError(f"{place / left[0]}: written by an earlier handover for another inpainter; "
@@ -154,36 +160,74 @@ def check_places(folder, places):
                                  "the inpainter would read it; choose an empty folder", "handover")
 
 
-def read_guide(data, output, seam):
-    """The guide (H,W,3) of a fused scene and its inpainting mask, (H,W) bool, grown by `seam` px in the hole."""
-    guide = read_image(output / "guide.png", "RGB")
-    todo = read_image(output / "inpaint_mask.png", "L") >= 128
+def read_given(given, data, output, seam):
+    """What an inpainter is given of a fused scene: a picture (H,W,3) uint8, and where it draws, (H,W) bool.
+
+    The guide; "ours", the fused image; "visible_fit", the best simple rule of most sets; or "hole", the bare hole. The
+    region to draw is grown by `seam` px in the hole.
+    """
     hole = read_image(data / "mask.png", "L") >= 128
+    if given == "hole":
+        return read_image(data / "partial.png", "RGB"), hole
+    if given == "visible_fit":
+        record = read_record(output) or {"made_by": {}}
+        picture, todo = paint_visible_fit(data, record["made_by"].get("n_max_completions"))
+    else:
+        names = ("guide.png", "inpaint_mask.png") if given == "guide" else ("fused.png", "residual_mask.png")
+        picture, todo = read_image(output / names[0], "RGB"), read_image(output / names[1], "L") >= 128
     if hole.shape != todo.shape:
         raise SceneError(f"{data / 'mask.png'}: has another size than its guide; recompute the scene", "overwrite")
-    return guide, grow(todo, seam) & hole
+    return picture, grow(todo, seam) & hole
 
 
-def fit(guide, todo, rules):
-    """Guide and mask (uint8) at a size for the consumer, and the columns of scenes.csv about it."""
+def paint_visible_fit(data, max_completions=None):
+    """The rule visible fit of `apply_rules`, one completion at a time: picture (H,W,3), and what none covers, (H,W)."""
+    scene = read_large(data, max_completions)
+    partial = torch.from_numpy(scene.partial).permute(2, 0, 1)[None].float() / 255
+    mask = torch.from_numpy(scene.mask)[None, None].float()
+
+    def error(completion):
+        rgba = torch.tensor(completion).permute(2, 0, 1)[None, None].float() / 255
+        return visible_error({"partial": partial, "mask": mask, "completions": rgba}).item()
+
+    colours, covered = fill_pixels(scene), np.zeros(scene.mask.sum(), bool)
+    for slot in np.argsort([-error(completion) for completion in scene.completions], kind="stable"):
+        front = scene.completions[slot][scene.mask] / np.float32(255)
+        colours += front[:, 3:] * (front[:, :3] - colours)
+        covered |= front[:, 3] > 0.5
+    picture, todo = scene.partial.copy(), scene.mask.copy()
+    picture[scene.mask] = np.rint(np.clip(colours, 0, 1) * 255).astype(np.uint8)
+    todo[scene.mask] = ~covered
+    return picture, todo
+
+
+def fit(picture, todo, rules):
+    """Picture and mask (uint8) at a size for the consumer, and the columns of scenes.csv about it."""
     height, width = todo.shape
     mask = np.where(todo, rules.hole, 255 - rules.hole).astype(np.uint8)
     if rules.resize:
         rows, columns = (max(1, round(side / rules.multiple)) * rules.multiple for side in (height, width))
         wanted = resize(todo.astype(np.uint8) * 255, (rows, columns)) >= 64  # keeps thin lines
         mask = np.where(wanted, rules.hole, 255 - rules.hole).astype(np.uint8)
-        return resize(guide, (rows, columns)), mask, (0, 0, columns, rows, width, height)
+        return resize(picture, (rows, columns)), mask, (0, 0, columns, rows, width, height)
     # the mask is mirrored, too: padding must not count as known
     edges = (0, -height % rules.multiple, 0, -width % rules.multiple, cv2.BORDER_REFLECT)
     row = (0, 0, width, height, width, height)
-    return cv2.copyMakeBorder(guide, *edges), cv2.copyMakeBorder(mask, *edges), row
+    return cv2.copyMakeBorder(picture, *edges), cv2.copyMakeBorder(mask, *edges), row
 
 
 def read_me(consumer, folder):
     """Text of README.txt: the command to run, and the columns of scenes.csv."""
-    place, results = (str(path.resolve()) for path in (folder, folder.with_name(folder.name + "_results")))
+    place, results = str(folder.resolve()), str(results_of(folder).resolve())
     if consumer != "diffusers":  # a command for a shell; the other is Python
         place, results = shlex.quote(place), shlex.quote(results)
     note = CONSUMERS[consumer].note.replace("{results}", results).replace("{}", place)
     return note + ("\nscenes.csv: picture, scene, the box (left, top, right, bottom) to crop the result to, and the\n"
-                   "width and height to resize that to.\n")
+                   "width and height to resize that to, and what was handed over. --results measures the results.\n")
+
+
+def results_of(folder):
+    """Where README.txt puts the results of a handed-over folder: DIR_results, or DIR_results/guide of DIR/guide."""
+    if folder.name in GIVEN:
+        return folder.parent.with_name(folder.parent.name + "_results") / folder.name
+    return folder.with_name(folder.name + "_results")

@@ -39,13 +39,14 @@ MOST_PIXELS = 2**22  # candidates × pixels of the hole on the page; larger scen
 METRICS = {"psnr": "ours_psnr", "overlap": "ours_psnr_overlap", "oracle": "oracle_psnr", "lpips": "ours_lpips"}
 
 
-def write_report(data_dir, output_dir, scene_ids, workers=1, command=""):
+def write_report(data_dir, output_dir, scene_ids, workers=1, command="", results=None):
     """Write OUT/report.html: a gallery and a table of the fused scenes, and their corrections.
 
     The page links to the pictures in `output_dir` and `data_dir` by relative paths.
 
     Args:
-        workers: threads that read the pictures; command: what applies a locks.yaml, for the page to show.
+        workers: threads that read the pictures; command: what applies a locks.yaml, for the page to show;
+            results: scene id → metrics of inpainters, see `Results.measure`, for the table.
 
     Returns:
         path of the page.
@@ -58,7 +59,12 @@ def write_report(data_dir, output_dir, scene_ids, workers=1, command=""):
     with ThreadPoolExecutor(max(1, workers)) as pool:
         jobs = pool.map(lambda scene_id: _add_scene(data_dir / scene_id, output_dir / scene_id), scene_ids)
         scenes = list(tqdm(jobs, "report", len(scene_ids), disable=None))
-    report = {"scenes": scenes, "data": _link(data_dir, output_dir), "command": command,
+    columns = []
+    for scene in scenes:
+        row = (results or {}).get(scene["id"], {})
+        columns = columns or [key for key in row if key.endswith(("_psnr", "_lpips"))]
+        scene.update({key: round(row[key], 4) for key in columns if key in row})
+    report = {"results": columns, "scenes": scenes, "data": _link(data_dir, output_dir), "command": command,
               "colours": [to_hex(c) for c in WINNER_COLOURS]}
     # the name of a scene may contain </script>
     text = json.dumps(report, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")

@@ -9,7 +9,9 @@ from graphlib import TopologicalSorter
 
 import numpy as np
 
+from amodal_fusion.data.tensors import first_copies
 from amodal_fusion.files import write_text
+from amodal_fusion.model.compositing import ABSENT
 from amodal_fusion.output.locks import one_of, pairs_of
 
 MOST_COUNTED = 2**26  # candidates × pixels; in larger scenes only every second, third … row and column is used
@@ -76,15 +78,24 @@ def mean_margins(logits, alpha, mask):
 
 
 def order_of(scene, blend, logits, locks=()):
-    """`find_order` of a Scene and its Blend, with logits (M,h,w), the fill first. locks: list of Lock."""
+    """`find_order` of a Scene and its Blend, with logits (M,h,w), the fill first. locks: list of Lock.
+
+    Exact copies share logits and weights, so that all have the same place; between two of them nothing is decided.
+    """
     step = math.ceil(math.sqrt(max(1, len(scene.completions) * scene.mask.size / MOST_COUNTED)))
     sparse = np.s_[::step, ::step]
     coarse = np.ix_(*((np.arange(few) * many + many // 2) // few  # the pixel nearest to each logit
                       for few, many in zip(logits.shape[1:], scene.mask.shape)))
     shapes = [[completion[..., 3][grid] >= 128 for grid in (sparse, coarse)] for completion in scene.completions]
     alpha, coarse_alpha = map(np.stack, zip(*shapes))
-    pairwise = mean_margins(logits[1:], coarse_alpha, scene.mask[coarse])
     weights = np.stack([blend.on_picture(weight)[sparse] for weight in blend.weights]) / one_of(blend)
+    logits = logits[1:]
+    if (logits[:, 0, 0] == ABSENT).any():  # only the first of equal ones has logits
+        firsts = first_copies(scene.resized(logits.shape[1:]).completions)
+        firsts = np.array([index if first is None else first for index, first in enumerate(firsts)])
+        logits = logits[firsts]
+        weights = np.stack([weights[firsts == first].sum(0) for first in firsts])
+    pairwise = mean_margins(logits, coarse_alpha, scene.mask[coarse])
     order = find_order(weights, alpha, scene.mask[sparse], pairwise, pairs_of(locks, len(alpha)))
     for pair in order["pairs"]:
         pair |= {name: pair[name] * step**2 for name in ("area", "area_in_hole")}

@@ -13,12 +13,13 @@ MOST_PRINTED = 20
 TABLES = ("metrics.csv", "summary.md", "summary.png")
 
 
-def write_table(output_dir, scene_ids, made_by, group_by=None):
+def write_table(output_dir, scene_ids, made_by, group_by=None, results=None):
     """Collect the metrics of all scenes of a run into one table; returns its summary, None without originals.
 
     Args:
         made_by: as in `write_record`; outputs of other weights or options are ignored.
         group_by: regular expression for the start of ids; scenes with the same match (or first group) are one photo.
+        results: Results, pictures of inpainters to measure beside; None: there are none.
     """
     pattern = re.compile(group_by) if group_by else None
 
@@ -27,9 +28,10 @@ def write_table(output_dir, scene_ids, made_by, group_by=None):
             record = read_record(output_dir / scene_id)
             if record and record["metrics"] and record["made_by"] == made_by:
                 photo = photo_of(scene_id, pattern)
-                yield record["metrics"] | ({"photo": photo} if photo else {})
+                more = results.measure(scene_id) if results else {}
+                yield record["metrics"] | ({"photo": photo} if photo else {}) | more
 
-    return write_metrics(output_dir, rows())
+    return write_metrics(output_dir, rows(), *([results.of_sets] if results else []))
 
 
 def remove_stale(output_dir, names):

@@ -6,6 +6,7 @@ from itertools import groupby
 from pathlib import Path
 
 from amodal_fusion.data.scenes import is_large, read_large, read_scene
+from amodal_fusion.data.tensors import distinct
 from amodal_fusion.output.records import input_digest
 
 # The network needs about 250 bytes per candidate pixel. It sees scenes with more of them smaller.
@@ -26,18 +27,28 @@ class SceneReader:
         digest = input_digest(folder)  # before reading: if a file changes later, the next run fuses the scene again
         large = is_large(folder, self.max_completions)
         scene = (read_large if large else read_scene)(folder, self.max_completions)
-        small = scene.resized(network_size(scene.mask.shape, self.img_size, len(scene.completions)))
+        small = scene.resized(network_size(scene.mask.shape, self.img_size, count_candidates(scene, self.img_size)))
         return small, None if large else scene, digest  # the writer reads a large one again
 
 
 def network_size(size, img_size, completions=1):
     """(height, width) that the network sees: the scene's aspect, the area of img_size², multiples of 16.
 
-    A smaller area if many completions would need too much memory.
+    A smaller area if many completions would need too much memory; `completions` is their number.
     """
     area = min(img_size**2, MOST_CANDIDATE_PIXELS / (completions + 1))
     scale = math.sqrt(area / (size[0] * size[1]))
     return tuple(max(16, 16 * round(side * scale / 16)) for side in size)
+
+
+def count_candidates(scene, img_size):
+    """Number of completions that need the network's memory; copies and transparent ones do not.
+
+    Only counted where the number would make the scene smaller, since that reads all of them.
+    """
+    count = len(scene.completions)
+    few = (count + 1) * img_size**2 <= MOST_CANDIDATE_PIXELS
+    return count if few else len(distinct(scene.completions))
 
 
 def batches(readings):

@@ -93,8 +93,12 @@ class SceneWriter:
             write_image(stage / WHOLE, blend.fused(scene.partial))
 
     def measure(self, scene, blend):
-        return evaluate_scene(scene.id, as_result(scene, blend), self.perceptual, self.evaluate, self.inpaint_command,
-                              self.seam)
+        result = as_result(scene, blend)
+        if self.evaluate:
+            guide, todo = make_guide(scene, blend, self.guide_confidence, self.min_region)
+            result["guide"] = torch.from_numpy(guide).permute(2, 0, 1)[None].float() / 255
+            result["inpaint_mask"] = torch.from_numpy(todo)[None, None].float()
+        return evaluate_scene(scene.id, result, self.perceptual, self.evaluate, self.inpaint_command, self.seam)
 
     def measure_smaller(self, scene, logits, locks=()):
         """`evaluate_scene` of a smaller copy; `scale` in the row is the factor on its sides."""

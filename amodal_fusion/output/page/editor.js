@@ -1,6 +1,6 @@
 // One scene, large: a click into the hole shows the candidates there, and buttons decide between them.
 
-const {scenes, data, colours, command} = JSON.parse(document.getElementById("report").textContent);
+const {results = [], scenes, data, colours, command} = JSON.parse(document.getElementById("report").textContent);
 const $ = selector => document.querySelector(selector);
 const make = (tag, properties = {}, ...children) => {
   const element = Object.assign(document.createElement(tag), properties);

@@ -10,6 +10,7 @@ const COLUMNS = [
   ["overlap", "PSNR in overlap, dB", v => number(v, 2), true], ["oracle", "oracle, dB", v => number(v, 2), true],
   ["lpips", "LPIPS", v => number(v, 4), false], ["residual", "residual, of the hole", percent, false],
   ["undecided", "undecided, of the hole", percent, false], ["hole", "hole, of the picture", percent, false], ["count", "completions", String, false],
+  ...results.map(key => [key, key.replaceAll("_", " "), v => number(v, key.endsWith("psnr") ? 2 : 4), key.endsWith("psnr")]),
 ].filter(([key]) => scenes.some(scene => known(scene[key])));
 const has = key => COLUMNS.some(column => column[0] === key);
 const tenth = Math.max(12, Math.ceil(scenes.length / 10));
