@@ -47,7 +47,8 @@ def load_clip(weights, net):
     try:
         model = open_clip.create_model(net, pretrained=str(weights)).eval()
     except Exception as error:  # open_clip raises many kinds
-        raise ConfigError(f"{weights}: not weights of {net} ({str(error).splitlines()[0]})", "clip_weights", "clip_net") from None
+        raise ConfigError(f"{weights}: not weights of {net} ({str(error).splitlines()[0]})", "clip_weights",
+                          "clip_net") from None
     size, mean, std = model.visual.image_size, model.visual.image_mean, model.visual.image_std
     size = size if isinstance(size, tuple) else (size, size)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
@@ -74,7 +75,8 @@ class FrechetDistances:
             torch.load(weights, map_location="cpu", weights_only=True)  # the package itself would run pickled code
             first = FrechetInceptionDistance(2048, normalize=True, feature_extractor_weights_path=str(weights))
         except Exception as error:  # torch and the package raise many kinds
-            raise ConfigError(f"{weights}: not the weights of FID's network ({str(error).splitlines()[0]})", "fid_weights") from None
+            raise ConfigError(f"{weights}: not the weights of FID's network ({str(error).splitlines()[0]})",
+                              "fid_weights") from None
         self.of = {}
         for key in keys:
             self.of[key] = first.clone()
