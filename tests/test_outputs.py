@@ -338,7 +338,7 @@ def test_locks_in_a_polygon_change_nothing_outside():
     assert np.allclose(locked[:, inside].T, [1, 0, 0]) and np.allclose(locked[:, ~inside].T, [0.1, 0, 0.9])
 
 
-def test_an_exact_copy_has_the_place_of_its_original():
+def test_an_exact_copy_has_its_originals_place():
     torch.manual_seed(0)
     scene, logits = draw_scene(1, (64, 64), 3), torch.randn(4, 64, 64)
     alone = order_of(scene, blend_hole(scene, logits), logits.numpy())["pairs"]
