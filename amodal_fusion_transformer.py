@@ -32,7 +32,9 @@ from amodal_fusion.model.layers import (
     DecoderLayer,
     EncoderLayer,
     add_shared,
+    candidate_groups,
     coarse_grid,
+    join_groups,
     pad_to,
     pooling_matrix,
     position_encoding,
@@ -108,9 +110,11 @@ class AmodalFusionTransformer(nn.Module):
         error, visible = photometric_error(padded, photo, hole)  # (B,M,1,H,W)
         cues = visible_cues(error, visible, padded[:, :, 3:])  # (B,M,H/4,W/4) each
         skips, x16 = self.encoder(padded, photo, hole, error, cues)  # strides 2, 4, 8; 16
-        tokens = self.transformer(x16, present)  # (B,M,C,H/16,W/16)
-        x2 = self.decoder(tokens, skips)  # (B,M,C,H/2,W/2)
-        logits = self.head(x2, self.prior(cues))[..., : mask.shape[-2], : mask.shape[-1]]  # (B,M,H,W)
+        tokens, prior = self.transformer(x16, present), self.prior(cues)  # (B,M,C,H/16,W/16), (B,M,H/4,W/4)
+        logits = torch.cat([self.head(self.decoder(tokens[:, group], [x[group] for x in skips]), prior[:, group])
+                            for group in candidate_groups(padded)], 1)  # (B,M,H,W)
+        del skips  # the largest tensors
+        logits = logits[..., : mask.shape[-2], : mask.shape[-1]]
 
         fused = composite(logits, candidates, partial, mask)
         return {**fused, "fill": candidates[:, 0, :3], "logits": logits}
@@ -156,28 +160,39 @@ class ConvEncoder(nn.Module):
     def forward(self, candidates, photo, mask, error, cues):
         """candidates (B,M,4,H,W), photo (B,3,H,W), mask (B,1,H,W), error (B,M,1,H,W), cues (B,M,H/4,W/4) each →
         [x2, x4, x8], (B·M,C,H/s,W/s) at strides s of 2, 4 and 8, and x16, (B,M,C,H/16,W/16)."""
-        count = candidates.shape[:2]  # (B,M)
+        shared, cues = self.stem_scene(scene_input(candidates, photo, mask)), torch.stack(cues, 2)
+        groups = candidate_groups(candidates)
+        context = None if len(groups) == 1 else self.backbone(photo)
+        *skips, x16 = join_groups((self.encode(candidates[:, group], photo, shared, error[:, group], cues[:, group],
+                                               context) for group in groups), candidates[:, :, 0, 0, 0].numel())
+        return skips, x16.unflatten(0, candidates.shape[:2])
+
+    def encode(self, candidates, photo, shared, error, cues, context):
+        """A group of M candidates, (B,M,…) each; shared (B,C,H/2,W/2); context: see `backbone_features` →
+        [x2, x4, x8, x16], (B·M,C,H/s,W/s)."""
         rgb, alpha = candidates.split([3, 1], 2)
-        x2 = self.stem_candidate(torch.cat([(rgb - 0.5) * alpha, alpha, error], 2).flatten(0, 1)).unflatten(0, count)
-        x2 = add_shared(x2, self.stem_scene(scene_input(candidates, photo, mask)))  # (B·M,C,H/2,W/2)
-        seen4, seen8, seen16 = self.backbone_features(candidates, photo)
-        x4 = self.down4(F.gelu(x2)) + self.embed_cues(torch.stack(cues, 2).flatten(0, 1)) + seen4
+        x2 = self.stem_candidate(torch.cat([(rgb - 0.5) * alpha, alpha, error], 2).flatten(0, 1))
+        x2 = add_shared(x2.unflatten(0, candidates.shape[:2]), shared)  # (B·M,C,H/2,W/2)
+        seen4, seen8, seen16 = self.backbone_features(candidates, photo, context)
+        x4 = self.down4(F.gelu(x2)) + self.embed_cues(cues.flatten(0, 1)) + seen4
         x4 = self.block4(x4)
         x8 = self.block8(self.down8(x4) + seen8)
         x16 = self.block16(self.down16(x8) + seen16)
-        return [x2, x4, x8], x16.unflatten(0, count)
+        return [x2, x4, x8, x16]
 
-    def backbone_features(self, candidates, photo):
-        """Embedded ImageNet features of the candidates: [(B·M,C,H/s,W/s) at strides 4, 8, 16]."""
+    def backbone_features(self, candidates, photo, context):
+        """Embedded ImageNet features of the candidates: [(B·M,C,H/s,W/s) at strides 4, 8, 16].
+
+        context: features of the filled photo; None: those of the first candidate, the fill, which is no other picture.
+        """
         count, (rgb, alpha) = candidates.shape[:2], candidates.split([3, 1], 2)
         painted = torch.lerp(photo[:, None], rgb, alpha).flatten(0, 1)  # (B·M,3,H,W)
-        painted = torch.cat([photo, painted])  # in one pass: fewer kernels
         seen = []
-        for level, both in enumerate(self.backbone(painted)):
-            context, features = both[: len(photo)], both[len(photo) :]  # (B,F,h,w), (B·M,F,h,w)
-            change = add_shared(features.unflatten(0, count), -context).abs()
+        for level, features in enumerate(self.backbone(painted)):  # (B·M,F,h,w)
+            behind = features.unflatten(0, count)[:, 0] if context is None else context[level]  # (B,F,h,w)
+            change = add_shared(features.unflatten(0, count), -behind).abs()
             embedded = self.embed_painted[level](features) + self.embed_change[level](change)
-            seen.append(add_shared(embedded.unflatten(0, count), self.embed_context[level](context)))
+            seen.append(add_shared(embedded.unflatten(0, count), self.embed_context[level](behind)))
         return seen
 
 

@@ -146,15 +146,15 @@ def test_full_disk_keeps_the_older_checkpoint(dataset, tmp_path):
 
 
 def poison_one_scene():
-    to_tensors = amodal_fusion.data.datasets.to_tensors
+    with_draws = amodal_fusion.data.datasets.with_draws
 
-    def poisoned(scene, slots):
-        tensors = to_tensors(scene, slots)
+    def poisoned(scene, *arguments):
+        item = with_draws(scene, *arguments)
         if scene.id == "train_3":
-            tensors["original"] *= float("nan")
-        return tensors
+            item |= {"recoloured": torch.tensor(True), "gamma": torch.full((3,), float("nan"))}
+        return item
 
-    amodal_fusion.data.datasets.to_tensors = poisoned
+    amodal_fusion.data.datasets.with_draws = poisoned
 
 
 def test_step_without_a_finite_gradient_names_its_scenes(dataset, tmp_path):
@@ -286,11 +286,11 @@ def lack_shared_memory():
     def fail(*_):
         raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
 
-    amodal_fusion.data.datasets.to_tensors = fail
+    amodal_fusion.data.datasets.to_uint8 = fail
 
 
 def touch_missing_memory():
-    amodal_fusion.data.datasets.to_tensors = lambda *_: os.kill(os.getpid(), signal.SIGBUS)
+    amodal_fusion.data.datasets.to_uint8 = lambda *_: os.kill(os.getpid(), signal.SIGBUS)
 
 
 @pytest.mark.parametrize("fault", [lack_shared_memory, touch_missing_memory])

@@ -143,8 +143,8 @@ def test_create_dataset_fuse_round_trip(seed, size, n, white_hole, background, n
         assert all(np.array_equal(a, b) for a, b in zip(back.completions, scene.completions, strict=True))
 
         item = AmodalFusionDataset(root / "data", [scene.id], 32, 5, augment=True)[3, 0]
-        assert item["partial"].shape == (3, 32, 32) and item["completions"].shape == (5, 4, 32, 32)
-        assert not item["partial"][:, item["mask"][0] > 0].any() and item["valid"].any()
+        assert item["partial"].shape == (32, 32, 3) and item["completions"].shape == (5, 32, 32, 4)
+        assert not item["partial"][item["mask"][..., 0] > 0].any() and item["valid"].any()
 
         small = back.resized(network_size(size, 32))
         with torch.no_grad():

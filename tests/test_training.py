@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch.utils.data import default_collate
 
 import amodal_fusion_transformer as aft
 from amodal_fusion import distributed
 from amodal_fusion.checkpoints import load_checkpoint
 from amodal_fusion.config import read_yaml
-from amodal_fusion.data.datasets import AmodalFusionDataset, recolour
+from amodal_fusion.data.datasets import AmodalFusionDataset, recolour, to_batch, with_draws
 from amodal_fusion.data.tensors import to_tensors
 from amodal_fusion.data.toy import draw_scene, write_dataset
 from amodal_fusion.distributed import Process
@@ -238,14 +239,32 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(dataset):
     assert sum(changed) >= 4
     plain = AmodalFusionDataset(dataset, ids, 64, 5)[1]
     assert plain["valid"].tolist() == [True, True, True, False, False]
-    assert plain["partial"][:, plain["mask"][0] > 0].max() == 0
+    assert plain["partial"][plain["mask"][..., 0] > 0].max() == 0
     assert not plain["completions"][3:].any()
+
+
+def test_batches_are_augmented_as_drawn_per_scene():
+    """Each scene of a batch by itself, with numpy."""
+    scene = draw_scene(0)
+    items = [with_draws(scene, 4, np.random.default_rng(seed) if seed else None) for seed in range(12)]
+    batch = to_batch(default_collate(items), torch.device("cpu"))
+    assert all(0 < sum(bool(item[name]) for item in items) < 12 for name in ("flip", "recoloured"))
+    for i, item in enumerate(items):
+        for name in ("partial", "original", "completions", "mask"):
+            picture = item[name].numpy() / np.float32(255)
+            picture = picture[..., ::-1, :] if item["flip"] else picture
+            if item["recoloured"] and name != "mask":
+                colours = picture[..., :3][..., item["order"].numpy()] ** item["gamma"].numpy()
+                picture = np.concatenate([colours, picture[..., 3:]], -1)
+            assert np.allclose(np.moveaxis(picture, -1, -3), batch[name][i], atol=2e-7), (i, name)
+    assert all(torch.equal(batch[name][0], value) for name, value in to_tensors(scene, 4).items())  # bit for bit
 
 
 def test_recolouring_keeps_agreement_with_the_photo():
     plain = to_tensors(draw_scene(0), 3)
     scene = {name: t.clone() for name, t in plain.items()}
-    recolour(scene, np.random.default_rng(0))
+    recolour({name: t[None] for name, t in scene.items()}, torch.tensor([0]), torch.tensor([[1, 2, 0]]),
+             torch.tensor([[0.8, 1.3, 1.1]]))
     assert (scene["original"] - plain["original"]).abs().mean() > 0.02
     outside = plain["mask"] < 0.5
     assert torch.equal(*((scene[name] * outside) for name in ("partial", "original")))

@@ -9,11 +9,14 @@ from torch.utils.data import Dataset, get_worker_info
 
 from amodal_fusion.data.packed import PackedScenes, is_packed
 from amodal_fusion.data.scenes import read_scene
-from amodal_fusion.data.tensors import to_tensors
+from amodal_fusion.data.tensors import to_floats, to_uint8
 
 
 class SceneDataset(Dataset):
-    """Scenes by index, or by (epoch, index), as dicts of tensors with the scene's `index` added."""
+    """Scenes by index, or by (epoch, index), as dicts of tensors with the scene's `index` added.
+
+    Items are what `with_draws` gives; `to_batch` makes the network's inputs of a batch of them.
+    """
 
     def __init__(self, scene_ids):
         self.scene_ids = scene_ids
@@ -69,33 +72,62 @@ class AmodalFusionDataset(SceneDataset):
         else:
             scene = read_scene(self.data_dir / scene_id, self.n_max_completions, need_original=True)
             scene = scene.resized((self.img_size, self.img_size))
-        if self.augment:
-            return augmented(scene, self.n_max_completions, np.random.default_rng((self.seed, epoch, index)))
-        return to_tensors(scene, self.n_max_completions)
+        rng = np.random.default_rng((self.seed, epoch, index)) if self.augment else None
+        return with_draws(scene, self.n_max_completions, rng)
 
 
-def augmented(scene, slots, rng):
-    """`to_tensors` of a scene with shuffled completions, some rarely dropped, at random mirrored and recoloured."""
-    kept = rng.permutation(len(scene.completions))
-    if rng.random() < 0.1:  # rarely: without the front object the one behind is wrong
-        kept = kept[: rng.integers(1, len(kept) + 1)]
-    tensors = to_tensors(dataclasses.replace(scene, completions=[scene.completions[i] for i in kept]), slots)
-    if rng.random() < 0.5:
-        tensors = {name: t.flip(-1) if t.dim() > 1 else t for name, t in tensors.items()}
-    if rng.random() < 0.7:
-        recolour(tensors, rng)
-    return tensors
+def with_draws(scene, slots, rng=None):
+    """An item: `to_uint8` of a scene, its completions shuffled, seldom some dropped, and how to augment it.
 
+    Args:
+        rng: numpy Generator; None: as it is.
 
-def recolour(tensors, rng):
-    """Permute the colour channels and apply a gamma to each, the same in all pictures of a scene, in place.
-
-    Exact copies of the photo stay exact copies and mistakes stay mistakes; only the colours are new.
+    Returns:
+        the dict of `to_uint8`, and flip () bool, recoloured () bool, order (3,) of the colour channels, gamma (3,).
     """
-    order = torch.from_numpy(rng.permutation(3))
-    gamma = torch.from_numpy(rng.uniform(-0.4, 0.4, 3)).float().exp()[:, None, None]
-    for picture in (tensors["partial"], tensors["original"], tensors["completions"][:, :3]):  # (…,3,H,W)
-        picture.copy_(picture.index_select(-3, order).pow(gamma))
+    draws = {"flip": False, "recoloured": False, "order": np.arange(3), "gamma": np.ones(3)}
+    if rng is not None:
+        kept = rng.permutation(len(scene.completions))
+        if rng.random() < 0.1:  # seldom: without the front object the one behind is wrong
+            kept = kept[: rng.integers(1, len(kept) + 1)]
+        scene = dataclasses.replace(scene, completions=[scene.completions[i] for i in kept])
+        draws["flip"] = rng.random() < 0.5
+        if rng.random() < 0.7:
+            draws |= {"recoloured": True, "order": rng.permutation(3), "gamma": np.exp(rng.uniform(-0.4, 0.4, 3))}
+    tensors = {name: torch.as_tensor(value) for name, value in draws.items()}
+    return {**to_uint8(scene, slots), **tensors, "gamma": tensors["gamma"].float()}
+
+
+def to_batch(items, device):
+    """Items of a loader, collated → a batch on the device, mirrored and recoloured as drawn.
+
+    Returns:
+        dict of float32 partial (B,3,H,W), mask (B,1,H,W), completions (B,N,4,H,W), original (B,3,H,W) in [0,1], valid
+        (B,N) bool, and the scenes' index (B,).
+    """
+    draws = {name: items[name] for name in ("flip", "recoloured", "order", "gamma")}
+    batch = to_floats({name: t.to(device, non_blocking=True) for name, t in items.items() if name not in draws})
+    flipped, recoloured = (draws[name].nonzero()[:, 0] for name in ("flip", "recoloured"))  # on the CPU: no waiting
+    if len(flipped):
+        rows = flipped.to(device)
+        for name in ("partial", "mask", "completions", "original"):
+            batch[name][rows] = batch[name][rows].flip(-1)
+    if len(recoloured):
+        recolour(batch, recoloured.to(device), *(draws[name][recoloured].to(device) for name in ("order", "gamma")))
+    return batch
+
+
+def recolour(batch, rows, order, gamma):
+    """Swap the colour channels of some scenes and bend each by a gamma, alike in all pictures of a scene, in place.
+
+    What copies the photo goes on copying it exactly, and what is wrong stays wrong; only the material looks new.
+
+    Args:
+        rows: (R,) which scenes of the batch; order, gamma: (R,3) of their channels.
+    """
+    for picture in (batch["partial"][:, None], batch["original"][:, None], batch["completions"][:, :, :3]):
+        colours = picture[rows].take_along_dim(order[:, None, :, None, None], 2)  # (R,N,3,H,W)
+        picture[rows] = colours.pow(gamma[:, None, :, None, None])
 
 
 class WithLayers(SceneDataset):
@@ -124,7 +156,7 @@ class WithLayers(SceneDataset):
         if not self.is_layered(epoch, index):
             return self.base.read(epoch, index)
         scene = self.layers((epoch << 32) + index)
-        return augmented(scene, self.layers.n_max, np.random.default_rng((self.layers.seed, epoch, index, 3)))
+        return with_draws(scene, self.layers.n_max, np.random.default_rng((self.layers.seed, epoch, index, 3)))
 
 
 class SynthesizedDataset(SceneDataset):
@@ -158,6 +190,5 @@ class SynthesizedDataset(SceneDataset):
             self.made = {n: scene for n, scene in self.made.items() if n >= oldest}
             self.made[number] = self.synthesizer(number)
         scene = self.made[number] if self.repeat > use + 1 else self.made.pop(number)
-        if use:
-            return augmented(scene, self.synthesizer.n_max, np.random.default_rng((self.synthesizer.seed, item)))
-        return to_tensors(scene, self.synthesizer.n_max)
+        rng = np.random.default_rng((self.synthesizer.seed, item)) if use else None
+        return with_draws(scene, self.synthesizer.n_max, rng)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from amodal_fusion.data.images import open_picture, read_image
@@ -21,22 +20,33 @@ def inputs_of(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: batch[name] for name in INPUTS}
 
 
-def to_tensors(scene: Scene, slots: int) -> dict[str, torch.Tensor]:
-    """A Scene → the tensors of AmodalFusionDataset, its completions padded to `slots`."""
+def to_uint8(scene: Scene, slots: int) -> dict[str, torch.Tensor]:
+    """A Scene → what travels from loaders to the device, a quarter of the bytes of `to_tensors`.
 
-    def tensor(array):  # (…,H,W,C) uint8 → (…,C,H,W) in [0,1]
-        return torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, -3))).float() / 255
-
+    Returns:
+        dict of uint8 partial (H,W,3), mask (H,W,1), 255 in the hole, completions (N,H,W,4) with N = slots, original
+        (H,W,3) if there is one, and valid (N,) bool.
+    """
     count = len(scene.completions)
-    tensors = {
-        "partial": tensor(scene.partial),
-        "mask": tensor(scene.mask[..., None] * np.uint8(255)),
-        "completions": F.pad(tensor(np.stack(scene.completions)), (0, 0, 0, 0, 0, 0, 0, slots - count)),
-        "valid": torch.arange(slots) < count,
-    }
+    completions = np.zeros((slots, *scene.mask.shape, 4), np.uint8)
+    for slot, completion in enumerate(scene.completions):
+        completions[slot] = completion
+    arrays = {"partial": scene.partial, "mask": scene.mask[..., None] * np.uint8(255), "completions": completions}
     if scene.original is not None:
-        tensors["original"] = tensor(scene.original)
-    return tensors
+        arrays["original"] = scene.original
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    return {**tensors, "valid": torch.arange(slots) < count}
+
+
+def to_floats(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Pictures uint8 (…,H,W,C) → float32 (…,C,H,W) in [0,1], on any device; other tensors stay as they are."""
+    return {name: t.movedim(-1, -3).contiguous().float() / 255 if t.dtype == torch.uint8 else t
+            for name, t in batch.items()}
+
+
+def to_tensors(scene: Scene, slots: int) -> dict[str, torch.Tensor]:
+    """A Scene → the network's tensors without a batch, its completions padded to `slots`, and its original."""
+    return to_floats(to_uint8(scene, slots))
 
 
 def first_copies(completions: Sequence[np.ndarray]) -> list[int | None]:

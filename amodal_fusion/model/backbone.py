@@ -26,6 +26,7 @@ class ImageNetFeatures(nn.Module):
         self.layers = torchvision.models.squeezenet1_1().features
         self.layers.load_state_dict(load_checkpoint(WEIGHTS)["model"])
         self.layers[0].padding = (1, 1)  # without padding, torchvision's features have one row less than H / stride
+        self.layers[1], self.layers[2] = self.layers[2], self.layers[1]  # pooling first leaves fewer pixels to the ReLU
         for layer in self.layers.modules():
             for name, weight in list(layer.named_parameters(recurse=False)):
                 delattr(layer, name)

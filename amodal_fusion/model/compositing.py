@@ -45,7 +45,7 @@ def push_pull(values, known):
     for level in reversed(range(count)):
         weighted, known = levels[level]
         unknown = 1 - known
-        pulled = weighted + unknown * F.interpolate(pulled, size=known.shape[-2:], mode="bilinear")
+        pulled = weighted.addcmul(unknown, F.interpolate(pulled, size=known.shape[-2:], mode="bilinear"))
         for stride in STRIDES:
             pulled = pulled.lerp(torch.addcmul(weighted, unknown, sum_of_neighbours(pulled), value=0.25), stride)
     return pulled
@@ -64,10 +64,8 @@ def sum_of_four(x):
 def sum_of_neighbours(x):
     """(B,C,H,W) → sums of each pixel's four neighbours; pixels at the border count as their own neighbours."""
     x = F.pad(x, (1, 1, 1, 1), mode="replicate")
-    total = x[..., 1:-1, :-2] + x[..., 1:-1, 2:]
-    total += x[..., :-2, 1:-1]  # in place: photos may be large
-    total += x[..., 2:, 1:-1]
-    return total
+    pairs = x[..., :-1, 1:] + x[..., 1:, :-1]  # above and left of one pixel: right and below of another
+    return pairs[..., :-1, :-1] + pairs[..., 1:, 1:]
 
 
 def fill_hole(partial, mask):

@@ -126,6 +126,34 @@ def add_shared(x, shared):
     return (x + shared[:, None]).flatten(0, 1)
 
 
+GROUP = 2**23  # candidates × pixels that are computed at once where memory is short
+
+
+def candidate_groups(candidates):
+    """Slices of (B,M,4,H,W) along M: all at once, but few at a time for a large scene without gradients."""
+    scenes, count, _, height, width = candidates.shape
+    if scenes > 1 or torch.is_grad_enabled() or torch.compiler.is_exporting() or count * height * width <= GROUP:
+        return [slice(None)]
+    step = max(1, GROUP // (height * width))
+    return [slice(start, start + step) for start in range(0, count, step)]
+
+
+def join_groups(groups, count):
+    """Lists of tensors, one list per group of candidates → a list with those of all `count` candidates."""
+    joined, start = [], 0
+    for parts in groups:
+        stop = start + len(parts[0])
+        if stop - start == count:
+            return parts
+        if not joined:  # torch.cat would hold all parts beside the result
+            joined = [torch.empty((count, *part.shape[1:]), dtype=part.dtype, device=part.device,
+                                  memory_format=torch.channels_last) for part in parts]
+        for whole, part in zip(joined, parts):
+            whole[start:stop] = part
+        start = stop
+    return joined
+
+
 def upsample(x):
     """Bilinear, (…,h,w) of 4 dimensions → (…,2h,2w)."""
     return F.interpolate(x, scale_factor=2, mode="bilinear")

@@ -7,6 +7,7 @@ import time
 import torch
 from tqdm import tqdm
 
+from amodal_fusion.data.datasets import to_batch
 from amodal_fusion.data.tensors import inputs_of, to_arrays
 from amodal_fusion.evaluation.metrics import compare_methods, gap_closed
 from amodal_fusion.evaluation.rules import apply_rules, oracle
@@ -15,10 +16,6 @@ from amodal_fusion.training.cuda_graph import use_cuda_graphs, uses_cuda_graphs
 from amodal_fusion.training.loaders import read_batches
 from amodal_fusion.training.optimizers import set_rate
 from amodal_fusion.training.shutdown import Stopped
-
-
-def to_device(batch, device):
-    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
 
 class TrainStep:
@@ -46,7 +43,7 @@ class TrainStep:
         pull = {"oracle_weight": torch.full((), run.oracle_weight, device=process.device)} if run.oracle_weight else {}
         terms, scenes = [], []
         for part in range(config.accumulate):
-            batch = to_device(next(batches), process.device)
+            batch = to_batch(next(batches), process.device)
             last = part == config.accumulate - 1  # its backward pass averages gradients over processes
             with contextlib.nullcontext() if last or not process.distributed else self.network.no_sync():
                 terms.append(self.backward(**batch, **pull))
@@ -154,7 +151,7 @@ def evaluate(model, criterion, loader, perceptual, config, process, stop_signal)
     for loaded in tqdm(read_batches(loader), desc="validation", total=len(loader), disable=quiet, leave=False):
         if stop_signal.number is not None:
             break
-        batch = to_device(loaded, process.device)
+        batch = to_batch(loaded, process.device)
         out = model(**inputs_of(batch))
         _, parts = criterion(out, batch, perceptual, config.lpips_weight)
         scenes = {**batch, **out}
