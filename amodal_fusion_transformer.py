@@ -109,11 +109,12 @@ class AmodalFusionTransformer(nn.Module):
 
         error, visible = photometric_error(padded, photo, hole)  # (B,M,1,H,W)
         cues = visible_cues(error, visible, padded[:, :, 3:])  # (B,M,H/4,W/4) each
+        del visible  # what is large goes when it has been used
         skips, x16 = self.encoder(padded, photo, hole, error, cues)  # strides 2, 4, 8; 16
         tokens, prior = self.transformer(x16, present), self.prior(cues)  # (B,M,C,H/16,W/16), (B,M,H/4,W/4)
         logits = torch.cat([self.head(self.decoder(tokens[:, group], [x[group] for x in skips]), prior[:, group])
                             for group in candidate_groups(padded)], 1)  # (B,M,H,W)
-        del skips  # the largest tensors
+        del skips, error
         logits = logits[..., : mask.shape[-2], : mask.shape[-1]]
 
         fused = composite(logits, candidates, partial, mask)

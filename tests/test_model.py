@@ -12,6 +12,7 @@ from torch import nn
 
 from amodal_fusion.data.tensors import inputs_of, to_tensors
 from amodal_fusion.data.toy import draw_scene
+from amodal_fusion.model import layers
 from amodal_fusion.model.compositing import add_fill, candidate_weights, composite
 from amodal_fusion.model.cues import VisibleCues, photometric_error, visible_cues
 from amodal_fusion.model.layers import DecoderLayer, position_encoding
@@ -46,6 +47,19 @@ def test_weights_are_shares_and_zero_where_transparent():
     alpha = batch["completions"][:, :, 3]
     assert (weights[alpha == 0] == 0).all()
     assert (weights[~batch["valid"]] == 0).all()
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_groups_of_candidates_change_nothing(monkeypatch, at_once):
+    model, batch = make_model(), make_batch(80, n=5, count=1)
+    whole = fuse(model, batch)
+    monkeypatch.setattr(layers, "GROUP", at_once * 80 * 80)
+    assert len(layers.candidate_groups(torch.empty(1, 6, 4, 80, 80))) == 1  # with gradients all at once
+    encoded, encode = [], model.encoder.encode
+    monkeypatch.setattr(model.encoder, "encode", lambda x, *rest: encoded.append(x.shape[1]) or encode(x, *rest))
+    parts = fuse(model, batch)
+    assert encoded == [at_once] * (6 // at_once)
+    assert all(torch.allclose(whole[name], parts[name], atol=1e-5) for name in whole)
 
 
 def test_weights_are_the_softmax_of_covering_candidates():

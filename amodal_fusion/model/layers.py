@@ -126,7 +126,7 @@ def add_shared(x, shared):
     return (x + shared[:, None]).flatten(0, 1)
 
 
-GROUP = 2**23  # candidates × pixels that are computed at once where memory is short
+GROUP = 2**22  # candidates × pixels that are computed at once where memory is short
 
 
 def candidate_groups(candidates):
