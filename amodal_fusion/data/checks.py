@@ -128,8 +128,6 @@ def _is_cut_off(path):
 # 100,000 scenes takes a quarter of an hour, so a resumed run skips the scenes that were read before.
 
 
-
-
 MEMORY = ".checked.json"  # in the data set: scene id → state of its files when they were without fault
 FORMAT = 2  # raised when the check finds more faults
 
