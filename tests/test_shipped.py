@@ -1,5 +1,7 @@
 """What ships: weights and example scenes."""
 
+from pathlib import Path
+
 import torch
 
 from amodal_fusion.data.images import read_image
@@ -19,7 +21,7 @@ def test_first_readme_command_beats_the_simple_rules(tmp_path, backbone):
     first, *_, last = gains(tmp_path)
     assert first == "football_camera" and last == "cactus_fox", "run experiments.example_figures and edit the READMEs"
     assert gains(tmp_path)[first] > 0 > gains(tmp_path)[last]
-    for folder in examples.iterdir():
+    for folder in filter(Path.is_dir, examples.iterdir()):
         assert read_image(tmp_path / folder.name / "fused.png", "RGB").shape == (224, 224, 3)
         assert (tmp_path / folder.name / "figure.png").exists()
 
