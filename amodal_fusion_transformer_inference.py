@@ -115,8 +115,9 @@ class InferenceConfig:
                                                   "None: what the checkpoint recommends", "output", least=0, most=1)
     min_region: int = option(MIN_REGION, "smallest region of the guide and of the inpainting mask, px", "output",
                              least=1)
-    locks: str | None = option(None, "YAML file of lines like  scene_7: [1>3, 2>4]  for completion 1 in front of 3 and "
-                                     "2 of 4, whatever the network says; 0 is none of them", "output")
+    locks: str | None = option(None, "YAML file of lines like  scene_7: [1>3, '*>4']  for completion 1 in front of 3, "
+                                     "and without 4; 0 is none of them, * all others; the report writes such files",
+                               "output")
     lock: str | None = option(None, "the same for a single scene, as in --lock '1>3, 2>4'", "output")
     report: bool = option(False, "write report.html, a page to view all scenes and correct them by clicks", "output")
     flat_names: bool = option(False, "also write <id>_fused.png, <id>_visualization.png, <id>_weight1.png and "

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shlex
 import shutil
@@ -318,5 +319,7 @@ def test_command_repeats_the_run(monkeypatch):
     monkeypatch.setattr("sys.argv", ["my scripts/infer.py"])
     config = InferenceConfig("a b", output_dir="out", figures=False, handover=("lama", "to"), locks="old.yaml",
                              overwrite=True, report=True)
-    assert shlex.split(command_of(config)) == ["python", "my scripts/infer.py", "--data_dir", "a b", "--output_dir",
-                                              "out", "--no-figures", "--handover", "lama", "to", "--report"]
+    there = ["cd", os.getcwd(), "&&"]
+    assert shlex.split(command_of(config)) == [*there, "python", "my scripts/infer.py", "--data_dir", "a b",
+                                              "--output_dir", "out", "--no-figures", "--handover", "lama", "to",
+                                              "--report"]

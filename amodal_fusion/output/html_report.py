@@ -86,7 +86,7 @@ def command_of(config):
         else:
             words += [f"--{field.name}", *map(str, value if isinstance(value, tuple) else (value,))]
     program = ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else [Path(sys.argv[0]).name]
-    return shlex.join([*program, *words, "--report"])
+    return f"cd {shlex.quote(os.getcwd())} && {shlex.join([*program, *words, '--report'])}"
 
 
 def _link(data_dir, output_dir):
