@@ -165,7 +165,10 @@ class FusionPredictor:
             self.model.to(self.device)
         except RuntimeError as error:  # the GPU does not exist, or its memory is full
             raise ConfigError(f"device {device}: {str(error).splitlines()[0]}", "device") from None
-        self.guide_confidence: float = self.config.get("guide_confidence") or CONFIDENCE
+        self.guide_confidence: float = self.config.get("guide_confidence", CONFIDENCE)
+        if type(self.guide_confidence) not in (int, float) or not 0 <= self.guide_confidence <= 1:
+            raise UserError(f"{checkpoint}: its guide_confidence is {self.guide_confidence!r}, not from 0 to 1; use "
+                            "another file")
         self.img_size: int = (options.get("img_size") or self.config.get("inference_size")
                               or self.config["img_size"])
 
