@@ -1,18 +1,22 @@
 """Pictures that an inpainter made of a handed-over folder come back and are measured."""
 
 import csv
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from amodal_fusion.checkpoints import load_checkpoint, save_checkpoint
 from amodal_fusion.data.images import read_image, write_image
-from amodal_fusion.errors import ConfigError, SceneError
+from amodal_fusion.errors import ConfigError, SceneError, UserError
 from amodal_fusion.evaluation.image_networks import load_clip, load_fid
 from amodal_fusion.evaluation.perceptual import PerceptualLoss
 from amodal_fusion.output.handover import CONSUMERS, write_handover
 from amodal_fusion.output.results import Results, parse_results
+from amodal_fusion_transformer_inference import FusionPredictor
+from tests.scripts import run
 from tests.test_inference import fuse, write_test_folder
 from tests.test_outputs import write_fused
 
@@ -140,3 +144,25 @@ def test_whole_metrics_see_changes_outside_the_hole(tmp_path, backbone):
     for metric in ("psnr", "lpips"):
         assert after[f"grey_guide_{metric}"] == before[f"grey_guide_{metric}"]
         assert after[f"grey_guide_{metric}_whole"] != before[f"grey_guide_{metric}_whole"]
+
+
+def test_best_guide_confidence_is_stored(tmp_path, checkpoint, backbone):
+    data, stored = write_test_folder(tmp_path / "test"), tmp_path / "weights.pth"
+    shutil.rmtree(data / "no_original")
+    process = run("experiments/guide_choice.py", "--data_dir", data, "--n_scenes", 2, "--checkpoint", checkpoint,
+                  "--confidence", 0.2, 0.9, "--completions", 1, "all", "--lpips_weights", backbone, "--store", stored)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("| 1 (1.0) |") == 2 and "Lowest LPIPS" in process.stdout
+    best = float(process.stdout.split("confidence ")[-1].split()[0])
+    predictor = FusionPredictor(stored, "cpu")
+    assert predictor.guide_confidence == best and predictor.digest == FusionPredictor(checkpoint, "cpu").digest
+    state = load_checkpoint(stored)
+    state["config"]["guide_confidence"] = 2
+    save_checkpoint(stored, {name: state[name] for name in state if name not in ("kind", "version")})
+    with pytest.raises(UserError, match="guide_confidence is 2"):
+        FusionPredictor(stored, "cpu")
+
+
+def test_peer_says_what_it_needs(tmp_path):
+    process = run("benchmarks/peer.py", "--csf_net", tmp_path)
+    assert process.returncode == 1 and "name a checkout of CSF-Net" in process.stderr
