@@ -46,7 +46,7 @@ from amodal_fusion.training.loaders import load_data
 from amodal_fusion.training.loop import TrainStep, evaluate, train_one_epoch
 from amodal_fusion.training.optimizers import USUAL_RATES, choose_optimizer
 from amodal_fusion.training.run import Run
-from amodal_fusion.training.run_folder import check_export, checkpoint_to_resume, lock_checkpoint_dir
+from amodal_fusion.training.run_folder import check_export, checkpoint_to_resume, claim_files, lock_checkpoint_dir
 from amodal_fusion.training.shutdown import Stopped, StopSignal, clean_shutdown
 
 # ----------------------------------------------------------------------------
@@ -549,6 +549,7 @@ def train(config, process, stop_signal, build=build_model):
     torch.set_float32_matmul_precision("high")
     lock = lock_checkpoint_dir(config, process)  # noqa: F841, held until the process ends
     checkpoint = checkpoint_to_resume(config, process)
+    claim_files(config, checkpoint)
 
     train_loader, sampler, val_loader, val_digest = load_data(config, process)
     perceptual = load_perceptual(config, process)

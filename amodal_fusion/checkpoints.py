@@ -22,14 +22,17 @@ VERSION = 4
 EARLIER = {1: "f5cd88e", 2: "8160f9c", 3: "e5d7be6"}  # version → last commit that reads it
 
 
-def save_checkpoint(path, state):
+def save_checkpoint(path, state, owned=False):
     """Write `state` (tensors and plain Python values) so that a crash leaves the old file or the new one.
+
+    Args:
+        owned: see `atomic_file`.
 
     Raises:
         UserError: the disk is full or not writable; the older checkpoint is intact.
     """
     try:
-        with atomic_file(path) as temporary, open(temporary, "wb") as file:
+        with atomic_file(path, owned) as temporary, open(temporary, "wb") as file:
             torch.save({"kind": KIND, "version": VERSION, **state}, file)
             file.flush()
             os.fsync(file.fileno())

@@ -16,6 +16,7 @@ from amodal_fusion.data.scenes import find_scenes, read_scene
 from amodal_fusion.data.splits import SplitOptions, write_lists
 from amodal_fusion.errors import ConfigError, UserError, message_of
 from amodal_fusion.evaluation.figures import draw_selection
+from amodal_fusion.files import remove_ours
 from amodal_fusion.ingest.create import create_dataset
 from amodal_fusion.ingest.matting import BACKGROUNDS
 from amodal_fusion.ingest.report import examples_of_layouts, selection_panels
@@ -166,7 +167,7 @@ def draw(path, scenes):
         draw_selection(path, scenes)
     except (UserError, OSError, MemoryError) as error:
         print(f"warning: no {path}: {message_of(error) or 'memory ran out'}", file=sys.stderr)
-        path.unlink(missing_ok=True)  # the sheet of an earlier run shows other scenes
+        remove_ours(path)  # the sheet of an earlier run shows other scenes
         return False
     return True
 

@@ -420,7 +420,7 @@ def test_create_overwrites_only_its_own_files(tmp_path):
     (data / "cat" / "notes.txt").write_text("mine")
     assert run(PREPARE, *options).returncode == 0  # nothing to be done
     process = run(PREPARE, *options, "--overwrite")
-    assert process.returncode == 2 and "notes.txt: not a file of a data set" in process.stderr
+    assert process.returncode == 2 and "notes.txt: was not written by this program" in process.stderr
     assert (data / "cat" / "notes.txt").exists()
 
 

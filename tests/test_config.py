@@ -107,7 +107,7 @@ def test_two_scene_folders_and_foreign_flag_names_work(tmp_path):
         "--num_workers", 0, "--batch_size", 4, "--epochs", 3, "--learning_rate", "1e-3", "--lpips_weight", 0,
         "--gpus", 0, "--img_size", 64)
     assert "4 training scenes" in process.stdout and "dropout" not in process.stderr
-    assert {path.name for path in (tmp_path / "vis").iterdir()} == {"val_epoch_002.png", "val_epoch_003.png"}
+    assert {path.name for path in (tmp_path / "vis").glob("*.png")} == {"val_epoch_002.png", "val_epoch_003.png"}
 
 
 def wrong(capsys, *arguments, config_class=TrainConfig):

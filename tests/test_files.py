@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 
+import numpy as np
 import pytest
 
 from amodal_fusion.errors import UserError
@@ -19,6 +21,8 @@ from amodal_fusion.files import (
     temporary_path,
     write_text,
 )
+from tests.conftest import SCRIPT, arguments
+from tests.scripts import run
 
 
 def test_only_unchanged_written_files_are_ours(tmp_path):
@@ -93,3 +97,64 @@ def test_leftovers_are_known_by_their_check_sum(tmp_path):
     assert all(is_temporary(path.name) for path in own) and not any(map(is_temporary, names))
     assert lock_run_dir(tmp_path) is not None
     assert {path.name for path in tmp_path.iterdir()} == {*names, ".old.tmp", ".lock"}
+
+
+# What a user may have in and around a folder that this program writes to; {} is a scene or an image of it.
+FOREIGN = ("notes.txt", ".lock", ".draft.tmp.md", ".tmp-backup/thesis.txt", ".old.tmp/a.png", "a.tmp.png", WRITTEN,
+           "{}/comp9_visible.png", "{}/comp9.png", "{}/mask.png", "{}/.labels.json", "{}/.git/config",
+           "{}/__pycache__/a.pyc", "{}/notes.txt", "{}/" + WRITTEN, "mine/mask.png", "mine/partial.png",
+           "mine/comp1.png")
+DATA = ("dataset.yaml", "report.csv", "skipped.csv", "report.png", "made_from.csv", "preview.png", "train_list.txt",
+        "val_list.txt", "test_list.txt", ".checked.json")
+OUT = ("metrics.csv", "summary.md", "report.html", "failed.csv", "by_group.csv", "{}/figure.png", "{}/fused.png",
+       "{}/scene.json", "{}/weight_1.png")
+RUN = ("best_model.pth", "metrics.jsonl", "curves.png", "val_epoch_001.png", ".run", "last.pth")
+
+
+def put_foreign(folder, scenes, names, rng):
+    """Random files of somebody else in the folder, YOLO's dataset.yaml among them; {path: content}."""
+    files = {}
+    for name in rng.choice(names, rng.integers(1, 5), replace=False):
+        path = folder / str(name).format(rng.choice(scenes))
+        if path.exists() and rng.random() < 0.7:
+            continue
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"path: {rng.random()}\ntrain: images\nnames: [car]\n")
+            files[path] = path.read_bytes()
+        except OSError:  # a folder is there
+            continue
+    return files
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_foreign_files_survive_every_command(seed, dataset, checkpoint, tmp_path):
+    rng, foreign, refused = np.random.default_rng(seed), {}, []
+    raw, scenes = tmp_path / "raw", ["train_0", "train_1"]
+    data, composed, out, training = (tmp_path / name for name in ("data", "composed", "out", "run"))
+    for name in scenes:
+        shutil.copytree(dataset / name, raw / name)
+    folders = {data: (scenes, DATA), composed: (["synthetic_0000000", "synthetic_0000001"], DATA),
+               out: (scenes, OUT), training: (["x"], RUN)}
+    create = ("prepare_dataset.py", "create", "--input_dir", raw, "--output_dir", data, "--workers", 1, "--split")
+    commands = [
+        create, (*create, "--overwrite"), ("prepare_dataset.py", "split", "--data_dir", data, "--seed", 3),
+        ("prepare_dataset.py", "check", "--data_dir", data, "--workers", 1),
+        ("prepare_dataset.py", "synthesize", "--backgrounds", raw, "--output_dir", composed, "--n_scenes", 2,
+         "--img_size", 64, "--workers", 1, *["--overwrite"] * (seed % 2)),
+        ("amodal_fusion_transformer_inference.py", "--checkpoint", checkpoint, "--data_dir", dataset, "--output_dir",
+         out, "--workers", 0, "--gpus", 0, *["--overwrite"] * (seed % 2)),
+        (SCRIPT, *arguments(dataset, training, "--epochs", 1, "--figure_every", 1))]
+    for attempt in range(2):
+        for folder, (names, own) in folders.items():
+            if (seed + attempt) % 3:
+                foreign |= put_foreign(folder, names, (*FOREIGN, *own), rng)
+        for path in raw.rglob("*.png") if attempt else ():
+            os.utime(path, (1, 1))
+        for command in commands:
+            process = run(*command)
+            assert "Traceback" not in process.stderr, process.stderr
+            refused.append(process.returncode)
+            for path, content in foreign.items():
+                assert path.read_bytes() == content, (path, command)
+    assert 0 in refused and (not foreign or {1, 2} & set(refused))

@@ -1,5 +1,6 @@
 """Reading and writing pictures, rules and figures of merit, LPIPS."""
 
+import struct
 import warnings
 
 import cv2
@@ -7,7 +8,7 @@ import lpips
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms, PngImagePlugin
 
 from amodal_fusion.checkpoints import load_checkpoint
 from amodal_fusion.data.images import read_image, resize, write_image
@@ -283,3 +284,129 @@ def test_missing_backbone_says_what_to_fetch(tmp_path, monkeypatch):
         PerceptualLoss("vgg")
     assert "vgg16-397923af.pth" in str(error.value) and "--" not in str(error.value)
     assert "--lpips_weights" in error.value.for_terminal()
+
+
+def tiff(values, photometric, planar=1, **tags):
+    """A TIFF without compression, as bytes: values (H,W,C) of 8, 16 or 32 bits, and more tags as t338=(2,)."""
+    height, width, count = values.shape
+    bits, data = values.itemsize * 8, (values if planar == 1 else np.moveaxis(values, -1, 0)).tobytes()
+    planes = count if planar == 2 else 1
+    entries = {256: [width], 257: [height], 258: [bits] * count, 259: [1], 262: [photometric], 273: [0] * planes,
+               277: [count], 278: [height], 279: [len(data) // planes] * planes, 284: [planar]}
+    entries |= {int(tag[1:]): list(value) for tag, value in tags.items()}
+    kinds = {tag: ("I", 4) if tag in (273, 279) else ("H", 3) for tag in entries}
+    start = 8 + 2 + 12 * len(entries) + 4
+    lengths = [len(value) * struct.calcsize(kinds[tag][0]) for tag, value in entries.items()]
+    begin = start + sum(length for length in lengths if length > 4)
+    entries[273] = [begin + plane * len(data) // planes for plane in range(planes)]
+    table, far = b"", b""
+    for tag, value in sorted(entries.items()):
+        packed = struct.pack(f"<{len(value)}{kinds[tag][0]}", *value)
+        if len(packed) > 4:
+            packed, far = struct.pack("<I", start + len(far)), far + packed
+        table += struct.pack("<HHI", tag, kinds[tag][1], len(value)) + packed.ljust(4, b"\0")
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + table + bytes(4) + far + data
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_tiff_tags_are_read_right_or_refused(bits, tmp_path):
+    rng, path, factor = np.random.default_rng(0), tmp_path / "a.tif", 257 if bits == 16 else 1
+    rgb = rng.integers(0, 256, (20, 30, 3))
+    alpha = np.tile(np.linspace(60, 255, 30).round(), (20, 1))[..., None].astype(int)
+    opaque, rgba = np.full_like(alpha, 255), np.dstack([rgb, alpha])
+    grey = np.dstack([rgb[..., :1].repeat(3, 2), opaque])
+
+    def read(values, *tags, **more):
+        path.write_bytes(tiff((values * factor).round().astype(f"<u{bits // 8}"), *tags, **more))
+        return read_image(path, "RGBA").astype(int)
+
+    assert (read(rgb, 2) == np.dstack([rgb, opaque])).all()
+    assert (read(rgba, 2) == rgba).all() and (read(rgba, 2, t338=(2,)) == rgba).all()  # OpenCV writes no ExtraSamples
+    assert np.abs(read(np.dstack([rgb * (alpha / 255), alpha]), 2, t338=(1,)) - rgba).max() <= 3  # associated alpha
+    assert (read(grey[..., :1], 1) == grey).all() and (read(255 - grey[..., :1], 0) == grey).all()
+    for turn, upright in ((3, grey[::-1, ::-1]), (6, np.rot90(grey, -1)), (8, np.rot90(grey))):
+        assert (read(grey[..., :1], 1, t274=(turn,)) == upright).all()
+        assert (read(grey[..., :3], 2, t274=(turn,)) == upright).all()
+    refused = [(rgba, 2, {"t338": (0,)}, "ExtraSamples 0"), (grey[..., :1], 1, {"t339": (2,)}, "SampleFormat 2"),
+               (rgb, 2, {"t301": [0] * 256}, "transfer function"), (rgba, 5, {"t332": (2,)}, "InkSet"),
+               (rgb, 2, {"t532": (0, 200) * 3}, "ReferenceBlackWhite")]
+    if bits == 16:
+        refused += [(rgb, 2, {"planar": 2}, "PlanarConfiguration 2"), (rgba, 2, {"planar": 2}, "PlanarConfiguration 2"),
+                    (rgba[..., 2:], 1, {"t338": (2,)}, "a TIFF of a kind that is not read")]
+    else:
+        assert (read(rgba, 2, planar=2) == rgba).all()
+        assert (read(rgba[..., [0, 3]], 1, t338=(2,)) == np.dstack([grey[..., :3], alpha])).all()
+    for values, photometric, tags, fault in refused:
+        with pytest.raises(SceneError, match=fault):
+            read(values, photometric, **tags)
+
+
+def profile_of(red, green, blue, name):
+    """An ICC profile of a display with these primaries (XYZ under D50) and a gamma of 2.2, as bytes."""
+    def numbers(*values):
+        return struct.pack(f">{len(values)}i", *(round(65536 * value) for value in values))
+
+    text = name.encode() + b"\0"
+    desc = b"desc" + bytes(4) + struct.pack(">I", len(text)) + text + bytes(12 + 67)
+    tags = {b"desc": desc, b"cprt": b"text" + bytes(4) + b"none\0",
+            b"wtpt": b"XYZ " + bytes(4) + numbers(0.9642, 1, 0.8249)}
+    tags |= {key: b"XYZ " + bytes(4) + numbers(*primary) for key, primary in
+             ((b"rXYZ", red), (b"gXYZ", green), (b"bXYZ", blue))}
+    tags |= {key: b"curv" + bytes(4) + struct.pack(">IH", 1, round(2.2 * 256)) for key in (b"rTRC", b"gTRC", b"bTRC")}
+    table, body, start = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
+    for key, value in tags.items():
+        table += key + struct.pack(">II", start + len(body), len(value))
+        body += value.ljust(-(-len(value) // 4) * 4, b"\0")
+    head = struct.pack(">IIIIIIIIIIII", start + len(body), 0, 0x02100000, 0x6D6E7472, 0x52474220, 0x58595A20, 0, 0, 0,
+                       0x61637370, 0, 0)
+    return (head + bytes(20) + numbers(0.9642, 1, 0.8249)).ljust(128, b"\0") + table + body
+
+
+def test_colour_profiles_are_converted_and_named(tmp_path):
+    red, green, blue = (0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141)
+    swapped = profile_of(green, red, blue, "Swapped")
+    rgba = np.dstack([np.random.default_rng(0).integers(0, 256, (20, 30, 4))]).astype(np.uint8)
+    for suffix in ("png", "tif", "webp"):
+        path, notes = tmp_path / f"a.{suffix}", []
+        lossless = {"lossless": True, "exact": True} if suffix == "webp" else {}
+        Image.fromarray(rgba).save(path, icc_profile=swapped, **lossless)
+        read = read_image(path, "RGBA", notes)
+        assert np.abs(read.astype(int) - rgba[..., [1, 0, 2, 3]]).max() <= 12  # a gamma of 2.2 is not quite sRGB's
+        assert len(notes) == 1 and "from the profile Swapped to sRGB" in notes[0]
+        assert (read_image(path, "L") == np.asarray(Image.fromarray(rgba).convert("L"))).all()
+        own = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        for harmless in (own, b"rubbish" * 50, swapped[:200]):
+            notes.clear()
+            Image.fromarray(rgba).save(path, icc_profile=harmless, **lossless)
+            assert (read_image(path, "RGBA", notes) == rgba).all() and not notes
+
+
+def test_pixels_decide_not_what_lies_beside_them(tmp_path):
+    picture, path = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8), tmp_path / "a.png"
+    for compressed in (False, True):
+        text = PngImagePlugin.PngInfo()
+        text.add_itxt("workflow", "x" * (3 << 20), zip=compressed)
+        Image.fromarray(picture).save(path, pnginfo=text)
+        assert (read_image(path, "RGB") == picture).all()
+    text = PngImagePlugin.PngInfo()
+    text.add_text("bomb", "x" * (100 << 20), zip=True)
+    Image.fromarray(picture).save(path, pnginfo=text)
+    with pytest.raises(SceneError, match="more than 64 MiB of text"):
+        read_image(path, "RGB")
+    turned = struct.pack("<HHII", 0x0112, 3, 1, 6)
+    odd = [turned + struct.pack("<HHII", 0x9999, 12, 999999, 8), turned + struct.pack("<HHII", 0x010F, 2, 200, 9999),
+           struct.pack("<HHII", 0x0112, 2, 1, 0x36), turned + struct.pack("<HHII", 0x8769, 4, 1, 8)]
+    for entries in (*odd, None):
+        tags = b"rubbish"
+        if entries:
+            tags = b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries) // 12) + entries + bytes(4)
+        Image.fromarray(picture).save(path, exif=b"Exif\0\0" + tags)
+        expected = np.rot90(picture, -1) if entries and turned in entries else picture
+        assert (read_image(path, "RGB") == expected).all()
+
+
+def test_16_bit_png_keeps_its_transparent_grey(tmp_path):
+    grey = np.full((20, 30), 200 * 257, np.uint16)
+    grey[5:15, 5:20] = 90 * 257
+    Image.fromarray(grey).save(tmp_path / "a.png", transparency=200 * 257)
+    assert (read_image(tmp_path / "a.png", "RGBA")[..., 3] == np.where(grey == 200 * 257, 0, 255)).all()

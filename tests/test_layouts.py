@@ -331,3 +331,29 @@ def test_raw_results_in_place_of_scenes_name_command(tree):
     process = run(SCRIPT, "check", "--data_dir", tree[0] / "flat")  # inference finds its scenes the same way
     assert process.returncode == 1
     assert f"run create first: python prepare_dataset.py create --input_dir {tree[0] / 'flat'}" in process.stderr
+
+
+def test_what_is_not_read_is_named(tmp_path):
+    completion_dataset(Tree(tmp_path / "results", 1))
+    scene = next((tmp_path / "results").rglob("original.png")).parent
+    (scene / "original.png").rename(scene / "original.png.png")
+    (scene / "comp1.png").rename(scene / "comp1 .png")
+    (scene / "partial.png").rename(scene / "partial.PNG ")
+    for name, content in (("other/original.heic", b"heic"), ("other/a.PSD", b"8BPS"), ("odd/first.png", None),
+                          ("odd/second.png", None), (".hidden/a.heic", b"x")):
+        path = tmp_path / "results" / name
+        path.parent.mkdir(exist_ok=True)
+        write_image(path, draw_scene(1).original) if content is None else path.write_bytes(content)
+    process = create(tmp_path / "results", tmp_path / "data")
+    said = process.stdout
+    assert process.returncode == 0, said + process.stderr
+    for line in ("other: 1 .heic files, as original.heic; save them as PNG", "other: 1 .psd files, as a.PSD",
+                 "odd: 2 pictures whose names have no role, or no scene around them, as first.png"):
+        assert f"not read: {tmp_path / 'results'}/{line}" in said, said
+    assert "hidden" not in said and said.count("not read: ") == 3
+    (written,) = (path.parent for path in (tmp_path / "data").rglob("mask.png"))
+    assert (written / "original.png").exists() and "comp1 .png" in (tmp_path / "data" / "report.csv").read_text()
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "a.avif").write_bytes(b"x")
+    process = create(tmp_path / "none", tmp_path / "x")
+    assert process.returncode == 2 and "none: 1 .avif files" in process.stdout

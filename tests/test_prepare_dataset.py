@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ from amodal_fusion.data.images import read_image, write_image
 from amodal_fusion.data.scenes import read_list, read_scene
 from amodal_fusion.data.toy import draw_scene, write_dataset
 from amodal_fusion.errors import SceneError
-from amodal_fusion.files import temporary_path
+from amodal_fusion.files import WRITTEN, temporary_path
 from amodal_fusion.ingest.layouts import find_raw_scenes
 from amodal_fusion.ingest.matting import key_background
 from amodal_fusion.ingest.raw_scenes import keep_numbers, read_raw_scene
@@ -359,9 +360,43 @@ def test_files_of_the_user_survive_create(name, user_tree, tmp_path):
     for path in user_tree.rglob("*.png"):
         os.utime(path, (1, 1))
     process = create(user_tree, data)
-    assert process.returncode == 2 and "not a file of a data set" in process.stderr
+    assert process.returncode == 2 and "was not written by this program" in process.stderr
     assert all(path.read_text() == "mine" for path in mine)
     mine.pop().unlink()
     if "/" in name:
         (data / "a__abbey__00000001" / name).parent.rmdir()
     assert create(user_tree, data).returncode == 0 and all(path.read_text() == "mine" for path in mine)
+
+
+def test_data_set_of_earlier_version_continues(user_tree, tmp_path):
+    data = tmp_path / "data"
+    assert create(user_tree, data, "--split").returncode == 0
+    for record in data.rglob(WRITTEN):  # earlier versions kept none
+        record.unlink()
+    process = create(user_tree, data)
+    assert process.returncode == 0 and "5 already there" in process.stdout, process.stderr
+    process = create(user_tree, data, "--split")
+    assert process.returncode == 2 and "train_list.txt: is there, but was not written" in process.stderr
+    before = {path: path.read_bytes() for path in data.rglob("*.*")}
+    os.utime(user_tree / "a" / "abbey" / "00000001" / "comp1.png", (1, 1))
+    for more in ((), ("--overwrite",)):
+        process = create(user_tree, data, *more)
+        assert process.returncode == 2 and "has no record of what this program wrote" in process.stderr
+        assert before == {path: path.read_bytes() for path in data.rglob("*.*")}
+    (data / "a__abbey__00000001").rename(tmp_path / "elsewhere")
+    (data / "a__abbey__00000001").symlink_to(tmp_path / "elsewhere")
+    process = create(user_tree, data)
+    assert process.returncode == 2 and "a link or a file" in process.stderr
+    (data / "a__abbey__00000001").unlink()
+    assert create(user_tree, data).returncode == 0 and (data / "a__abbey__00000001" / "mask.png").exists()
+
+
+def test_overwrite_trusts_no_foreign_dataset_yaml(user_tree, tmp_path):
+    data = tmp_path / "yolo"
+    shutil.copytree(user_tree / "a" / "abbey" / "00000001", data / "mine")
+    (data / "dataset.yaml").write_text("path: .\ntrain: images\nnames: [car]\n")
+    before = {path: path.read_bytes() for path in data.rglob("*.*")}
+    for more in ((), ("--overwrite",)):
+        process = create(user_tree, data, *more)
+        assert process.returncode == 2 and "dataset.yaml: is there, but was not written" in process.stderr
+        assert before == {path: path.read_bytes() for path in data.rglob("*.*")}

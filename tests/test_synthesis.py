@@ -9,14 +9,15 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from amodal_fusion.data.datasets import SynthesizedDataset
-from amodal_fusion.data.images import write_image
+from amodal_fusion.data.images import read_image, write_image
 from amodal_fusion.data.masks import HOLES, LARGEST, cut_hole
 from amodal_fusion.data.scenes import read_list, read_scene
 from amodal_fusion.data.toy import draw_scene, write_dataset
 from amodal_fusion.errors import SceneError
-from amodal_fusion.synthesis.assets import Material
+from amodal_fusion.synthesis.assets import Material, read_cutout
 from amodal_fusion.synthesis.completions import SceneObject, as_received, complete
 from amodal_fusion.synthesis.composition import add_clutter, compose_cutouts
 from amodal_fusion.synthesis.degradations import redraw
@@ -68,6 +69,61 @@ def test_unusable_annotations_are_reported(material, tmp_path):
     path.write_text(json.dumps(content))
     with pytest.raises(SceneError, match=r"its 12 annotations are run lengths \(RLE\); convert"):
         Material(coco=path)
+
+def test_annotations_fit_their_photo_or_are_named(tmp_path):
+    """Annotations of a photo of half the size, and of a rotated photo as it is stored, lie on the object."""
+    photo = np.full((80, 120, 3), 40, np.uint8)
+    photo[10:40, 20:90] = (200, 60, 30)
+    polygon = [20, 10, 90, 10, 90, 40, 20, 40]
+    cases = {"same": (photo, 1, True), "halved": (photo[::2, ::2], 1, True), "unsaid": (photo, 1, False),
+             "other": (photo[:50], 1, True)} | {f"turned{turn}": (photo, turn, True) for turn in (5, 6, 7, 8)}
+    content = {"images": [], "annotations": []}
+    for number, (name, (picture, turn, said)) in enumerate(cases.items()):
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        Image.fromarray(picture).save(tmp_path / f"{name}.png", exif=exif)
+        size = {"height": 80, "width": 120} if said else {}
+        content["images"].append({"id": number, "file_name": f"{name}.png", **size})
+        content["annotations"].append({"image_id": number, "segmentation": [polygon]})
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    photos = Material(coco=tmp_path / "a.json").photos
+    assert len(photos) == len(cases)
+    for annotations in photos:
+        if annotations.photo.stem == "other":
+            with pytest.raises(SceneError, match="120×50, but its annotations are of a picture of 120×80"):
+                annotations.upright()
+            continue
+        shown = read_image(annotations.photo, "RGB")
+        inside = np.zeros(shown.shape[:2], np.uint8)
+        for points in annotations.upright()[0]:
+            cv2.fillPoly(inside, [np.rint(points * shown.shape[1::-1]).astype(np.int32)], 1)
+        is_object = shown[..., 0] > 120
+        assert (is_object & (inside > 0)).sum() > 0.9 * (is_object | (inside > 0)).sum(), annotations.photo
+
+
+def test_cutouts_without_alpha_are_keyed_or_named(material, tmp_path):
+    objects = tmp_path / "objects"
+    objects.mkdir()
+    for name in ("canvas", "mask", "white", "alpha"):
+        rgba = draw_scene(3, 80, 3).completions[0]
+        inside = rgba[..., 3:] > 0
+        picture = {"canvas": draw_scene(9, 80).original, "mask": np.where(inside, 255, 0).repeat(3, 2),
+                   "white": np.where(inside, rgba[..., :3], 250), "alpha": rgba}[name].astype(np.uint8)
+        write_image(objects / f"{name}.png", picture)
+    Image.open(objects / "white.png").save(objects / "jpeg.jpg", quality=92)
+    for name, usable in (("canvas.png", False), ("mask.png", False), ("white.png", True), ("jpeg.jpg", True),
+                         ("alpha.png", True)):
+        picture = read_cutout(objects / name, 512)
+        assert (picture is not None) == usable, name
+        if usable:
+            assert (picture[..., 3] > 127).mean() < 0.9
+    process = succeed("prepare_dataset.py", "synthesize", "--objects", objects, "--backgrounds",
+                      material / "backgrounds", "--output_dir", tmp_path / "data", "--n_scenes", 6, "--img_size", 64,
+                      "--workers", 1)
+    for line in (f"left out: {objects / 'canvas.png'}: no alpha, and no flat background",
+                 f"left out: {objects / 'mask.png'}: only black and white",
+                 f"note: {objects / 'jpeg.jpg'}: no alpha, its white background was cut out"):
+        assert line in process.stdout, process.stdout
 
 
 @pytest.mark.parametrize("source", ["cut-outs", "coco", "photos"])

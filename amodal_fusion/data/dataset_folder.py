@@ -1,19 +1,32 @@
-"""The scene folders of a data set: written completely or not at all, removed only if this program wrote them."""
+"""The scene folders of a data set: a file at a time, mask.png last, and removed only where this program wrote them."""
 
 import csv
 import dataclasses
 import io
 import os
-import re
-import shutil
 from pathlib import Path
 
 import yaml
 
-from amodal_fusion.data.scenes import SCENE_NAMES, SOURCES, write_scene
-from amodal_fusion.errors import ConfigError
-from amodal_fusion.files import atomic_file, is_temporary, remove_temporary, temporary_path, write_text
+from amodal_fusion.data.scenes import write_scene
+from amodal_fusion.errors import ConfigError, UserError
+from amodal_fusion.files import (
+    WRITTEN,
+    atomic_file,
+    check_ours,
+    clear_folder,
+    is_ours,
+    is_temporary,
+    ours_in,
+    plain_cell,
+    publish,
+    record_written,
+    remove_temporary,
+    take_output,
+    write_text,
+)
 
+MANIFEST = "dataset.yaml"
 REMEDY = "choose another output folder, or overwrite this one"
 
 
@@ -23,23 +36,88 @@ def existing_scenes(output):
             if not path.name.startswith(".") and os.path.isfile(path / "mask.png")}
 
 
-def check_removable(output, scene_ids, overwrite):
-    """Raise ConfigError if a scene folder that may be removed was not made by this program.
+def take_data_set(output, tables, names, scene_ids):
+    """Make the output folder and keep other runs out of it. Nothing has been touched when this raises.
 
-    These are the folders of `scene_ids`, and with `overwrite` of all scenes."""
-    made_here = (output / "dataset.yaml").exists()
+    Args:
+        tables: {name: columns} of the CSV files that a run writes beside dataset.yaml; names: its other files.
+        scene_ids: the scenes that it may write.
+
+    Returns:
+        the lock, to be held.
+
+    Raises:
+        ConfigError: a file or folder is there that this program did not write, or another run is writing there.
+    """
+    def check():
+        written = [output / name for name in (MANIFEST, *tables, *names)]
+        # A run that was killed has appended rows after it recorded the file. Earlier versions kept no record.
+        killed = tuple(output / name for name in tables) if not (_manifest(output) or {}).get("complete") else ()
+        old = [path for path in written if _is_of_earlier_version(path, tables)]
+        try:
+            check_ours([path for path in written if path not in old], killed)
+        except UserError as error:
+            raise ConfigError(str(error), "output_dir") from None
+        taken = [] if (output / MANIFEST).exists() else [name for name in scene_ids if os.path.lexists(output / name)]
+        for folder in (output / name for name in sorted(taken)):
+            if not folder.is_dir() or folder.is_symlink() or any(folder.iterdir()):
+                raise ConfigError(f"{folder} exists, but there is no {MANIFEST} beside it. This is no data set of this "
+                                  "program and would be overwritten; choose another folder", "output_dir")
+        return {path.name: path for path in old}
+
+    check()
+    lock = take_output(output)
+    old = check()
+    if old:
+        record_written(output, old)
+    return lock
+
+
+def _manifest(output):
+    """The content of dataset.yaml; None unless it is what this program writes, to the byte."""
+    path = output / MANIFEST
+    try:
+        text = path.read_text(encoding="utf-8")
+        manifest = yaml.safe_load(text)
+        ours = manifest["made_by"].startswith("prepare_dataset.py ") and isinstance(manifest["options"], dict)
+        return manifest if ours and text == yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True) else None
+    except (OSError, yaml.YAMLError, ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _is_of_earlier_version(path, tables):
+    """Whether the content of a file proves that a version of this program wrote it that kept no record."""
+    if (path.parent / WRITTEN).exists() or path.is_symlink() or not path.is_file():
+        return False
+    if path.name == MANIFEST:
+        return _manifest(path.parent) is not None
+    if path.name not in tables or _manifest(path.parent) is None:
+        return False
+    with open(path, encoding="utf-8", errors="replace", newline="") as file:
+        return file.readline() == ",".join(tables[path.name]) + "\r\n"
+
+
+def check_removable(output, scene_ids, overwrite):
+    """Raise ConfigError when a folder that a run would empty holds anything that this program did not write.
+
+    Args:
+        scene_ids: the scenes that are made again or removed; with `overwrite` these are all.
+    """
     for scene_id in sorted({*scene_ids, *(existing_scenes(output) if overwrite else ())}):
         folder = output / scene_id
-        if folder.is_symlink() or not folder.is_dir():
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise ConfigError(f"{folder}: a link or a file, and no folder that this program wrote; move it, or choose "
+                              "another output folder", "output_dir")
+        if not folder.is_dir():
             continue
-        if not made_here:
-            raise ConfigError(f"{folder} exists, but there is no dataset.yaml beside it. This is no data set of this "
-                              "program and would be overwritten; choose another folder", "output_dir")
-        strange = sorted(path.name for path in folder.iterdir()
-                         if not re.fullmatch(rf"({SCENE_NAMES})\.png|{re.escape(SOURCES)}", path.name))
+        found = set(os.listdir(folder))
+        strange = sorted(name for name in found - set(ours_in(folder)) - {WRITTEN} if not is_temporary(name))
+        if strange and WRITTEN not in found:
+            raise ConfigError(f"{folder}: has no record of what this program wrote there: it is of another program, or "
+                              "of an earlier version; move it, or choose another output folder", "output_dir")
         if strange:
-            raise ConfigError(f"{folder / strange[0]}: not a file of a data set, and would be removed with its folder; "
-                              "move it, or choose another output folder", "output_dir")
+            raise ConfigError(f"{folder / strange[0]}: was not written by this program, or was changed since, and its "
+                              "folder would be made again; move it, or choose another output folder", "output_dir")
 
 
 def agree_with_earlier_run(command, shaping, config, output):
@@ -48,7 +126,7 @@ def agree_with_earlier_run(command, shaping, config, output):
     Args:
         shaping: names of the options that decide how scenes look.
     """
-    path = output / "dataset.yaml"
+    path = output / MANIFEST
     if config.overwrite or not path.exists():
         return
     try:
@@ -81,7 +159,7 @@ def write_manifest(command, config, output, complete, skipped=None):
         "scenes": len(existing_scenes(output)),
         "skipped": skipped or {},
     }
-    write_text(output / "dataset.yaml", yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True))
+    write_text(output / MANIFEST, yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True), owned=True)
 
 
 def remove_or_report_others(scene_ids, output, overwrite, sure=True):
@@ -104,19 +182,20 @@ def remove_or_report_others(scene_ids, output, overwrite, sure=True):
 
 
 def write_scene_folder(output, scene):
-    """Write a scene's folder completely or not at all."""
-    folder, temporary = output / scene.id, temporary_path(output / "scene")
-    temporary.mkdir()
-    write_scene(temporary, scene)
-    remove_scene(folder)
-    temporary.rename(folder)
+    """Write a scene's folder; mask.png comes last, and without it there is no scene.
+
+    Raises:
+        UserError: a file is there that this program did not write.
+    """
+    with publish(output / scene.id, "mask.png") as stage:
+        write_scene(stage, scene)
 
 
 def remove_scene(folder):
-    if folder.is_symlink():
-        folder.unlink()
-    elif folder.exists():
-        shutil.rmtree(folder)
+    """Remove what this program wrote there, mask.png first, and the folder if nothing else is in it."""
+    if is_ours(folder / "mask.png") and not folder.is_symlink():
+        (folder / "mask.png").unlink()
+    clear_folder(folder)
 
 
 def clear_leftovers(output):
@@ -137,17 +216,19 @@ def read_records(output):
     if path.exists():
         with open(path, newline="", encoding="utf-8", errors="replace") as file:
             rows = [row for row in csv.reader(file) if len(row) == 3 and row[2].endswith(".png")]
-        records = {scene_id: (made_from, files) for scene_id, made_from, files in rows}
+        # as `plain_cell` wrote them
+        records = {cell[plain_cell(cell[1:]) == cell :]: (made_from, files) for cell, made_from, files in rows}
     return records
 
 
 def add_record(output, scene_id, made_from):
     """Record that the scene's folder is complete."""
-    append_rows(Path(output) / RECORDS, RECORD_COLUMNS, [(scene_id, made_from, _files(Path(output) / scene_id))])
+    row = plain_cell(scene_id), made_from, _files(Path(output) / scene_id)
+    append_rows(Path(output) / RECORDS, RECORD_COLUMNS, [row])
 
 
 def tidy_records(output, scene_ids):
-    tidy_rows(Path(output) / RECORDS, RECORD_COLUMNS, scene_ids)
+    tidy_rows(Path(output) / RECORDS, RECORD_COLUMNS, map(plain_cell, scene_ids))
 
 
 def is_done(output, scene_id, records, made_from):
@@ -162,16 +243,15 @@ def _files(folder):
 
 
 def append_rows(path, columns, rows):
-    """Append to a CSV file that begins with `columns`, even if a killed run left it empty or with half a line."""
+    """Append to a CSV file that begins with `columns`, even if a killed run left half a line."""
+    if not os.path.lexists(path):
+        write_text(path, ",".join(columns) + "\r\n", owned=True)
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    with open(path, "a+b") as file:  # one write: all rows or none
-        if not file.seek(0, os.SEEK_END):
-            writer.writerow(columns)
-        else:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                writer.writerow(())
+    with open(path, "r+b") as file:  # one write: all rows or none
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            writer.writerow(())
         writer.writerows(rows)
         file.write(text.getvalue().encode())
 
@@ -193,5 +273,6 @@ def tidy_rows(path, columns, scene_ids, key=0):
             if any(row[key] == other[key] for other in before):
                 before.clear()
             before.append(row)
-    with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    record_written(path.parent, {path.name: path})  # as it has grown
+    with atomic_file(path, owned=True) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([columns, *(row for rows in kept.values() for row in rows)])

@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from amodal_fusion.data.images import FEW, border, comment_of, open_picture, read_image, resize, write_image
+from amodal_fusion.data.names import printable
 from amodal_fusion.errors import SceneError
 from amodal_fusion.files import write_text
 
@@ -154,6 +155,7 @@ def read_list(path, data_dir, packed=None):
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
+        find_scenes(data_dir)  # raw results have no list to be written yet
         message = (f"{path}: no such list, seen from the current folder. The lists of a data set are written by: "
                    "python prepare_dataset.py split")
         raise SceneError(message, terminal=f"{message} --data_dir {data_dir}") from None
@@ -330,7 +332,7 @@ def write_scene(folder, scene):
         if scene.visible is not None and scene.visible[slot] is not None:
             write_image(modal_path(path), scene.visible[slot].astype(np.uint8) * 255)
     if scene.sources is not None:
-        sources = {path.name: source for path, source in zip(paths, scene.sources)}
+        sources = {path.name: printable(source, "") for path, source in zip(paths, scene.sources)}
         write_text(folder / SOURCES, json.dumps({"sources": sources}, ensure_ascii=False, indent=1) + "\n")
 
 

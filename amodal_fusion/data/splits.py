@@ -15,7 +15,7 @@ from amodal_fusion.data.images import read_image, resize
 from amodal_fusion.data.names import fault_of_id, photo_of, printable
 from amodal_fusion.data.scenes import find_scenes
 from amodal_fusion.errors import ConfigError, SceneError
-from amodal_fusion.files import write_text
+from amodal_fusion.files import check_ours, remove_ours, write_text
 
 LISTS = ("train_list.txt", "val_list.txt", "test_list.txt")
 THUMBNAIL = (8, 8)
@@ -51,6 +51,7 @@ def write_lists(data_dir, options):
     if min(shares.values()) < 0 or sum(shares.values()) >= 1:
         raise ConfigError("the shares of the lists must not be below 0, and together below 1", "val_fraction",
                           "test_fraction")
+    check_ours([data_dir / name for name in LISTS])
     found = find_scenes(data_dir)
     faults = {scene_id: fault for scene_id in found if (fault := fault_of_id(scene_id))}
     for scene_id, fault in faults.items():
@@ -63,9 +64,9 @@ def write_lists(data_dir, options):
     lists[LISTS[2]] += sorted(set(scene_ids) - set(trainable))
     for name, members in lists.items():
         if members or name != LISTS[2]:
-            write_text(data_dir / name, "".join(f"{scene_id}\n" for scene_id in sorted(members)))
+            write_text(data_dir / name, "".join(f"{scene_id}\n" for scene_id in sorted(members)), owned=True)
         else:
-            (data_dir / name).unlink(missing_ok=True)
+            remove_ours(data_dir / name)
     _print_split(lists, shares, len(trainable), len(groups), twins)
     return 1 if faults else 0
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from amodal_fusion.data.scenes import Scene, write_scene
+from amodal_fusion.files import write_text
 
 
 def draw_scene(seed, size=64, n=3, scene_id="scene", decoy=False):
@@ -42,5 +43,5 @@ def write_dataset(folder, train=8, val=3, **options):
         for i, scene_id in enumerate(ids):
             (folder / scene_id).mkdir(parents=True)
             write_scene(folder / scene_id, draw_scene(offset + i, n=2 + i % 2, scene_id=scene_id, **options))
-        (folder / f"{name}_list.txt").write_text("\n".join(ids) + "\n")
+        write_text(folder / f"{name}_list.txt", "\n".join(ids) + "\n", owned=True)
     return folder

@@ -85,7 +85,7 @@ def scene_legend(scene):
     return [("weight, 0 to 1", "magma"), *error, ("frames and winner:", None), *frames, ("none of them", NONE_COLOUR)]
 
 
-def draw_grid(path, rows, heading="", legend=()):
+def draw_grid(path, rows, heading="", legend=(), owned=False):
     """Titled pictures in rows, as one PNG.
 
     Pillow draws it, because matplotlib takes seconds for a few dozen axes.
@@ -94,6 +94,7 @@ def draw_grid(path, rows, heading="", legend=()):
         rows: lists of panels, (title, picture, colour map or None[, colour of a frame or None]) with picture (H,W) or
             (H,W,3) in [0,1]; None leaves a place empty. Titles may have several lines.
         legend: (text, colour or name of a colour map or None), …, drawn below.
+        owned: see `atomic_file`.
     """
     cells, tops, top = [], [], GAP + bool(heading) * (LINE + GAP)
     for row in rows:
@@ -115,7 +116,7 @@ def draw_grid(path, rows, heading="", legend=()):
             short = "\n".join(_shortened(text, 38) for text in map(drawable, title.split("\n")))
             pen.text((left, text_top), short, "black", _font(), spacing=2)
             sheet.paste(image, (left, image_top))
-    write_image(path, np.asarray(sheet))
+    write_image(path, np.asarray(sheet), owned=owned)
 
 
 def _font():
@@ -185,7 +186,7 @@ def draw_scenes(path, scenes, titles):
         row[0] = (f"{title}\npartial", *row[0][1:])
         # right-aligned: the same panels stand below each other for any number of completions
         row[len(row) - 3 : len(row) - 3] = [None] * (columns - len(row))
-    draw_grid(path, rows)
+    draw_grid(path, rows, owned=True)
 
 
 def read_history(metrics_file):
@@ -223,7 +224,7 @@ def draw_curves(path, metrics_file):
     right.set(xlabel="step", ylabel="PSNR in the hole, dB")
     right.legend()
     figure.tight_layout()
-    save_figure(figure, path)
+    save_figure(figure, path, owned=True)
 
 
 def draw_bars(path, charts):
@@ -256,4 +257,4 @@ def draw_selection(path, scenes):
             row.append((title, image, None, {True: KEPT, False: DROPPED, None: None}[kept]))
         rows += [row[i : i + columns] for i in range(0, len(row), columns)]
     framed = any(panel[3] is not None for row in rows for panel in row)
-    draw_grid(path, rows, legend=[("kept", KEPT), ("dropped", DROPPED)] if framed else ())
+    draw_grid(path, rows, legend=[("kept", KEPT), ("dropped", DROPPED)] if framed else (), owned=True)

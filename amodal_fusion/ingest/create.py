@@ -9,6 +9,8 @@ import cv2
 from tqdm import tqdm
 
 from amodal_fusion.data.dataset_folder import (
+    RECORD_COLUMNS,
+    RECORDS,
     add_record,
     agree_with_earlier_run,
     check_removable,
@@ -18,6 +20,7 @@ from amodal_fusion.data.dataset_folder import (
     read_records,
     remove_or_report_others,
     remove_scene,
+    take_data_set,
     tidy_records,
     tidy_rows,
     write_manifest,
@@ -26,16 +29,20 @@ from amodal_fusion.data.dataset_folder import (
 from amodal_fusion.data.names import printable
 from amodal_fusion.data.splits import LISTS, write_lists
 from amodal_fusion.errors import ConfigError, SceneError
-from amodal_fusion.files import atomic_file, fingerprint, plain_cell, take_output
+from amodal_fusion.files import atomic_file, fingerprint, plain_cell
 from amodal_fusion.ingest.hole_cutting import NewHole
 from amodal_fusion.ingest.layouts import find_raw_scenes
 from amodal_fusion.ingest.raw_scenes import keep_numbers, read_raw_scene
-from amodal_fusion.ingest.report import REPORT_COLUMNS, append_report, print_report
+from amodal_fusion.ingest.report import REPORT_COLUMNS, append_report, print_alike, print_report
 from amodal_fusion.pools import Failure, Helpers
 
 # Options that decide how scenes look: a resumed run must have the same values.
 SHAPING = ("n_max_completions", "keep_numbers", "resize", "img_size", "mask_hole", "background", "cut_hole",
            "remove_object", "seed")
+
+
+SKIPPED_COLUMNS = ("scene", "fault")
+TABLES = {RECORDS: RECORD_COLUMNS, "report.csv": REPORT_COLUMNS, "skipped.csv": SKIPPED_COLUMNS}
 
 
 @dataclass
@@ -62,10 +69,11 @@ def create_dataset(config):
     """
     output = Path(config.output_dir)
     _check_options(config, output)
-    lock = take_output(output)  # noqa: F841 held until this function returns
+    raw_scenes, faults, unread = _find_scenes(config, output)
+    lock = take_data_set(  # noqa: F841 held until this function returns
+        output, TABLES, LISTS if config.split else (), [raw.id for raw in raw_scenes])
     agree_with_earlier_run("create", SHAPING, config, output)
     clear_leftovers(output)
-    raw_scenes, faults = _find_scenes(config, output)
     made_from = {raw.id: fingerprint(raw) for raw in raw_scenes}
     todo = _remove_outdated(raw_scenes, faults, made_from, config, output)
     write_manifest("create", config, output, complete=False)
@@ -77,9 +85,11 @@ def create_dataset(config):
               key=REPORT_COLUMNS.index("file"))
     tidy_records(output, existing_scenes(output))
     print_report(raw_scenes, reports, skipped, config.input_dir, LISTS[2])
-    with atomic_file(output / "skipped.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("scene", "fault"), *((plain_cell(name), plain_cell(fault))
-                                                          for name, fault in sorted(skipped.items()))])
+    print_alike("not read", [(printable(folder), printable(text, "")) for folder, text in unread], {}, "")
+    with atomic_file(output / "skipped.csv", owned=True) as temporary, \
+            open(temporary, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([SKIPPED_COLUMNS, *((plain_cell(name), plain_cell(fault))
+                                                       for name, fault in sorted(skipped.items()))])
     write_manifest("create", config, output, complete=True, skipped=skipped)
     found = len(raw_scenes) + len(faults)
     if config.split and found > len(skipped):
@@ -102,9 +112,15 @@ def _check_options(config, output):
 
 
 def _find_scenes(config, output):
-    """As `find_raw_scenes`, but raises ConfigError if there is no scene or one lies in the output folder."""
-    raw_scenes, faults = find_raw_scenes(config.input_dir, config.photos)
+    """As `find_raw_scenes`, with what is not read, [(folder, text)].
+
+    Raises:
+        ConfigError: there is no scene, or one lies in the output folder.
+    """
+    unread = []
+    raw_scenes, faults = find_raw_scenes(config.input_dir, config.photos, unread)
     if not raw_scenes and not faults:
+        print_alike("not read", [(printable(folder), printable(text, "")) for folder, text in unread], {}, "")
         raise ConfigError(f"{config.input_dir}: no scene in it (original, partial, mask, comp1 … in one folder each, "
                           "or <id>.jpg, <id>_partial.jpg, <id>_comp1.png …); docs/formats.md lists all formats",
                           "input_dir")
@@ -112,7 +128,7 @@ def _find_scenes(config, output):
         if output.resolve() in folder.resolve().parents:
             raise ConfigError(f"{folder} is a link into the output folder, whose scenes would be read as results; "
                               "remove the link", "output_dir")
-    return raw_scenes, faults
+    return raw_scenes, faults, unread
 
 
 def _remove_outdated(raw_scenes, faults, made_from, config, output):

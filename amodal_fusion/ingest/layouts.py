@@ -3,11 +3,13 @@
 import json
 import os
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 
-from amodal_fusion.data.images import IMAGE_SUFFIXES, open_picture
+from amodal_fusion.data.images import IMAGE_SUFFIXES, OTHER_SUFFIXES, open_picture
 from amodal_fusion.data.names import fault_of_id, is_rubbish, join_id
 from amodal_fusion.errors import SceneError, message_of
 from amodal_fusion.ingest.layout_table import BY_ROLES, LAYOUTS
@@ -47,7 +49,7 @@ class RawScene:
     masked_photo: bool = False  # the hole may be blank in its photo already
 
 
-def find_raw_scenes(input_dir, photos_dir=None):
+def find_raw_scenes(input_dir, photos_dir=None, unread=None):
     """All raw scenes below `input_dir`, by the names of files and folders.
 
     A folder is read by the first entry of the table of layouts that it fits. Without one, file names tell the roles.
@@ -56,6 +58,8 @@ def find_raw_scenes(input_dir, photos_dir=None):
 
     Args:
         photos_dir: folder of the photos that scenes were made from, with the same names; for layouts without photos.
+        unread: list, to which (folder, what is not read there) is added for pictures of other formats and for folders
+            with pictures that give no scene.
 
     Returns:
         list of RawScene sorted by id, and a dict of faults (unreadable folders, bad names, two scenes with one id):
@@ -63,7 +67,7 @@ def find_raw_scenes(input_dir, photos_dir=None):
     """
     input_dir = Path(input_dir)
     scenes, faults, visited, leftovers, with_scenes = {}, {}, set(), set(), set()
-    photos = _photos_by_stem(photos_dir)
+    photos, not_read = _photos_by_stem(photos_dir), []
     for place, subfolders, names in os.walk(input_dir, followlinks=True, onerror=lambda e: faults.update(
             {str(e.filename): f"{e.filename}: {e.strerror}"})):
         folder, real = Path(place), os.path.realpath(place)
@@ -72,7 +76,8 @@ def find_raw_scenes(input_dir, photos_dir=None):
             continue
         visited.add(real)
         subfolders[:] = sorted(name for name in subfolders if not is_rubbish(name))
-        pictures = _pictures(folder, names)
+        pictures = in_folder = _pictures(folder, names)
+        is_extra = folder.name == "debug" and folder.parent in with_scenes
         found = []
         try:
             for layout in LAYOUTS:
@@ -86,13 +91,15 @@ def find_raw_scenes(input_dir, photos_dir=None):
                     ids = tuple({fields["id"] + "_" for fields, _ in files if "id" in fields})
                     pictures = [(stem, path) for stem, path in pictures if ids and not stem.startswith(ids)]
                     break
-            if pictures and not (folder.name == "debug" and folder.parent in with_scenes):
+            if pictures and not is_extra:
                 found += _scenes_by_roles(folder, pictures, input_dir, photos, faults)
             if found:
                 with_scenes.add(folder)
         except SceneError as error:
             faults[join_id(folder.relative_to(input_dir).parts) or str(folder)] = message_of(error)
             subfolders.clear()
+        passed = found or is_extra or _is_below(folder, photos_dir)
+        not_read += zip(repeat(folder), _not_read(names, in_folder, [] if passed else in_folder))
         for scene in found:
             fault = fault_of_id(scene.id)
             if fault:
@@ -102,8 +109,32 @@ def find_raw_scenes(input_dir, photos_dir=None):
                 faults[str(scene.folder)] = f"{scene.folder}: its id {scene.id} belongs to {other}, too; rename it"
             else:
                 scenes[scene.id] = scene
-    return [scenes[scene_id] for scene_id in sorted(scenes)
-            if not leftovers & {scenes[scene_id].folder, *scenes[scene_id].folder.parents}], faults
+    found = [scenes[scene_id] for scene_id in sorted(scenes) if not _is_in(scenes[scene_id].folder, leftovers)]
+    if unread is not None:
+        unread += [(folder, text) for folder, text in not_read if not _is_in(folder, leftovers)]
+    return found, faults
+
+
+def _is_below(folder, photos_dir):
+    return photos_dir is not None and _is_in(folder.resolve(), {Path(photos_dir).resolve()})
+
+
+def _is_in(folder, places):
+    return not places.isdisjoint({folder, *folder.parents})
+
+
+def _not_read(names, pictures, without):
+    """Lines about files of a folder: those of other formats, and pictures `without` a scene, [(stem, path)]."""
+    stems, kinds = {stem for stem, _ in pictures}, {}
+    for name in sorted(names):
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in OTHER_SUFFIXES and not name.startswith(".") and stem not in stems:
+            kinds.setdefault(suffix.lower(), []).append(name)
+    for suffix, found in sorted(kinds.items()):
+        yield f"{len(found)} {suffix} files, as {found[0]}; save them as PNG"
+    if without:
+        yield (f"{len(without)} pictures whose names have no role, or no scene around them, as {without[0][1].name}; "
+               "docs/formats.md lists the names")
 
 
 def _scenes_of_layout(layout, folder, pictures, subfolders, input_dir, photos):
@@ -192,13 +223,23 @@ def _regex(pattern):
 
 
 def _pictures(folder, names=None):
-    """[(stem, path)] of the pictures among `names`, or of all in `folder`, sorted."""
+    """[(stem, path)] of the pictures among `names`, or of all in `folder`, sorted.
+
+    Stems are without spaces around them and without a second suffix: comp1 .png and comp1.png.png are comp1. They are
+    in one Unicode normal form, whatever systems the files come from.
+    """
     try:
         names = os.listdir(folder) if names is None else names
     except OSError as error:
         raise SceneError(f"{folder}: {error.strerror}") from None
-    split = (os.path.splitext(name) for name in sorted(names) if not name.startswith("."))
-    return [(stem, folder / (stem + suffix)) for stem, suffix in split if suffix.lower() in IMAGE_SUFFIXES]
+    found = []
+    for name in sorted(names):
+        stem, suffix = os.path.splitext(name.rstrip())
+        if suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
+            inner, second = os.path.splitext(stem)
+            stem = (inner if second.lower() in IMAGE_SUFFIXES else stem).strip()
+            found.append((unicodedata.normalize("NFC", stem), folder / name))
+    return found
 
 
 def _first(folder, patterns, fields):
@@ -239,12 +280,13 @@ def _offset(folder, pattern, name, fields):
 
 def _scenes_by_roles(folder, pictures, input_dir, photos, faults):
     """The scenes in `folder`, by the roles in file names. Faults of a scene go to `faults`."""
-    scenes, groups = [], sort_into_roles(pictures, folder.name)
+    name = unicodedata.normalize("NFC", folder.name)
+    scenes, groups = [], sort_into_roles(pictures, name)
     for prefix, group in groups.items():
         if not (group["partial"] or group["mask"] or group["completion"]):
             continue  # only a photo
         parts = list(folder.relative_to(input_dir).parts)
-        if prefix and prefix != folder.name:
+        if prefix and prefix != name:
             parts.append(prefix)
         scene = RawScene(join_id(parts or [folder.name]), folder, layout=BY_ROLES, masked_photo=True)
         for role in ROLES[:3]:
@@ -255,7 +297,7 @@ def _scenes_by_roles(folder, pictures, input_dir, photos, faults):
             if len(files) > 1:
                 scene.notes.append(f"{len(files)} files could be the {role}; used {files[0].name}")
         try:
-            scene.photo = _photo_of(folder, prefix or folder.name, photos, needed=not scene.original)
+            scene.photo = _photo_of(folder, prefix or name, photos, needed=not scene.original)
         except SceneError as error:
             faults[scene.id] = message_of(error)
             continue
@@ -282,7 +324,7 @@ def _photos_by_stem(photos_dir):
         for name in sorted(names):
             stem, suffix = os.path.splitext(name)
             if suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                photos.setdefault(stem, []).append(Path(folder, name))
+                photos.setdefault(unicodedata.normalize("NFC", stem), []).append(Path(folder, name))
     return photos
 
 
@@ -292,7 +334,7 @@ def _photo_of(folder, stem, photos, needed):
     Raises:
         SceneError: several photos fit equally well, and the photo is `needed`.
     """
-    candidates = photos.get(stem, ())
+    candidates = photos.get(unicodedata.normalize("NFC", stem), ())
     if len(candidates) < 2:
         return candidates[0] if candidates else None
     around = folder.parts[:-1] if folder.name == stem else folder.parts

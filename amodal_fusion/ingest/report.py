@@ -70,13 +70,13 @@ def print_report(raw_scenes, reports, skipped, input_dir, targetless_list):
         targetless = sum(not report["trainable"] for report in reports.values())
         if targetless:
             print(f"{targetless} scenes have no original: for inference only, listed in {targetless_list}")
-        _print_alike("note", [(scene_id, printable(note)) for scene_id, report in sorted(reports.items())
+        print_alike("note", [(scene_id, printable(note)) for scene_id, report in sorted(reports.items())
                               for note in report["notes"]], {}, "")
     folders = {raw.id: printable(raw.folder) for raw in raw_scenes}
-    _print_alike("bad", sorted(skipped.items()), folders, ", all in skipped.csv")
+    print_alike("bad", sorted(skipped.items()), folders, ", all in skipped.csv")
 
 
-def _print_alike(kind, messages, folders, where):
+def print_alike(kind, messages, folders, where):
     """Print [(scene id, message)]; of messages that differ only in the scene, SHOWN_ALIKE."""
     alike = Counter()
     for scene_id, message in messages:

@@ -10,11 +10,13 @@ import math
 import os
 from contextlib import contextmanager
 
+from amodal_fusion.data.scenes import completion_paths
 from amodal_fusion.errors import SceneError
 from amodal_fusion.files import clear_folder, fingerprint, publish, remove_ours, write_text
 
 RECORD = "scene.json"
 WHOLE = "fused.png"  # written last, so it means that all outputs of the scene exist
+LIMIT = "n_max_completions"
 KEYS = {"made_by", "input", "files", "metrics", "asked"}
 
 
@@ -59,6 +61,11 @@ def write_record(folder, made_by, source, metrics, asked):
     write_text(folder / RECORD, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
 
 
+def made_alike(one, other):
+    """Whether two `made_by` agree, but perhaps in how many completions are used at most."""
+    return isinstance(one, dict) and {**one, LIMIT: None} == {**other, LIMIT: None}
+
+
 def state_of(folder, input_folder, made_by, is_complete):
     """State of a scene's outputs of an earlier run.
 
@@ -72,9 +79,12 @@ def state_of(folder, input_folder, made_by, is_complete):
     record = read_record(folder)
     if record is None:
         return "other" if (folder / WHOLE).exists() else "new"
-    if record["made_by"] != made_by:
+    if not made_alike(record["made_by"], made_by):
         return "other"
     try:
+        count, limits = len(completion_paths(input_folder)), (record["made_by"].get(LIMIT), made_by.get(LIMIT))
+        if limits[0] != limits[1] and any(limit is not None and limit < count for limit in limits):
+            return "other"
         same = record["input"] == input_digest(input_folder) and set(record["files"]) <= set(os.listdir(folder))
     except OSError:
         same = False  # reading it later gives the message

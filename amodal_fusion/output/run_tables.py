@@ -7,7 +7,7 @@ import sys
 from amodal_fusion.data.names import photo_of
 from amodal_fusion.evaluation.tables import write_metrics
 from amodal_fusion.files import atomic_file, plain_cell, remove_ours
-from amodal_fusion.output.records import read_record
+from amodal_fusion.output.records import made_alike, read_record
 
 MOST_PRINTED = 20
 TABLES = ("metrics.csv", "summary.md", "summary.png")
@@ -26,7 +26,7 @@ def write_table(output_dir, scene_ids, made_by, group_by=None, results=None):
     def rows():
         for scene_id in scene_ids:
             record = read_record(output_dir / scene_id)
-            if record and record["metrics"] and record["made_by"] == made_by:
+            if record and record["metrics"] and made_alike(record["made_by"], made_by):
                 photo = photo_of(scene_id, pattern)
                 more = results.measure(scene_id) if results else {}
                 yield record["metrics"] | ({"photo": photo} if photo else {}) | more

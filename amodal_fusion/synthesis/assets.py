@@ -12,9 +12,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from amodal_fusion.data.images import IMAGE_SUFFIXES, ORIENTATION, open_picture, read_image, resize
+from amodal_fusion.data.images import IMAGE_SUFFIXES, open_picture, orientation, read_image, resize
 from amodal_fusion.data.names import is_rubbish
 from amodal_fusion.errors import SceneError
+from amodal_fusion.ingest.matting import cut_out, is_silhouette
 
 SIDES = (64, 128, 256, 512)  # pixels, longer sides at which cut-outs are cached
 CACHE_BYTES = 2**27  # for cut-outs of one size
@@ -89,10 +90,12 @@ def read_cutout(path, longer_side):
         longer_side: pixels, the size at which the cut-out will be drawn. The result is at least as large, but never
             larger than the file or 512 pixels.
 
+    A picture without alpha on a flat background is cut out as `create` cuts out completions.
+
     Returns:
         (H,W,4) uint8, straight alpha, read-only. The outer MARGIN pixels are transparent and continue the colours, so
-        the picture can be scaled and rotated without dark rims. None when the cut-out is fully transparent or damaged;
-        `damaged_cutouts` lists the latter.
+        the picture can be scaled and rotated without dark rims. None when there is nothing in it to use;
+        `odd_cutouts` says why.
     """
     side = next((side for side in SIDES if side >= longer_side), SIDES[-1])
     return _CUTOUTS[side](path)
@@ -104,9 +107,9 @@ def _decode_cutout(path, side):
         rgba = None if rgba is None else rgba[MARGIN:-MARGIN, MARGIN:-MARGIN]
     else:
         try:
-            rgba = read_image(path, "RGBA")
+            rgba = _only_object(path, read_image(path, "RGBA"))
         except SceneError as error:
-            _DAMAGED[path] = str(error)
+            _ODD[path] = f"left out: {error}"
             return None
         rows, columns = (np.flatnonzero(rgba[..., 3].max(axis) > 20) for axis in (1, 0))
         rgba = rgba[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else None
@@ -123,6 +126,22 @@ def _decode_cutout(path, side):
     return np.where(rgba[..., 3:] > 0, cv2.cvtColor(rgba, cv2.COLOR_mRGBA2RGBA), continued)
 
 
+def _only_object(path, rgba):
+    """A picture (H,W,4) as read, with straight alpha around its object. Raises SceneError if it has no alpha, and no
+    flat background to cut an object out of."""
+    rgba, kind = cut_out(rgba)
+    if kind in ("opaque", "checkerboard"):
+        raise SceneError(f"{path}: no alpha, and no flat background to cut the object out of; give an RGBA cut-out")
+    if kind == "alpha":
+        return rgba
+    if kind != "premultiplied alpha":
+        if is_silhouette(rgba):
+            raise SceneError(f"{path}: only black and white, so a mask and no cut-out")
+        kind = f"no alpha, its {kind} background was cut out"
+    _ODD[path] = f"note: {path}: {kind}"
+    return rgba
+
+
 def _cached_reader(side):
     @lru_cache(maxsize=CACHE_BYTES // (4 * side**2))
     def cutout(path):
@@ -130,12 +149,12 @@ def _cached_reader(side):
     return cutout
 
 
-def damaged_cutouts():
-    """A line for each cut-out that this process could not read."""
-    return list(_DAMAGED.values())
+def odd_cutouts():
+    """A line for each cut-out that this process left out, or cut out of its background."""
+    return list(_ODD.values())
 
 
-_DAMAGED = {}
+_ODD = {}
 _CUTOUTS = {side: _cached_reader(side) for side in SIDES}
 
 
@@ -149,10 +168,11 @@ def read_photo(path, side):
 
 @lru_cache(maxsize=65536)
 def stored_size(path):
-    """(height, width) of a picture in pixels, from its header, after EXIF rotation as in COCO annotations."""
+    """(height, width) of a picture in pixels as it is stored, from its header, and its EXIF orientation, 1 to 8."""
     with open_picture(path) as image:
-        turned = image.getexif().get(ORIENTATION, 1) >= 5
-        return image.size if turned else image.size[::-1]
+        turn = orientation(image)
+        swapped = image.format == "TIFF" and turn >= 5  # Pillow gives the size of the upright picture
+        return (image.size if swapped else image.size[::-1]), turn
 
 
 @dataclass
@@ -160,8 +180,38 @@ class Annotations:
     """The annotated objects of one photo."""
 
     photo: Path
-    outlines: list  # for each object a list of polygons [x, y, x, y …], in pixels of the stored photo
+    outlines: list  # for each object a list of polygons [x, y, x, y …], in pixels of a photo of `size`
     ordered: bool  # COCOA: outlines are amodal (they include hidden parts) and are sorted from back to front
+    size: tuple | None = None  # (height, width) as the annotation file says; None: that of the upright photo
+
+    def upright(self):
+        """The outlines as lists of (P,2) float arrays x, y in the upright photo, as shares of its width and height.
+
+        An annotation file may be of a larger or smaller copy of the photo, or of the photo before EXIF rotation; its
+        width and height tell.
+
+        Raises:
+            SceneError: its width and height are not those of the photo, scaled or not.
+        """
+        stored, turn = stored_size(self.photo)
+        shown = stored[::-1] if turn >= 5 else stored
+        height, width = self.size or shown
+        as_stored = turn >= 5 and not _same_shape((height, width), shown)
+        if not _same_shape((height, width), stored if as_stored else shown):
+            raise SceneError(f"{self.photo}: {shown[1]}×{shown[0]}, but its annotations are of a picture of "
+                             f"{width}×{height}; give the photo that was annotated")
+        return [[_turned(np.reshape(polygon, (-1, 2)) / (width, height), turn if as_stored else 1)
+                 for polygon in polygons if len(polygon) >= 6] for polygons in self.outlines]
+
+
+def _same_shape(size, other):
+    return abs(size[0] * other[1] - size[1] * other[0]) <= 0.01 * size[0] * other[1]
+
+
+def _turned(points, turn):
+    """Points x, y (P,2), as shares of the stored picture, in the upright one, by its EXIF orientation from 5 to 8."""
+    x, y = points.T
+    return np.stack({5: (y, x), 6: (1 - y, x), 7: (1 - y, 1 - x), 8: (y, 1 - x)}.get(turn, (x, y)), 1)
 
 
 def read_annotations(path):
@@ -180,6 +230,8 @@ def read_annotations(path):
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         names = {image["id"]: image["file_name"] for image in content["images"]}
+        sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in content["images"]
+                 if image.get("height") and image.get("width")}
         instances, regions, unnamed, run_lengths = {}, {}, 0, 0
         for annotation in content["annotations"]:
             image = annotation["image_id"]
@@ -197,7 +249,7 @@ def read_annotations(path):
         raise SceneError(f"{path}: not a COCO annotation file ({error!r})") from None
     if run_lengths and not instances and not regions:
         raise SceneError(f"{path}: its {run_lengths} annotations are run lengths (RLE); convert them to polygons")
-    photos = [Annotations(_photo_path(path, names[image]), outlines, found is regions)
+    photos = [Annotations(_photo_path(path, names[image]), outlines, found is regions, sizes.get(image))
               for found in (instances, regions) for image, outlines in sorted(found.items()) if image in names]
     missing = [entry.photo for entry in photos if not entry.photo.is_file()]
     photos = [entry for entry in photos if entry.photo.is_file()]

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from amodal_fusion.data.images import resize
-from amodal_fusion.synthesis.assets import MARGIN, read_cutout, read_photo, stored_size
+from amodal_fusion.synthesis.assets import MARGIN, read_cutout, read_photo
 from amodal_fusion.synthesis.completions import SceneObject
 from amodal_fusion.synthesis.degradations import imagine_shape
 
@@ -124,13 +124,13 @@ def open_annotated(annotations, size, rng):
     picture = read_photo(annotations.photo, round(size / LEAST_CROP))
     (top, left), side = _crop_box(picture.shape[:2], rng)
     photo = resize(picture[top : top + side, left : left + side], (size, size))
-    scale = picture.shape[1] / stored_size(annotations.photo)[1]
+    whole = picture.shape[1::-1]  # width, height
     flip = rng.random() < 0.5
     photo = photo[:, ::-1].copy() if flip else photo
     instances = []
-    for polygons in annotations.outlines:
+    for polygons in annotations.upright():
         mask = np.zeros((size, size), np.uint8)
-        corners = [(np.reshape(p, (-1, 2)) * scale - (left, top)) * (size / side) for p in polygons if len(p) >= 6]
+        corners = [(points * whole - (left, top)) * (size / side) for points in polygons]
         cv2.fillPoly(mask, [np.rint(np.clip(p, -size, 2 * size)).astype(np.int32) for p in corners], 1)
         instances.append((mask[:, ::-1] if flip else mask).astype(bool))
     instances = [mask for mask in instances if 0.01 < mask.mean() < 0.8]

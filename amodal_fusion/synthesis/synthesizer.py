@@ -15,7 +15,7 @@ from amodal_fusion.data.masks import cut_hole
 from amodal_fusion.data.scenes import Scene
 from amodal_fusion.errors import SceneError
 from amodal_fusion.ingest.selection import select_completions
-from amodal_fusion.synthesis.assets import damaged_cutouts
+from amodal_fusion.synthesis.assets import odd_cutouts
 from amodal_fusion.synthesis.completions import as_received, complete, whole_background
 from amodal_fusion.synthesis.composition import add_clutter, compose_cutouts, open_annotated, open_photo, random_crop
 
@@ -31,7 +31,7 @@ class Composition:
     scene: Scene
     objects: list  # of SceneObject, from back to front
     shown: list  # for each completion the index of its object, or None when it shows no single object
-    faults: list = field(default_factory=list)  # lines about files that this process could not use so far
+    faults: list = field(default_factory=list)  # lines about files that this process left out or changed so far
 
 
 class Synthesizer:
@@ -67,8 +67,8 @@ class Synthesizer:
             SceneError: 100 draws gave no scene.
         """
         composition = self.compose(index)
-        for fault in set(composition.faults) - self._reported:
-            print(f"left out: {fault}", file=sys.stderr)
+        for fault in sorted(set(composition.faults) - self._reported):
+            print(fault, file=sys.stderr)
         self._reported.update(composition.faults)
         return composition.scene
 
@@ -85,13 +85,13 @@ class Synthesizer:
             try:
                 composition = self._draw(rng, self.scene_id(index))
             except SceneError as error:
-                faults.append(str(error))
+                faults.append(f"left out: {error}")
                 continue
             if composition is not None:
-                composition.faults = faults + damaged_cutouts()
+                composition.faults = faults + odd_cutouts()
                 return composition
         raise SceneError(f"{self.scene_id(index)}: 100 draws without two objects in one hole; are the cut-outs "
-                         "transparent?" + "".join(f"\n{fault}" for fault in sorted({*faults, *damaged_cutouts()})[:5]))
+                         "transparent?" + "".join(f"\n{fault}" for fault in sorted({*faults, *odd_cutouts()})[:5]))
 
     def _draw(self, rng, scene_id):
         style = self.style if self.style != "mixed" else rng.choice(STYLES[1:], p=(0.4, 0.15, 0.45))

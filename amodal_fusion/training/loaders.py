@@ -170,7 +170,10 @@ def read_batches(loader):
         yield from batches
     except SceneError as error:  # PyTorch puts the loading process's traceback before the message
         raise SceneError(str(error).rsplit("SceneError: ", 1)[-1].strip()) from None
-    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two during a transfer
+    except (RuntimeError, OSError, EOFError) as error:  # the last two come in the middle of a transfer
+        if "ancdata" in str(error) or "open files" in str(error):
+            raise UserError("too many open files; raise the limit (ulimit -n 65536), or load in the training process "
+                            "(workers 0)", "workers") from None
         # full shared memory is a bus error, visible only in the exit status
         statuses = [process.exitcode for process in getattr(batches, "_workers", [])]
         if "shared memory" in str(error) or -signal.SIGBUS in statuses:
@@ -180,7 +183,7 @@ def read_batches(loader):
                             terminal=f"{message}; give the container more (docker run --shm-size 8g), or load in the "
                                      "training process with --workers 0") from None
         died = ("DataLoader worker (pid", "Pin memory thread")  # this thread may notice it first
-        if isinstance(error, RuntimeError) and not str(error).startswith(died):
+        if not isinstance(error, (ConnectionError, EOFError)) and not str(error).startswith(died):
             raise
         data = loader.dataset
         scenes = ", ".join(str(data.scene_ids[i]) for i in data.reading[: loader.num_workers].tolist() if i >= 0)

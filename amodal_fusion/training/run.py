@@ -11,9 +11,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from amodal_fusion import distributed
 from amodal_fusion.checkpoints import export_weights, load_checkpoint, rng_state, save_checkpoint, set_rng_state
-from amodal_fusion.errors import UserError
+from amodal_fusion.errors import UserError, message_of
 from amodal_fusion.evaluation.figures import draw_curves, draw_scenes
-from amodal_fusion.files import atomic_file
+from amodal_fusion.files import atomic_file, record_written, write_text
 from amodal_fusion.training.cuda_graph import uses_cuda_graphs
 from amodal_fusion.training.optimizers import average, learning_rate, make_optimizer
 from amodal_fusion.training.tensorboard import add_figure, add_record, open_board
@@ -207,14 +207,21 @@ class Run:
                             "run with a lower learning rate in another folder, from best_model.pth if there is one",
                             "lr", "checkpoint_dir", "init_from")
         if self.process.is_main:
-            draw_curves(self.folder / "curves.png", self.folder / "metrics.jsonl")
-            if drawn and (epoch % self.config.figure_every == 0 or epoch == self.config.epochs):
-                figures = Path(self.config.figure_dir or self.folder)
-                figures.mkdir(parents=True, exist_ok=True)
-                path = figures / f"val_epoch_{epoch:03d}.png"
-                draw_scenes(path, drawn, scene_ids[: len(drawn)])
-                if self.board:
-                    add_figure(self.board, path, self.step)
+            try:
+                self.draw(epoch, drawn, scene_ids)
+            except (UserError, OSError) as error:
+                print(f"note: a figure is missing: {message_of(error)}", flush=True)
+
+    def draw(self, epoch, drawn, scene_ids):
+        """Write curves.png and, where one is due, the figure of validation scenes; see `finish_epoch`."""
+        draw_curves(self.folder / "curves.png", self.folder / "metrics.jsonl")
+        if drawn and (epoch % self.config.figure_every == 0 or epoch == self.config.epochs):
+            figures = Path(self.config.figure_dir or self.folder)
+            figures.mkdir(parents=True, exist_ok=True)
+            path = figures / f"val_epoch_{epoch:03d}.png"
+            draw_scenes(path, drawn, scene_ids[: len(drawn)])
+            if self.board:
+                self.board = add_figure(self.board, path, self.step)
 
     def export(self):
         """Write the weights for `export` at the end of the run, also if it ended earlier."""
@@ -233,16 +240,21 @@ class Run:
             config = dataclasses.asdict(self.config)
             data = {"training_scenes": self.training_scenes, "validation": self.validation,
                     "launch": distributed.launch_name()}
-            save_checkpoint(self.folder / name, {**parts, **counts, **data, "rng": states, "config": config})
+            save_checkpoint(self.folder / name, {**parts, **counts, **data, "rng": states, "config": config},
+                            owned=name == "best_model.pth")
 
     def log(self, kind, record):
         """Append one line to metrics.jsonl, and to TensorBoard, from rank 0."""
         if self.process.is_main:
             line = {"kind": kind, "epoch": self.epoch + 1, "step": self.step, "scenes": self.scenes, **record}
-            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            path, text = self.folder / "metrics.jsonl", json.dumps(line) + "\n"
+            if not path.exists() or not path.stat().st_size:
+                write_text(path, text, owned=True)
+            else:
+                with open(path, "a", encoding="utf-8") as file:
+                    file.write(text)
             if self.board:
-                add_record(self.board, kind, record, self.step)
+                self.board = add_record(self.board, kind, record, self.step)
 
     def report_bad_step(self, scene_ids):
         """Record the scenes of a gradient that is not finite. Raises UserError after `max_bad_steps` in a row."""
@@ -279,7 +291,8 @@ class Run:
             kept = [line for line in lines
                     if line.endswith(b"\n") and is_current(line, self.scenes, self.validated_at)]
             if len(kept) < len(lines):
-                with atomic_file(log) as temporary:
+                record_written(self.folder, {log.name: log})  # as it has grown
+                with atomic_file(log, owned=True) as temporary:
                     temporary.write_bytes(b"".join(kept))
 
     def _restore(self, path, model_options):

@@ -9,9 +9,16 @@ from pathlib import Path
 from amodal_fusion import distributed
 from amodal_fusion.checkpoints import check_writable, load_checkpoint
 from amodal_fusion.errors import ConfigError, UserError
-from amodal_fusion.files import is_temporary, lock_run_dir, remove_temporary, write_text
-
-SHARED_WORD = ".run"  # file with a random word, by which the processes check that they share the folder
+from amodal_fusion.files import (
+    WRITTEN,
+    check_ours,
+    is_temporary,
+    lock_run_dir,
+    record_written,
+    remove_temporary,
+    temporary_path,
+    write_text,
+)
 
 
 def lock_checkpoint_dir(config, process):
@@ -28,11 +35,14 @@ def lock_checkpoint_dir(config, process):
     if process.any(process.is_main and lock is None):
         raise UserError(f"{folder}: another run is writing there; wait for it, or choose another folder",
                         "checkpoint_dir")
-    word = secrets.token_hex()
+    path, word = temporary_path(folder / "run"), secrets.token_hex()
     if process.is_main:
-        write_text(folder / SHARED_WORD, word)
-    word = process.gather(word)[0]  # waits until it is written
-    if process.any(not has_text(folder / SHARED_WORD, word)):
+        write_text(path, word)
+    name, word = process.gather((path.name, word))[0]  # the others wait until it is there
+    differs = process.any(not has_text(folder / name, word))
+    if process.is_main:
+        path.unlink()
+    if differs:
         raise UserError(f"not every process sees the same {folder}; put it on a disk that all nodes share",
                         "checkpoint_dir")
     return lock
@@ -69,6 +79,24 @@ def checkpoint_to_resume(config, process):
     return config.resume
 
 
+def claim_files(config, checkpoint):
+    """Refuse to overwrite what this program did not write; a run of an earlier version, without a record, gets one.
+
+    Args:
+        checkpoint: of `checkpoint_to_resume`.
+
+    Raises:
+        UserError: the folder has a file of somebody else, with a name that the run needs.
+    """
+    folder = Path(config.checkpoint_dir)
+    best, log = folder / "best_model.pth", folder / "metrics.jsonl"
+    goes_on = checkpoint is not None and Path(checkpoint).resolve() == (folder / "last.pth").resolve()
+    if goes_on:  # the log is this run's, also when a disk has damaged it
+        names = ("metrics.jsonl", *(() if (folder / WRITTEN).exists() else ("best_model.pth", "curves.png")))
+        record_written(folder, {name: folder / name for name in names if (folder / name).is_file()})
+    check_ours((best, log), (log,))
+
+
 def check_export(config):
     """Raise UserError if `export` cannot be written or would replace a checkpoint of the run."""
     export, folder = Path(config.export).resolve(), Path(config.checkpoint_dir).resolve()
@@ -78,6 +106,8 @@ def check_export(config):
     if config.init_share and not config.init_from:
         raise ConfigError("a share of the starting weights needs these weights", "init_share", "init_from")
     check_writable(config.export)
+    if export.exists():
+        load_checkpoint(export)  # a file of another kind is not replaced
     for name in os.listdir(export.parent):  # left by a run that was killed while exporting
         if is_temporary(name) and name.startswith(f".{export.stem[:40]}.") and name.endswith(export.suffix):
             remove_temporary(export.parent / name)

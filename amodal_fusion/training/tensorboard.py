@@ -27,13 +27,27 @@ def open_board(config, step):
 
 
 def add_record(board, kind, record, step):
-    """The numbers of a line of metrics.jsonl as train/loss, train/lr, val/psnr …"""
-    for name, value in record.items():
-        board.add_scalar(f"{kind}/{name}", value, step)
-    board.flush()
+    """The numbers of a line of metrics.jsonl as train/loss, train/lr, val/psnr …
+
+    Returns:
+        the board, None if it fails.
+    """
+    def add():
+        for name, value in record.items():
+            board.add_scalar(f"{kind}/{name}", value, step)
+    return _written(board, add)
 
 
 def add_figure(board, path, step):
-    """Log the picture of validation scenes at `path`."""
-    board.add_image("val/scenes", read_image(path, "RGB"), step, dataformats="HWC")
-    board.flush()
+    """Log the picture of validation scenes at `path`; returns the board, None if it fails."""
+    return _written(board, lambda: board.add_image("val/scenes", read_image(path, "RGB"), step, dataformats="HWC"))
+
+
+def _written(board, add):
+    try:
+        add()
+        board.flush()
+    except Exception as error:  # as in `open_board`
+        print(f"note: log_dir is not written any more, TensorBoard fails ({error!r})", flush=True)
+        return None
+    return board
