@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 
-from amodal_fusion.data.scenes import read_scene
+from amodal_fusion.data.scenes import find_scenes, read_scene
 from amodal_fusion_transformer_inference import FusionPredictor
 from tests.scripts import ROOT
 
@@ -30,8 +30,8 @@ def results_of(folder, predictor):
 
 
 def compute():
-    predictor = FusionPredictor(device="cpu")
-    return {folder.name: results_of(folder, predictor) for folder in sorted((ROOT / "examples" / "scenes").iterdir())}
+    predictor, examples = FusionPredictor(device="cpu"), ROOT / "examples" / "scenes"
+    return {name: results_of(examples / name, predictor) for name in find_scenes(examples)}
 
 
 def test_fused_examples_are_those_stored():
