@@ -375,7 +375,7 @@ def test_resume_with_other_options(dataset, tmp_path):
     assert max(rates[3:]) <= 5e-4 < max(rates[:3])
     state = load_checkpoint(folder / "last.pth")
     assert state["epoch"] == 3 and state["step"] == 6
-    for option, complaint in ((("--width", 64), "width=32, not 64; set --width 32"),
+    for option, complaint in ((("--width", 64), "width=32, not 64; set it to 32 (--width)"),
                               (("--heads", 4), "heads=2, not 4; set --heads 2"),
                               (("--width", 36), "width 36 must be a multiple of 8")):
         process = run(SCRIPT, *arguments(dataset, folder, "--resume", "auto", *option))
