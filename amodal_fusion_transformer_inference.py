@@ -49,6 +49,7 @@ from amodal_fusion.output.onnx_export import export_onnx
 from amodal_fusion.output.records import weights_digest
 from amodal_fusion.output.scene_reader import count_candidates, network_size
 from amodal_fusion.output.scene_writer import as_result
+from amodal_fusion.pools import usable_cpus
 from amodal_fusion.precision import HALF_PRECISION
 from amodal_fusion_transformer import NETWORK_VERSION, load_model
 
@@ -125,7 +126,7 @@ class InferenceConfig:
     lpips_net: str = option("alex", "backbone of LPIPS in the metrics", "output", ("alex", "vgg", "squeeze"))
     lpips_weights: str | None = option(None, "torchvision checkpoint of that backbone; None: cache, then download",
                                        "output")
-    workers: int = option(min(4, os.cpu_count() or 1), "processes that read, and as many that write; 0: only this one",
+    workers: int = option(min(4, usable_cpus()), "processes that read, and as many that write; 0: only this one",
                           "output", least=0, aliases={"num_workers": ""})
 
 

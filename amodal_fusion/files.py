@@ -297,6 +297,16 @@ def take_output(output):
     """
     lock = lock_run_dir(output)
     if lock is None:
-        raise ConfigError(f"{output}: another run is writing to it; wait for it, or use another output folder",
-                          "output_dir")
+        raise ConfigError(f"{output}: another run is writing to it; wait for it, or use another output folder"
+                          + launcher_hint(), "output_dir")
     return lock
+
+
+def launcher_hint():
+    """What to say when a launcher started several copies of a program that takes them for separate runs; else ""."""
+    for name in ("OMPI_COMM_WORLD", "PMI", "PMIX", "SLURM"):
+        size = os.environ.get("SLURM_NTASKS" if name == "SLURM" else f"{name}_SIZE", "1")
+        if "RANK" not in os.environ and size.isdigit() and int(size) > 1:
+            return (f". The launcher started {size} copies ({name}_…), each a run of its own; start one, or for one "
+                    "run over several processes use torchrun")
+    return ""

@@ -20,6 +20,16 @@ ATTEMPTS = 5  # to start the processes
 _mine = {}  # in a helper process: its work
 
 
+def usable_cpus():
+    """CPUs that this process may use: a scheduler or container may give it fewer than the machine has."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            quota, period = map(int, file.read().split())  # "max" is no number: no quota
+        count = min(count, max(1, quota // period))
+    return count
+
+
 class Failure(str):
     """The message for the user about a job that failed."""
 

@@ -3,7 +3,6 @@
 Exit status: 0 success, 1 too many bad scenes (create) or faults (check), 2 wrong usage.
 """
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from amodal_fusion.files import remove_ours
 from amodal_fusion.ingest.create import create_dataset
 from amodal_fusion.ingest.matting import BACKGROUNDS
 from amodal_fusion.ingest.report import examples_of_layouts, selection_panels
+from amodal_fusion.pools import usable_cpus
 from amodal_fusion.synthesis.dataset import synthesize_dataset
 from amodal_fusion.synthesis.synthesizer import STYLES
 
@@ -56,7 +56,7 @@ class CreateConfig(SplitOptions):
                                      "any colour", "data", BACKGROUNDS)
     max_bad: float = option(0.1, "exit with status 1 if a larger share of scenes is bad", "data", least=0, most=1)
     overwrite: bool = option(False, "make all scenes again, and remove scenes that are not in the results", "data")
-    workers: int = option(os.cpu_count() or 1, "processes", "data", least=1)
+    workers: int = option(usable_cpus(), "processes", "data", least=1)
     split: bool = option(False, "write the lists as well", "split")
     seed: int = option(0, "decides where --cut_hole cuts and, with --split, the lists", "split",
                        least=0)
@@ -67,7 +67,7 @@ class CheckConfig:
     """Read every file of a data set as training does, and print every fault with its file."""
 
     data_dir: str = option("", "data set to read", "data")
-    workers: int = option(os.cpu_count() or 1, "processes", "data", least=1)
+    workers: int = option(usable_cpus(), "processes", "data", least=1)
 
 
 @dataclass
@@ -78,7 +78,7 @@ class PackConfig:
     output_dir: str = option("", "folder of the packed set, to be given to training as --data_dir", "data")
     img_size: int = option(256, "side of the packed scenes in pixels, the img_size of training", "data", least=16)
     n_max_completions: int = option(5, "completions to pack per scene, the first ones", "data", least=1)
-    workers: int = option(os.cpu_count() or 1, "processes", "data", least=1)
+    workers: int = option(usable_cpus(), "processes", "data", least=1)
 
 
 @dataclass
@@ -98,7 +98,7 @@ class SynthesizeConfig(SplitOptions):
                                  "with many near-duplicates", "data", STYLES)
     overwrite: bool = option(False, "compose all scenes again, and remove those beyond --n_scenes", "data")
     preview: bool = option(True, "write preview.png, a sheet of the first scenes", "data")
-    workers: int = option(os.cpu_count() or 1, "processes", "data", least=1)
+    workers: int = option(usable_cpus(), "processes", "data", least=1)
     split: bool = option(True, "write the lists as well", "split")
     seed: int = option(0, "decides every scene and the lists", "split", least=0)
 

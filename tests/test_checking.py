@@ -12,8 +12,9 @@ import amodal_fusion_transformer as aft
 from amodal_fusion.checkpoints import save_checkpoint
 from amodal_fusion.data import splits
 from amodal_fusion.data.checks import MEMORY, check_scenes, read_checked, write_checked
+from amodal_fusion.data.scenes import read_list
 from amodal_fusion.data.toy import write_dataset
-from amodal_fusion.errors import UserError
+from amodal_fusion.errors import SceneError, UserError
 
 IDS = ["train_0", "train_1", "train_2", "val_0"]
 
@@ -95,3 +96,9 @@ def test_checkpoint_claiming_another_network_costs_no_memory(changes, fault, tmp
     with pytest.raises(UserError, match=rf"model\.pth: its weights do not fit this network .*{fault}"):
         aft.load_model(tmp_path / "model.pth")
     assert "cpu" not in built
+
+
+def test_missing_list_of_raw_results_asks_for_create(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(SceneError, match="no scene here"):
+        read_list(tmp_path / "train_list.txt", tmp_path)

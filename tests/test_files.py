@@ -7,7 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from amodal_fusion.errors import UserError
+from amodal_fusion.data.dataset_folder import add_record, read_records, tidy_records
+from amodal_fusion.errors import ConfigError, UserError
 from amodal_fusion.files import (
     WRITTEN,
     atomic_file,
@@ -18,9 +19,11 @@ from amodal_fusion.files import (
     lock_run_dir,
     record_written,
     remove_ours,
+    take_output,
     temporary_path,
     write_text,
 )
+from amodal_fusion.pools import usable_cpus
 from tests.conftest import SCRIPT, arguments
 from tests.scripts import run
 
@@ -158,3 +161,34 @@ def test_foreign_files_survive_every_command(seed, dataset, checkpoint, tmp_path
             for path, content in foreign.items():
                 assert path.read_bytes() == content, (path, command)
     assert 0 in refused and (not foreign or {1, 2} & set(refused))
+
+
+@pytest.mark.parametrize(("variables", "hint"), [
+    ({"OMPI_COMM_WORLD_SIZE": "4"}, "started 4 copies"), ({"SLURM_NTASKS": "2"}, "started 2 copies"),
+    ({"PMI_SIZE": "3"}, "started 3 copies"), ({"SLURM_NTASKS": "2", "RANK": "1"}, ""), ({"SLURM_NTASKS": "1"}, ""),
+    ({"PMI_SIZE": "many"}, "")])
+def test_copies_of_a_launcher_are_named(variables, hint, tmp_path, monkeypatch):
+    for name in ("OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS", "PMI_SIZE", "PMIX_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("amodal_fusion.files.lock_run_dir", lambda _: None)
+    with pytest.raises(ConfigError, match="another run is writing to it") as error:
+        take_output(tmp_path)
+    assert ("The launcher" in str(error.value)) == bool(hint) and hint in str(error.value)
+
+
+def test_processes_are_as_many_as_usable_cpus(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
+    assert usable_cpus() == 1
+
+
+def test_records_hold_names_that_look_like_formulas(tmp_path):
+    names = ["=1+1", "+a", "plain"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mask.png").touch()
+        add_record(tmp_path, name, "digest")
+    tidy_records(tmp_path, names)
+    assert "\n=1+1" not in (tmp_path / "made_from.csv").read_text()
+    assert set(read_records(tmp_path)) == set(names)

@@ -410,3 +410,14 @@ def test_16_bit_png_keeps_its_transparent_grey(tmp_path):
     grey[5:15, 5:20] = 90 * 257
     Image.fromarray(grey).save(tmp_path / "a.png", transparency=200 * 257)
     assert (read_image(tmp_path / "a.png", "RGBA")[..., 3] == np.where(grey == 200 * 257, 0, 255)).all()
+
+
+@pytest.mark.parametrize(("fourth", "expected"), [("alpha", "alpha"), (0, 255), (255, 255)])
+def test_bmp_of_32_bits_keeps_its_alpha(fourth, expected, tmp_path):
+    rgba = np.random.default_rng(0).integers(0, 256, (20, 30, 4)).astype(np.uint8)
+    alpha, path = rgba[..., 3].copy(), tmp_path / "a.bmp"
+    rgba[..., 3] = alpha if fourth == "alpha" else fourth
+    Image.fromarray(rgba).save(path)
+    read = read_image(path, "RGBA")
+    assert (read[..., :3] == rgba[..., :3]).all()
+    assert (read[..., 3] == (alpha if expected == "alpha" else expected)).all()

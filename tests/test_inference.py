@@ -16,12 +16,14 @@ import torch
 from PIL import Image
 
 from amodal_fusion.checkpoints import export_weights, load_checkpoint, save_checkpoint
+from amodal_fusion.data.dataset_folder import write_scene_folder
 from amodal_fusion.data.images import read_image, write_image
 from amodal_fusion.data.scenes import write_scene
 from amodal_fusion.data.toy import draw_scene
 from amodal_fusion.errors import ConfigError
 from amodal_fusion.evaluation.tables import METHODS, gap_with_interval, mean_and_interval, write_metrics
 from amodal_fusion.files import WRITTEN, lock_run_dir, write_text
+from amodal_fusion.output.records import input_digest, state_of, write_record
 from amodal_fusion_transformer_inference import FusionPredictor
 from tests.scripts import ROOT, Running, run, torchrun
 
@@ -479,3 +481,17 @@ def test_names_that_no_font_draws_are_fused(tmp_path, checkpoint, backbone, lett
     process = fuse(tmp_path / "test", tmp_path / "out", checkpoint, backbone)
     assert process.returncode == 0, process.stderr
     assert (tmp_path / "out" / f"a{letter}b" / "figure.png").exists()
+
+
+def test_a_limit_that_changes_nothing_continues(tmp_path):
+    write_scene_folder(tmp_path, draw_scene(1, n=3, scene_id="in"))
+    (tmp_path / "out").mkdir()
+    made_by = {"checkpoint": "x", "n_max_completions": None}
+    write_record(tmp_path / "out", made_by, input_digest(tmp_path / "in"), None, {})
+    (tmp_path / "out" / "fused.png").touch()
+
+    def state(**options):
+        return state_of(tmp_path / "out", tmp_path / "in", made_by | options, lambda _: True)
+
+    assert state() == state(n_max_completions=3) == state(n_max_completions=9) == "done"
+    assert state(n_max_completions=2) == state(checkpoint="y") == "other"

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -357,3 +358,14 @@ def test_what_is_not_read_is_named(tmp_path):
     (tmp_path / "none" / "a.avif").write_bytes(b"x")
     process = create(tmp_path / "none", tmp_path / "x")
     assert process.returncode == 2 and "none: 1 .avif files" in process.stdout
+
+
+def test_unicode_forms_mix_within_a_scene(tmp_path):
+    flat = tmp_path / "flat"
+    completion_dataset(Tree(tmp_path, 1), "raw")
+    flat.mkdir()
+    for number, path in enumerate(sorted((tmp_path / "raw").iterdir())):
+        name = unicodedata.normalize("NFD" if number % 2 else "NFC", f"사진é_{path.stem}")
+        path.rename(flat / f"{name}.png")
+    scenes, faults = find_raw_scenes(flat)
+    assert not faults and [len(scene.completions) for scene in scenes] == [3] and scenes[0].mask and scenes[0].original

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from amodal_fusion.distributed import Process
 from amodal_fusion.errors import UserError
 from amodal_fusion.files import temporary_path
 from amodal_fusion.training import run_folder, tensorboard
+from amodal_fusion.training.loaders import read_batches
 from amodal_fusion.training.optimizers import choose_optimizer
 from amodal_fusion.training.run import Run
 from tests.scripts import ROOT
@@ -186,3 +188,31 @@ def test_a_notebooks_backend_does_not_stop_the_import():
     process = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True,
                              timeout=100, check=False)
     assert process.stdout == "module://no_such_backend\n", process.stderr
+
+
+def test_a_tensorboard_that_fails_later_is_a_note(capsys):
+    def fail(*_, **__):
+        raise OSError("disk")
+
+    board = SimpleNamespace(add_scalar=fail, flush=fail)
+    assert tensorboard.add_record(board, "train", {"loss": 1.0}, 1) is None
+    assert "log_dir is not written any more" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [RuntimeError("received 0 items of ancdata"), OSError(24, "Too many open files")])
+def test_too_many_open_files_names_the_limit(error):
+    class Loader:
+        num_workers = 1
+
+        def __iter__(self):
+            raise error
+
+    with pytest.raises(UserError, match="too many open files; raise the limit"):
+        next(read_batches(Loader()))
+
+
+def test_an_export_replaces_no_other_file(tmp_path):
+    (tmp_path / "thesis.pth").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"thesis\.pth: not a whole checkpoint"):
+        run_folder.check_export(aft.TrainConfig(export=str(tmp_path / "thesis.pth"), checkpoint_dir=str(tmp_path)))
+    assert (tmp_path / "thesis.pth").read_bytes() == b"mine"

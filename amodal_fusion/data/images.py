@@ -60,12 +60,15 @@ def read_image(path, mode, notes=None, least=None):
                 raise SceneError(f"{path}: has {image.n_frames} frames; save one of them as a PNG")
             if image.format == "TIFF":
                 _check_tiff(path, image.tag_v2)
+            alpha = _bmp_alpha(image, path)
             is_deep = image.mode.startswith("I") or any(";16" in str(tile[3]) for tile in image.tile)
             if least:
                 image.draft(None, (least, least))
             image.load()  # open() and verify() accept half a file, only decoding fails
             picture = _from_16_bits(image, path, notes) if is_deep else image
             picture = _in_srgb(picture, image.info.get("icc_profile"), path, notes) if mode != "L" else picture
+            if alpha is not None:
+                picture.putalpha(alpha)
             turn = orientation(image)
             return _to_array(picture.transpose(UPRIGHT[turn]) if turn in UPRIGHT else picture, mode)
         except SceneError:
@@ -119,6 +122,17 @@ def check_text(path, error):
     if "MAX_TEXT" in str(error):
         raise SceneError(f"{path}: has more than {PngImagePlugin.MAX_TEXT_CHUNK >> 20} MiB of text beside its pixels; "
                          "save the picture without it") from None
+
+
+def _bmp_alpha(image, path):
+    """The alpha of a BMP with 32 bits a pixel, which Pillow ignores; None if it is 0 or 255 everywhere."""
+    if image.format != "BMP" or image.tile[0].args[0] != "BGRX":
+        return None
+    with open(path, "rb") as file:
+        file.seek(image.tile[0].offset)
+        data = file.read()
+    alpha = Image.frombytes("RGBA", image.size, data, "raw", "BGRA", *image.tile[0].args[1:]).getchannel("A")
+    return None if alpha.getextrema() in ((0, 0), (255, 255)) else alpha
 
 
 def _check_tiff(path, tags):

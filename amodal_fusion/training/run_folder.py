@@ -13,6 +13,7 @@ from amodal_fusion.files import (
     WRITTEN,
     check_ours,
     is_temporary,
+    launcher_hint,
     lock_run_dir,
     record_written,
     remove_temporary,
@@ -33,8 +34,8 @@ def lock_checkpoint_dir(config, process):
     folder = Path(config.checkpoint_dir)
     lock = lock_run_dir(folder) if process.is_main else None
     if process.any(process.is_main and lock is None):
-        raise UserError(f"{folder}: another run is writing there; wait for it, or choose another folder",
-                        "checkpoint_dir")
+        raise UserError(f"{folder}: another run is writing there; wait for it, or choose another folder"
+                        + launcher_hint(), "checkpoint_dir")
     path, word = temporary_path(folder / "run"), secrets.token_hex()
     if process.is_main:
         write_text(path, word)
