@@ -376,7 +376,7 @@ def test_resume_with_other_options(dataset, tmp_path):
     state = load_checkpoint(folder / "last.pth")
     assert state["epoch"] == 3 and state["step"] == 6
     for option, complaint in ((("--width", 64), "width=32, not 64; set it to 32 (--width)"),
-                              (("--heads", 4), "heads=2, not 4; set --heads 2"),
+                              (("--heads", 4), "heads=2, not 4; set it to 2 (--heads)"),
                               (("--width", 36), "width 36 must be a multiple of 8")):
         process = run(SCRIPT, *arguments(dataset, folder, "--resume", "auto", *option))
         assert process.returncode == 1 and complaint in process.stderr
