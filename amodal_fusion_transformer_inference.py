@@ -51,8 +51,10 @@ from amodal_fusion.output.scene_reader import count_candidates, network_size
 from amodal_fusion.output.scene_writer import as_result
 from amodal_fusion.pools import usable_cpus
 from amodal_fusion.precision import HALF_PRECISION
+from amodal_fusion.training.cuda_graph import CudaGraph
 from amodal_fusion_transformer import NETWORK_VERSION, load_model
 
+MOST_GRAPHS = 8  # each keeps the memory of a forward pass
 SHIPPED = PRETRAINED / "amodal_fusion_transformer.pth"
 
 
@@ -88,6 +90,8 @@ class InferenceConfig:
                               "blend", "network", least=0, most=100)
     batch_size: int = option(4, "scenes per forward pass; scenes of different sizes never share one",
                              "network", least=1)
+    cuda_graph: bool = option(False, "on a GPU, start the kernels of a forward pass all at once, from the fourth batch "
+                                     "of a shape on; takes more of its memory", "network")
     export_onnx: str | None = option(None, "write the network to this ONNX file, and stop", "network")
     output_dir: str = option("", "folder to write", "output")
     overwrite: bool = option(False, "fuse all scenes again", "output")
@@ -149,7 +153,8 @@ class FusionPredictor:
     """
 
     def __init__(self, checkpoint: str | Path | None = None, device: str | torch.device = "auto",
-                 img_size: int | None = None, amp: str = "off", sharpness: float = 1.0):
+                 img_size: int | None = None, amp: str = "off", sharpness: float = 1.0,
+                 cuda_graph: bool = False):
         given = {"sharpness": str(sharpness), "amp": amp}
         if img_size is not None:
             given["img_size"] = str(img_size)
@@ -166,6 +171,7 @@ class FusionPredictor:
             self.model.to(self.device)
         except RuntimeError as error:  # the GPU does not exist, or its memory is full
             raise ConfigError(f"device {device}: {str(error).splitlines()[0]}", "device") from None
+        self.graphs: dict[torch.Size, CudaGraph] | None = {} if cuda_graph and self.device.type == "cuda" else None
         self.guide_confidence: float = self.config.get("guide_confidence", CONFIDENCE)
         if type(self.guide_confidence) not in (int, float) or not 0 <= self.guide_confidence <= 1:
             raise UserError(f"{checkpoint}: its guide_confidence is {self.guide_confidence!r}, not from 0 to 1; use "
@@ -253,11 +259,9 @@ class FusionPredictor:
         slots = max(map(len, kept))
         tensors = [to_tensors(replace(scene, completions=[scene.completions[i] for i in which]), slots)
                    for scene, which in zip(scenes, kept)]
-        half = HALF_PRECISION[self.amp]
         try:
             batch = {name: torch.stack([scene[name] for scene in tensors]).to(self.device) for name in INPUTS}
-            with torch.autocast(self.device.type, half, enabled=half is not None):
-                out = self.model(**batch)
+            out = self.network(**batch) if self.graphs is None else self.replay(batch)
             logits = self.sharpness * out["logits"].float().cpu()  # (B,M,h,w)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -269,6 +273,23 @@ class FusionPredictor:
             scene_logits[[0, *(i + 1 for i in which)]] = found[: len(which) + 1]
         return full
 
+    def network(self, **batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The logits (B,M,h,w) of a batch, in the predictor's precision."""
+        half = HALF_PRECISION[self.amp]
+        with torch.autocast(self.device.type, half, enabled=half is not None):
+            return {"logits": self.model(**batch)["logits"]}
+
+    def replay(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`network` as a CUDA graph, one for each shape; the least recently used one makes room for a new one."""
+        assert self.graphs is not None
+        shape = batch["completions"].shape
+        with torch.cuda.device(self.device):
+            graph = self.graphs.pop(shape, None) or CudaGraph(self.network)
+            self.graphs[shape] = graph  # now the last
+            if len(self.graphs) > MOST_GRAPHS:
+                del self.graphs[next(iter(self.graphs))]
+            return graph(**batch)
+
 
 # ----------------------------------------------------------------------------
 # The script
@@ -278,7 +299,7 @@ def run(config: InferenceConfig) -> int:
     """Fuse the folder, together with the other processes of a launcher; returns the exit status."""
     process = join_group()
     predictor = FusionPredictor(config.checkpoint, choose_device(config, process), config.img_size, config.amp,
-                                config.sharpness)
+                                config.sharpness, config.cuda_graph)
     made_by = {"checkpoint": predictor.digest, "network": NETWORK_VERSION, "img_size": predictor.img_size,
                "n_max_completions": config.n_max_completions, "amp": config.amp, "sharpness": config.sharpness}
     return run_folder(config, predictor, made_by, process)

@@ -1,4 +1,4 @@
-"""Scenes per second and core: from a data set, from synthesis, and with other PNG decoders.
+"""Scenes per second and core: from a data set, packed or not, from synthesis, and with other PNG decoders.
 
     python -m benchmarks.data --objects CUTOUTS --backgrounds PHOTOS --coco INSTANCES.json --json data.json
 
@@ -17,6 +17,7 @@ from PIL import Image
 
 from amodal_fusion.data.datasets import AmodalFusionDataset
 from amodal_fusion.data.images import read_image
+from amodal_fusion.data.packed import ShardWriter, pack_scenes
 from amodal_fusion.data.scenes import read_scene, write_scene
 from amodal_fusion.data.tensors import to_tensors
 from amodal_fusion.evaluation.markdown import print_table
@@ -49,11 +50,15 @@ def main():
         same, half = (AmodalFusionDataset(folder, ids, size, augment=True)
                       for size in (options.img_size, options.img_size // 2))
 
+        pack_scenes(ShardWriter(folder, folder / "pack", options.img_size, 5), ids, 0)
+        packed = AmodalFusionDataset(folder / "pack", ids, options.img_size, augment=True)
+
         def each(function, items):
             return lambda: [function(item) for item in items]
 
         programs = {
             "AmodalFusionDataset": each(same.__getitem__, range(len(ids))),
+            "… packed": each(packed.__getitem__, range(len(ids))),
             "… scaled to half": each(half.__getitem__, range(len(ids))),
             "on-the-fly synthesis": each(lambda i: to_tensors(synthesizer(i + 1000), 5), range(len(ids))),
             "read_scene": each(lambda i: read_scene(folder / i), ids),
@@ -64,9 +69,10 @@ def main():
             "decode: torchvision.io": each(lambda path: torchvision.io.decode_image(str(path)), files),
         }
         seconds = alternate(programs, options.runs)
+        size = (folder / "pack" / "00000.npy").stat().st_size
     rows = [{"what": name, "rate": f"{len(ids) / value[0]:.0f} ({len(ids) / value[2]:.0f} – {len(ids) / value[1]:.0f})",
              "ms": f"{1000 * value[0] / len(ids):.1f}", "seconds": value} for name, value in seconds.items()]
-    print(f"{options.img_size}², {len(files) / len(ids):.1f} pictures a scene")
+    print(f"{options.img_size}², {len(files) / len(ids):.1f} pictures and, packed, {size / 1e3 / len(ids):.0f} kB a scene")
     print_table(rows, {"what": "what", "rate": "scenes / s and core", "ms": "ms a scene"}, options.json)
 
 

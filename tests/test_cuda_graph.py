@@ -6,8 +6,9 @@ from unittest import mock
 import pytest
 import torch
 
+import amodal_fusion_transformer_inference as inference
 from amodal_fusion.checkpoints import load_checkpoint, save_checkpoint
-from amodal_fusion.data.toy import write_dataset
+from amodal_fusion.data.toy import draw_scene, write_dataset
 from amodal_fusion.errors import UserError
 from amodal_fusion.training import cuda_graph, loop
 from tests.conftest import SCRIPT, arguments, records
@@ -92,6 +93,26 @@ def test_optimizer_in_a_graph_reads_tensors():
     cuda_graph.make_capturable(optimizer, torch.device("cpu"))
     (group,), state = optimizer.param_groups, optimizer.state[weight]
     assert torch.equal(group["lr"], torch.tensor(0.5)) and group["capturable"] and state["step"] == 1
+
+
+def test_predictor_records_a_graph_per_shape(monkeypatch, checkpoint):
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, mock.MagicMock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(inference, "CudaGraph", ByHand)
+    monkeypatch.setattr(inference, "MOST_GRAPHS", 2)
+    predictor = inference.FusionPredictor(checkpoint, "cpu", 64, cuda_graph=True)
+    assert predictor.graphs is None  # no GPU
+    scenes = [[draw_scene(seed, 64, 2 + seed % 2)] for seed in range(12)]
+    expected = [predictor.predict_logits(scene)[0] for scene in scenes]
+    predictor.graphs = {}
+    found = [predictor.predict_logits(scene)[0] for scene in scenes]
+    assert all(torch.equal(a, b) for a, b in zip(expected, found))
+    assert len(predictor.graphs) == 2 and all(graph.graph for graph in predictor.graphs.values())
+    kept = list(predictor.graphs)[1]
+    predictor.predict_logits([draw_scene(0, 64, 5)])
+    assert len(predictor.graphs) == 2 and next(iter(predictor.graphs)) == kept
 
 
 def test_results_of_a_graph_survive_the_next_call(monkeypatch):

@@ -1,4 +1,4 @@
-"""A training step as CUDA graphs: the GPU starts thousands of small kernels at once instead of one by one."""
+"""Training steps and forward passes as CUDA graphs: the GPU starts thousands of kernels at once, not one by one."""
 
 import torch
 
@@ -71,5 +71,5 @@ class CudaGraph:
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            raise UserError(f"a step cannot be captured as a CUDA graph ({str(error).splitlines()[0]}); train without "
-                            "it", "cuda_graph") from None
+            raise UserError(f"this cannot be captured as a CUDA graph ({str(error).splitlines()[0]}); do without it",
+                            "cuda_graph") from None
