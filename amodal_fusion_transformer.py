@@ -191,7 +191,7 @@ class ConvEncoder(nn.Module):
         seen = []
         for level, features in enumerate(self.backbone(painted)):  # (B·M,F,h,w)
             behind = features.unflatten(0, count)[:, 0] if context is None else context[level]  # (B,F,h,w)
-            change = add_shared(features.unflatten(0, count), -behind).abs()
+            change = (features.unflatten(0, count) - behind[:, None]).flatten(0, 1).abs_()
             embedded = self.embed_painted[level](features) + self.embed_change[level](change)
             seen.append(add_shared(embedded.unflatten(0, count), self.embed_context[level](behind)))
         return seen

@@ -72,7 +72,7 @@ def main():
         size = (folder / "pack" / "00000.npy").stat().st_size
     rows = [{"what": name, "rate": f"{len(ids) / value[0]:.0f} ({len(ids) / value[2]:.0f} – {len(ids) / value[1]:.0f})",
              "ms": f"{1000 * value[0] / len(ids):.1f}", "seconds": value} for name, value in seconds.items()]
-    print(f"{options.img_size}², {len(files) / len(ids):.1f} pictures and, packed, {size / 1e3 / len(ids):.0f} kB a scene")
+    print(f"{options.img_size}², a scene: {len(files) / len(ids):.1f} pictures, {size / 1e3 / len(ids):.0f} kB packed")
     print_table(rows, {"what": "what", "rate": "scenes / s and core", "ms": "ms a scene"}, options.json)
 
 
