@@ -2,11 +2,12 @@
 
     python -m benchmarks.data --objects CUTOUTS --backgrounds PHOTOS --coco INSTANCES.json --json data.json
 
-First --n_scenes scenes are composed into a temporary folder. One process, one thread.
+First --n_scenes scenes are composed into a temporary folder. Processor time of one thread.
 """
 
 import argparse
 import tempfile
+import time
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 import torchvision
 from PIL import Image
+from torch.utils.data import default_collate
 
 from amodal_fusion.data.datasets import AmodalFusionDataset
 from amodal_fusion.data.images import read_image
@@ -56,10 +58,14 @@ def main():
         def each(function, items):
             return lambda: [function(item) for item in items]
 
+        def batches(data):
+            return lambda: [default_collate([data[i] for i in range(start, min(start + 8, len(ids)))])
+                            for start in range(0, len(ids), 8)]
+
         programs = {
-            "AmodalFusionDataset": each(same.__getitem__, range(len(ids))),
-            "… packed": each(packed.__getitem__, range(len(ids))),
-            "… scaled to half": each(half.__getitem__, range(len(ids))),
+            "batches of 8 from the folder": batches(same),
+            "… packed": batches(packed),
+            "… scaled to half": batches(half),
             "on-the-fly synthesis": each(lambda i: to_tensors(synthesizer(i + 1000), 5), range(len(ids))),
             "read_scene": each(lambda i: read_scene(folder / i), ids),
             "to_tensors": each(lambda scene: to_tensors(scene, 5), scenes),
@@ -68,7 +74,7 @@ def main():
             "decode: OpenCV": each(lambda path: cv2.imread(str(path), cv2.IMREAD_UNCHANGED), files),
             "decode: torchvision.io": each(lambda path: torchvision.io.decode_image(str(path)), files),
         }
-        seconds = alternate(programs, options.runs)
+        seconds = alternate(programs, options.runs, time.process_time)
         size = (folder / "pack" / "00000.npy").stat().st_size
     rows = [{"what": name, "rate": f"{len(ids) / value[0]:.0f} ({len(ids) / value[2]:.0f} – {len(ids) / value[1]:.0f})",
              "ms": f"{1000 * value[0] / len(ids):.1f}", "seconds": value} for name, value in seconds.items()]

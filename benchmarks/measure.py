@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 
-def alternate(programs, runs):
+def alternate(programs, runs, clock=time.perf_counter):
     """Time programs in turn, so that a slow phase of the machine affects all of them.
 
     Args:
         programs: name → function without arguments, called once before timing starts.
+        clock: seconds now; time.process_time counts only this process's.
 
     Returns:
         name → (median, smallest, largest) seconds.
@@ -21,11 +22,11 @@ def alternate(programs, runs):
     for run in range(runs + 1):
         for name, program in programs.items():
             synchronize()
-            start = time.perf_counter()
+            start = clock()
             program()
             synchronize()
             if run:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return {name: (statistics.median(values), min(values), max(values)) for name, values in seconds.items()}
 
 
