@@ -23,6 +23,7 @@ from amodal_fusion.data.scenes import read_scene
 from amodal_fusion.data.toy import draw_scene
 from amodal_fusion.errors import SceneError
 from amodal_fusion.files import lock_run_dir, temporary_path
+from amodal_fusion.ingest.report import REPORT_COLUMNS
 from amodal_fusion.pools import Failure, Helpers
 from tests.scripts import ROOT, Running, run, succeed
 from tests.test_processes import alive
@@ -248,15 +249,16 @@ def test_create_continues_when_process_is_killed_or_starved(tmp_path):
     assert scenes(output) == ["a", "b", "c", "killed", "memory"] and "3 already there" in process.stdout
 
 
-@pytest.mark.parametrize("left", [b"", b"scene,hol", b"scene,made_from,files\r\nscene00,0f"])
+@pytest.mark.parametrize("left", [b"", b"scene00,0f", b"scene00,0f,comp1.png\r\nscene"])
 def test_lists_that_a_killed_run_left_unfinished(left, tmp_path):
     tree, output = write_raw(tmp_path / "raw", ["scene00", "scene01"]), tmp_path / "data"
     output.mkdir()
-    for name in ("report.csv", RECORDS):
-        (output / name).write_bytes(left)
+    for name, columns in (("report.csv", REPORT_COLUMNS), (RECORDS, RECORD_COLUMNS)):
+        append_rows(output / name, columns, [])
+        with open(output / name, "ab") as file:
+            file.write(left)
     append_rows(output / RECORDS, RECORD_COLUMNS, [("scene09", "0f", "comp1.png")])
-    assert read_records(output) == {"scene09": ("0f", "comp1.png")}
-    (output / RECORDS).write_bytes(left)
+    assert read_records(output)["scene09"] == ("0f", "comp1.png")
     create(tree, output, start=succeed)
     assert set(read_records(output)) == {"scene00", "scene01"}
     assert {scene for scene, _ in report_rows(output)} == {"scene00", "scene01"}
@@ -302,8 +304,11 @@ def test_one_run_at_a_time_in_a_folder(tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (output / "a").symlink_to(elsewhere)
+    process = create(tree, output)
+    assert process.returncode == 2 and "no dataset.yaml beside it" in process.stderr
+    assert (output / "a").is_symlink() and not list(elsewhere.iterdir())
+    (output / "a").unlink()
     create(tree, output, start=succeed)
-    assert not (output / "a").is_symlink() and not list(elsewhere.iterdir())
     (tree / "link").symlink_to(output)
     process = create(tree, output)
     assert process.returncode == 2 and "a link into the output folder" in process.stderr
