@@ -6,8 +6,9 @@
 CSF-Net is the checkout of its published code that you name; it needs timm. Both networks get the same K candidates,
 those with the highest visible score; CSF-Net sees them on white, as its authors do. In training both see the same
 scenes in the same order, with the same loss, L1 in the hole plus LPIPS, from random weights (ours also has its frozen
-ImageNet features). CSF-Net's own loss and schedule (200 epochs of 10,950 photos) are not used: a short run says how
-fast each of them learns, not how good it gets.
+ImageNet features). CSF-Net copies pixels, which has no gradient; the gradient of its scores' softmax takes that place
+(straight-through). Its own loss and schedule (200 epochs of 10,950 photos) are not used: a short run says how fast each
+of them learns, not how good it gets.
 """
 
 import argparse
@@ -66,7 +67,11 @@ class CsfNet(torch.nn.Module):
             picture, _, info = self.network((partial - mean) / std * (1 - mask), 1 - mask, (white - mean) / std)
         if info.get("fallback_active"):
             raise UserError(f"CSF-Net failed: {info['error']}")
-        return {"fused": torch.where(mask > 0.5, (picture * std + mean).clamp(0, 1), partial)}
+        fused = (picture * std + mean).clamp(0, 1)
+        if self.training:  # the copied pixels have no gradient: that of the softmax of the scores instead
+            soft = (info["final_selection_scores"].softmax(1)[:, :, None] * white).sum(1)
+            fused = fused.detach() + soft - soft.detach()
+        return {"fused": torch.where(mask > 0.5, fused, partial)}
 
 
 def build(name, folder, slots, size):
