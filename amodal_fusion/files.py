@@ -76,9 +76,12 @@ def write_text(path, text, owned=False):
 
 
 def _record(folder):
-    """The record of a folder, {name: [[size, time, digest], …]}; {} without one, None if it is not ours."""
+    """The record of a folder, {name: [[size, time, digest], …]}; {} if missing or empty, None if it is not ours."""
     try:
-        content = json.loads((folder / WRITTEN).read_text(encoding="utf-8"))
+        text = (folder / WRITTEN).read_text(encoding="utf-8")
+        if not text:  # emptied by a power failure
+            return {}
+        content = json.loads(text)
         return dict(content["files"]) if content["written_by"] == "amodal_fusion" else None
     except FileNotFoundError:
         return {}
@@ -97,11 +100,13 @@ def _digest(path, size):
 
 
 def _has_state(path, states, grown=False):
-    """Whether the file at `path`, no link, has one of these states; with `grown`, or begins so."""
+    """Whether the file at `path`, no link, has one of these states or is empty; with `grown`, or begins so."""
     try:
         found = os.lstat(path)
         if not stat.S_ISREG(found.st_mode):
             return False
+        if states and not found.st_size:  # emptied by a power failure; there is nothing to lose
+            return True
         for size, time, digest in states:
             if found.st_size == size and found.st_mtime_ns == time:
                 return True
@@ -287,6 +292,11 @@ def lock_run_dir(folder):
     for name in filter(is_temporary, os.listdir(folder)):
         remove_temporary(folder / name)
     return lock
+
+
+def ignores_case(folder):
+    """Whether the disk of a folder that `lock_run_dir` made takes names that differ only in case for one."""
+    return (folder / ".LOCK").exists() and (folder / ".LOCK").samefile(folder / ".lock")
 
 
 def take_output(output):

@@ -483,6 +483,18 @@ def test_names_that_no_font_draws_are_fused(tmp_path, checkpoint, backbone, lett
     assert (tmp_path / "out" / f"a{letter}b" / "figure.png").exists()
 
 
+def test_ids_that_one_disk_joins_are_refused(tmp_path, checkpoint, backbone):
+    for name in ("Hall", "hall"):
+        (tmp_path / "test" / name).mkdir(parents=True)
+        write_scene(tmp_path / "test" / name, draw_scene(1, 64, 2))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".lock").touch()
+    os.link(tmp_path / "out" / ".lock", tmp_path / "out" / ".LOCK")  # as a disk that ignores case shows it
+    process = fuse(tmp_path / "test", tmp_path / "out", checkpoint, backbone)
+    assert process.returncode == 2 and "hall and Hall would be one folder" in process.stderr
+    assert not [path for path in (tmp_path / "out").iterdir() if path.is_dir()]
+
+
 def test_a_limit_that_changes_nothing_continues(tmp_path):
     write_scene_folder(tmp_path, draw_scene(1, n=3, scene_id="in"))
     (tmp_path / "out").mkdir()

@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from amodal_fusion.data.images import read_image, write_image
+from amodal_fusion.data.names import print_unportable
 from amodal_fusion.data.scenes import read_list, read_scene
 from amodal_fusion.data.toy import draw_scene, write_dataset
 from amodal_fusion.errors import SceneError
@@ -400,3 +401,58 @@ def test_overwrite_trusts_no_foreign_dataset_yaml(user_tree, tmp_path):
         process = create(user_tree, data, *more)
         assert process.returncode == 2 and "dataset.yaml: was not written" in process.stderr
         assert before == {path: path.read_bytes() for path in data.rglob("*.*")}
+
+
+@pytest.mark.parametrize("ignores_case", [False, True])
+def test_scene_ids_of_other_systems_are_named(tmp_path, ignores_case):
+    flat, data = tmp_path / "flat", tmp_path / "data"
+    write_user_scene(tmp_path / "raw", 0, comps=3)
+    flat.mkdir()
+    for name in ("Hall", "hall", "NUL", "end.", "plain"):  # files whose names differ only in case, too
+        for path in (tmp_path / "raw").iterdir():
+            shutil.copy(path, flat / f"{name}_{path.name}")
+    data.mkdir()
+    (data / ".lock").touch()
+    if ignores_case:
+        os.link(data / ".lock", data / ".LOCK")  # as such a disk shows it
+    process = create(flat, data, "--max_bad", 1)
+    assert process.returncode == 0, process.stderr
+    made = {path.name for path in data.iterdir() if path.is_dir()}
+    assert made == {"NUL", "end.", "plain"} | ({"Hall", "hall"} if not ignores_case else set())
+    assert "2 scene ids cannot be folders on Windows, as NUL" in process.stdout
+    assert ("differ from another only in case, as hall and Hall" in process.stdout) != ignores_case
+    assert ("hall and Hall would be one folder" in process.stdout) == ignores_case
+    process = run(SCRIPT, "split", "--data_dir", data)
+    assert ("as hall and Hall" in process.stdout) != ignores_case and "as NUL" in process.stdout
+
+
+def test_only_names_that_windows_refuses_are_noted(capsys):
+    print_unportable(["console", "com", "com10", "nul_1", "a.b", "LPTX", "사진"])
+    assert not capsys.readouterr().out
+    for name in ("con", "Com1", "aux.x", "a?b", "a:b", "what ...", "a\\b"):
+        print_unportable([name])
+        assert name in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("emptied", ["made_from.csv", "report.csv", "skipped.csv", "train_list.txt", WRITTEN,
+                                     "b__bakery__00000002/mask.png", "b__bakery__00000002/comp1.png"])
+def test_files_that_a_power_failure_emptied_are_ours(emptied, user_tree, tmp_path):
+    data = tmp_path / "data"
+    assert create(user_tree, data, "--split").returncode == 0
+    whole = (data / emptied).read_bytes()
+    (data / emptied).write_bytes(b"")
+    process = create(user_tree, data, *["--split"] * (emptied != WRITTEN))
+    assert process.returncode == 0, process.stderr
+    assert "Traceback" not in process.stderr and (data / emptied).stat().st_size > 0
+    if emptied in ("made_from.csv", "train_list.txt") or "/" in emptied:
+        assert sorted((data / emptied).read_bytes().splitlines()) == sorted(whole.splitlines())
+    assert "5 already there" in create(user_tree, data).stdout
+
+
+def test_empty_files_of_others_stay(user_tree, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "made_from.csv").touch()
+    process = create(user_tree, data)
+    assert process.returncode == 2 and "made_from.csv: was not written" in process.stderr
+    assert sorted(path.name for path in data.iterdir()) == ["made_from.csv"]

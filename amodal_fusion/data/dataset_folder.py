@@ -86,8 +86,16 @@ def _manifest(output):
 
 
 def _is_of_earlier_version(path, tables):
-    """Whether the content of a file proves that a version of this program wrote it that kept no record."""
-    if (path.parent / WRITTEN).exists() or path.is_symlink() or not path.is_file():
+    """Whether the content of a file proves that a version of this program wrote it that kept no record.
+
+    The record may also have been lost, or the file emptied, by a power failure.
+    """
+    record = path.parent / WRITTEN
+    if path.is_symlink() or not path.is_file():
+        return False
+    if path.name in tables and path.stat().st_size == 0 and _manifest(path.parent) is not None:
+        return True
+    if record.exists() and record.stat().st_size:
         return False
     if path.name == MANIFEST:
         return _manifest(path.parent) is not None
@@ -239,12 +247,13 @@ def is_done(output, scene_id, records, made_from):
 
 
 def _files(folder):
-    return " ".join(sorted(path.name for path in folder.glob("*.png"))) if folder.is_dir() else ""
+    """Names of the pictures in a scene's folder, without those that a power failure emptied."""
+    return " ".join(sorted(path.name for path in folder.glob("*.png") if path.stat().st_size))
 
 
 def append_rows(path, columns, rows):
-    """Append to a CSV file that begins with `columns`, even if a killed run left half a line."""
-    if not os.path.lexists(path):
+    """Append to a CSV file that begins with `columns`, even if a killed run left half a line or an empty file."""
+    if not os.path.lexists(path) or path.stat().st_size == 0:
         write_text(path, ",".join(columns) + "\r\n", owned=True)
     text = io.StringIO(newline="")
     writer = csv.writer(text)

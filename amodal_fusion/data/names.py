@@ -1,9 +1,11 @@
 """Names of scenes and folders: valid ids, system folders, printable text."""
 
+import re
 import unicodedata
 
 RUBBISH = {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information", "lost+found",
            "__pycache__"}
+NOT_ON_WINDOWS = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*[<>:\"|?*\\].*|.*\.", re.IGNORECASE)
 LONGEST_ID = 240  # bytes; file systems allow 255, and temporary names are longer
 
 
@@ -46,6 +48,28 @@ def fault_of_id(scene_id):
     if scene_id != scene_id.strip():
         return "a space at the start or end of its id, which a list cannot hold; rename it"
     return None
+
+
+def case_twins(scene_ids):
+    """Ids that differ from an earlier one only in case, {id: the earlier one}; some disks have one folder for both."""
+    first, twins = {}, {}
+    for scene_id in sorted(scene_ids):
+        earlier = first.setdefault(scene_id.casefold(), scene_id)
+        if earlier != scene_id:
+            twins[scene_id] = earlier
+    return twins
+
+
+def print_unportable(scene_ids):
+    """Print a line about ids that are one folder where case is ignored, and one about ids that Windows refuses."""
+    twins, refused = case_twins(scene_ids), [name for name in sorted(scene_ids) if NOT_ON_WINDOWS.fullmatch(name)]
+    if twins:
+        pair = " and ".join(next(iter(twins.items())))
+        print(f"note: {len(twins)} scene ids differ from another only in case, as {pair}: on disks that ignore case "
+              "(Windows, macOS) both are one folder")
+    if refused:
+        print(f"note: {len(refused)} scene ids cannot be folders on Windows, as {refused[0]}; rename these scenes before "
+              "the data set goes there")
 
 
 def printable(text, kept="\n"):

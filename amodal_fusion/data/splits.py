@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from amodal_fusion.config import option
 from amodal_fusion.data.images import read_image, resize
-from amodal_fusion.data.names import fault_of_id, photo_of, printable
+from amodal_fusion.data.names import fault_of_id, photo_of, print_unportable, printable
 from amodal_fusion.data.scenes import find_scenes
 from amodal_fusion.errors import ConfigError, SceneError
 from amodal_fusion.files import check_ours, remove_ours, write_text
@@ -57,6 +57,7 @@ def write_lists(data_dir, options):
     for scene_id, fault in faults.items():
         print(f"left out: {printable(data_dir / scene_id)}: {fault}")
     scene_ids = [scene_id for scene_id in found if scene_id not in faults]
+    print_unportable(scene_ids)
     trainable = [scene_id for scene_id in scene_ids if os.path.isfile(data_dir / scene_id / "original.png")]
     twins = same_photo(data_dir, trainable)
     groups = _groups(trainable, pattern, twins)

@@ -26,10 +26,10 @@ from amodal_fusion.data.dataset_folder import (
     write_manifest,
     write_scene_folder,
 )
-from amodal_fusion.data.names import printable
+from amodal_fusion.data.names import case_twins, print_unportable, printable
 from amodal_fusion.data.splits import LISTS, write_lists
 from amodal_fusion.errors import ConfigError, SceneError
-from amodal_fusion.files import atomic_file, fingerprint, plain_cell
+from amodal_fusion.files import atomic_file, fingerprint, ignores_case, plain_cell
 from amodal_fusion.ingest.hole_cutting import NewHole
 from amodal_fusion.ingest.layouts import find_raw_scenes
 from amodal_fusion.ingest.raw_scenes import keep_numbers, read_raw_scene
@@ -74,6 +74,12 @@ def create_dataset(config):
         output, TABLES, LISTS if config.split else (), [raw.id for raw in raw_scenes])
     agree_with_earlier_run("create", SHAPING, config, output)
     clear_leftovers(output)
+    if ignores_case(output):
+        for pair in case_twins(raw.id for raw in raw_scenes).items():
+            faults |= dict.fromkeys(pair, f"{output}: its disk ignores case, and {' and '.join(pair)} would be one "
+                                          "folder; rename one")
+        raw_scenes = [raw for raw in raw_scenes if raw.id not in faults]
+    print_unportable([raw.id for raw in raw_scenes])
     made_from = {raw.id: fingerprint(raw) for raw in raw_scenes}
     todo = _remove_outdated(raw_scenes, faults, made_from, config, output)
     write_manifest("create", config, output, complete=False)

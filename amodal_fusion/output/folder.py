@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from amodal_fusion.data.names import is_utf8, printable
+from amodal_fusion.data.names import case_twins, is_utf8, printable
 from amodal_fusion.data.scenes import find_scenes, read_list
 from amodal_fusion.distributed import local_rank
 from amodal_fusion.errors import ConfigError, LpipsUnavailable, SceneError, UserError
 from amodal_fusion.evaluation.inpainters import GIVEN, PATCHMATCH, check_command
 from amodal_fusion.evaluation.perceptual import PerceptualLoss
 from amodal_fusion.evaluation.tables import METHODS
-from amodal_fusion.files import check_ours, take_output
+from amodal_fusion.files import check_ours, ignores_case, take_output
 from amodal_fusion.output.flat_names import remove_flat, write_flat
 from amodal_fusion.output.handover import check_handover, write_handover
 from amodal_fusion.output.html_report import command_of, write_report
@@ -48,7 +48,7 @@ def run_folder(config, predictor, made_by, process):
     locks = on_main(process, list_locks, config.lock, config.locks, config.data_dir, scene_ids)
     held = []  # the lock, held until the function returns
     on_main(process, lambda: held.append(take_output(output_dir)))
-    on_main(process, check_tables, config, has_originals)
+    on_main(process, check_names, config, scene_ids, has_originals)
     perceptual = perceptual_if_available(config, process) if config.metrics and has_originals else None
     if config.evaluate and PATCHMATCH is None and process.is_main:
         print("note: the evaluation is without PatchMatch; pip install gmic adds it", file=sys.stderr)
@@ -141,8 +141,13 @@ def list_scenes(config):
     return scene_ids, any((data_dir / scene_id / "original.png").exists() for scene_id in scene_ids)
 
 
-def check_tables(config, has_originals):
-    """Raise ConfigError if a table of this run would overwrite a file that this program did not write."""
+def check_names(config, scene_ids, has_originals):
+    """Raise ConfigError if a table would overwrite a file that this program did not write, or a scene another scene."""
+    twins = case_twins(scene_ids) if ignores_case(Path(config.output_dir)) else {}
+    if twins:
+        pair = " and ".join(next(iter(twins.items())))
+        raise ConfigError(f"{config.output_dir}: its disk ignores case, and {pair} would be one folder; rename one, or "
+                          "choose a folder on another disk", "output_dir")
     names = ["failed.csv", *(TABLES if config.metrics and has_originals else ()),
              *(["report.html"] if config.report else ())]
     try:
