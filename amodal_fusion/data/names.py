@@ -68,8 +68,8 @@ def print_unportable(scene_ids):
         print(f"note: {len(twins)} scene ids differ from another only in case, as {pair}: on disks that ignore case "
               "(Windows, macOS) both are one folder")
     if refused:
-        print(f"note: {len(refused)} scene ids cannot be folders on Windows, as {refused[0]}; rename these scenes before "
-              "the data set goes there")
+        print(f"note: {len(refused)} scene ids cannot be folders on Windows, as {refused[0]}; rename these scenes to use "
+              "the data set there")
 
 
 def printable(text, kept="\n"):
