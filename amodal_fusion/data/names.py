@@ -68,7 +68,7 @@ def print_unportable(scene_ids):
         print(f"note: {len(twins)} scene ids differ from another only in case, as {pair}: on disks that ignore case "
               "(Windows, macOS) both are one folder")
     if refused:
-        print(f"note: {len(refused)} scene ids cannot be folders on Windows, as {refused[0]}; rename these scenes to use "
+        print(f"note: {len(refused)} scene ids cannot be folders on Windows, as {refused[0]}; rename these to use "
               "the data set there")
 
 
