@@ -23,6 +23,10 @@ UMASK = os.umask(0)  # read once at import: reading sets it, which is not safe i
 os.umask(UMASK)
 
 
+class Locked(ConfigError):
+    """Another run is writing to the output folder."""
+
+
 def temporary_path(path):
     """A free hidden name beside `path` that `is_temporary` recognizes."""
     while True:
@@ -269,27 +273,33 @@ def fingerprint(source):
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
-def lock_run_dir(folder):
+def lock_run_dir(folder, shared=False):
     """Make `folder` and lock it until this process ends.
 
     Unfinished files of killed runs are removed.
+
+    Args:
+        shared: several processes hold this lock together, and none of them removes files; see `alone`.
 
     Returns:
         the open lock file, to be kept open; None if another process has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = open(folder / ".lock", "a", encoding="utf-8")  # noqa: SIM115
+    lock = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
     try:
         import fcntl
 
         # lockf, not flock: loader processes would inherit a flock and hold it after a killed run
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if shared:  # the first byte; the second is for `alone`, and who wants the file alone takes all bytes
+            fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, 0)
+        else:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         lock.close()
         return None
     except (ImportError, OSError) as error:  # Windows has no fcntl; some network file systems have no locks
         print(f"note: {folder} cannot be locked ({error}); do not start a second run there", file=sys.stderr)
-    for name in filter(is_temporary, os.listdir(folder)):
+    for name in () if shared else filter(is_temporary, os.listdir(folder)):
         remove_temporary(folder / name)
     return lock
 
@@ -299,15 +309,31 @@ def ignores_case(folder):
     return (folder / ".LOCK").exists() and (folder / ".LOCK").samefile(folder / ".lock")
 
 
-def take_output(output):
-    """Make the output folder and lock it; returns the lock, to be held.
+@contextmanager
+def alone(lock):
+    """In this context no other holder of the same shared lock is in it; waits for them."""
+    try:
+        import fcntl
+
+        fcntl.lockf(lock, fcntl.LOCK_EX, 1, 1)
+    except (ImportError, OSError):  # no locks here, as `lock_run_dir` said
+        yield
+        return
+    try:
+        yield
+    finally:
+        fcntl.lockf(lock, fcntl.LOCK_UN, 1, 1)
+
+
+def take_output(output, shared=False):
+    """Make the output folder and lock it as `lock_run_dir`; returns the lock, to be held.
 
     Raises:
-        ConfigError: another run is writing to it.
+        Locked: another run is writing to it.
     """
-    lock = lock_run_dir(output)
+    lock = lock_run_dir(output, shared)
     if lock is None:
-        raise ConfigError(f"{output}: another run is writing to it; wait for it, or use another output folder"
+        raise Locked(f"{output}: another run is writing to it; wait for it, or use another output folder"
                           + launcher_hint(), "output_dir")
     return lock
 

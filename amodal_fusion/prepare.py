@@ -15,7 +15,7 @@ from amodal_fusion.data.scenes import find_scenes, read_scene
 from amodal_fusion.data.splits import SplitOptions, write_lists
 from amodal_fusion.errors import ConfigError, UserError, message_of
 from amodal_fusion.evaluation.figures import draw_selection
-from amodal_fusion.files import remove_ours
+from amodal_fusion.files import plain_cell, remove_ours
 from amodal_fusion.ingest.create import create_dataset
 from amodal_fusion.ingest.matting import BACKGROUNDS
 from amodal_fusion.ingest.report import examples_of_layouts, selection_panels
@@ -54,6 +54,8 @@ class CreateConfig(SplitOptions):
                             "data", ("auto", "black", "white"))
     background: str = option("auto", "background of completions without alpha; auto keys out a flat border of "
                                      "any colour", "data", BACKGROUNDS)
+    shard: str | None = option(None, "2/6 makes the second of six shares, for six processes or machines that share the "
+                                     "work; the last to end merges. A launcher sets it (torchrun, srun)", "data")
     max_bad: float = option(0.1, "exit with status 1 if a larger share of scenes is bad", "data", least=0, most=1)
     overwrite: bool = option(False, "make all scenes again, and remove scenes that are not in the results", "data")
     workers: int = option(usable_cpus(), "processes", "data", least=1)
@@ -106,15 +108,26 @@ class SynthesizeConfig(SplitOptions):
 def create(config):
     """Run `create`; returns the exit status."""
     created, output = create_dataset(config), Path(config.output_dir)
-    good = examples_of_layouts([raw for raw in created.raw_scenes if raw.id in created.reports], PREVIEWED_SCENES)
-    panels = (selection_panels(raw, created.reports[raw.id], output / raw.id) for raw in good)
-    if good and draw(output / "report.png", panels):
-        print(f"completions kept and dropped in {len(good)} scenes: {output / 'report.png'}, in all: report.csv")
+    if created.shard is None and (created.changed or not (output / "report.png").exists()):
+        draw_report(created.raw_scenes, output)
     if created.share_bad > config.max_bad:
-        print(f"error: {created.share_bad:.0%} of the scenes are bad, more than --max_bad {config.max_bad:.0%}",
+        who = f"{created.shard}: " if created.shard else ""
+        print(f"error: {who}{created.share_bad:.0%} of the scenes are bad, more than --max_bad {config.max_bad:.0%}",
               file=sys.stderr)
         return 1
     return 0
+
+
+def draw_report(raw_scenes, output):
+    """Draw report.png: what was kept and dropped in a few scenes of each layout."""
+    if not (output / "report.csv").exists():
+        return
+    raw_by_id = {plain_cell(raw.id): raw for raw in raw_scenes}
+    shown = [(raw_by_id[name], rows) for name, rows in examples_of_layouts(output / "report.csv", PREVIEWED_SCENES)
+             if name in raw_by_id]
+    panels = (selection_panels(raw, rows, output / raw.id) for raw, rows in shown)
+    if shown and draw(output / "report.png", panels):
+        print(f"completions kept and dropped in {len(shown)} scenes: {output / 'report.png'}, in all: report.csv")
 
 
 def split(config):

@@ -172,7 +172,7 @@ def test_copies_of_a_launcher_are_named(variables, hint, tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("amodal_fusion.files.lock_run_dir", lambda _: None)
+    monkeypatch.setattr("amodal_fusion.files.lock_run_dir", lambda *_: None)
     with pytest.raises(ConfigError, match="another run is writing to it") as error:
         take_output(tmp_path)
     assert ("The launcher" in str(error.value)) == bool(hint) and hint in str(error.value)

@@ -16,7 +16,7 @@ from amodal_fusion.ingest.hole_cutting import NewHole, detect_masked_photo
 from amodal_fusion.ingest.layout_table import BY_ROLES, LAYOUTS
 from amodal_fusion.ingest.layouts import RawScene, find_raw_scenes
 from amodal_fusion.ingest.raw_scenes import read_raw_scene
-from amodal_fusion.ingest.report import print_report
+from amodal_fusion.ingest.report import Summary, print_report
 from amodal_fusion.ingest.roles import sort_into_roles
 from tests.layout_trees import Tree, completion_dataset, write_tree
 from tests.scripts import ROOT, run, succeed
@@ -313,7 +313,7 @@ def test_faults_common_to_many_scenes_are_printed_once(capsys):
     raw_scenes = [RawScene(f"s{i}", Path("in", "many" if i < 40 else str(i), f"s{i}"), layout="test")
                   for i in range(45)]
     skipped = {raw.id: f"{raw.folder}: no hole in {raw.id} (why)" for raw in raw_scenes} | {"s3": "in/many/s3: damaged"}
-    print_report(raw_scenes, {}, skipped, Path("in"), "test_list.txt")
+    print_report(raw_scenes, Summary(), skipped, Path("in"), "test_list.txt")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "layout test: 45 scenes in 40, 41, 42 and 3 more; 45 bad"
     assert sum(line.startswith("bad: ") for line in lines) == 10 + 1 + 1

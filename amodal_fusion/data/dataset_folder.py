@@ -4,7 +4,10 @@ import csv
 import dataclasses
 import io
 import os
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from sys import intern
 
 import yaml
 
@@ -12,6 +15,7 @@ from amodal_fusion.data.scenes import write_scene
 from amodal_fusion.errors import ConfigError, UserError
 from amodal_fusion.files import (
     WRITTEN,
+    alone,
     atomic_file,
     check_ours,
     clear_folder,
@@ -36,12 +40,12 @@ def existing_scenes(output):
             if not path.name.startswith(".") and os.path.isfile(path / "mask.png")}
 
 
-def take_data_set(output, tables, names, scene_ids):
+def take_data_set(output, tables, names, scene_ids, shared=False):
     """Make the output folder and keep other runs out of it. Nothing has been touched when this raises.
 
     Args:
         tables: {name: columns} of the CSV files that a run writes beside dataset.yaml; names: its other files.
-        scene_ids: the scenes that it may write.
+        scene_ids: the scenes that it may write; shared: other shards may write theirs meanwhile.
 
     Returns:
         the lock, to be held.
@@ -52,7 +56,7 @@ def take_data_set(output, tables, names, scene_ids):
     def check():
         written = [output / name for name in (MANIFEST, *tables, *names)]
         # A run that was killed has appended rows after it recorded the file. Earlier versions kept no record.
-        killed = tuple(output / name for name in tables) if not (_manifest(output) or {}).get("complete") else ()
+        killed = () if is_complete(output) else tuple(output / name for name in tables)
         old = [path for path in written if _is_of_earlier_version(path, tables)]
         try:
             check_ours([path for path in written if path not in old], killed)
@@ -66,11 +70,17 @@ def take_data_set(output, tables, names, scene_ids):
         return {path.name: path for path in old}
 
     check()
-    lock = take_output(output)
-    old = check()
-    if old:
-        record_written(output, old)
+    lock = take_output(output, shared)
+    with alone(lock) if shared else nullcontext():
+        old = check()
+        if old:
+            record_written(output, old)
     return lock
+
+
+def is_complete(output):
+    """Whether the last run that wrote this data set came to its end."""
+    return bool((_manifest(output) or {}).get("complete"))
 
 
 def _manifest(output):
@@ -162,7 +172,7 @@ def write_manifest(command, config, output, complete, skipped=None):
     manifest = {
         "made_by": f"prepare_dataset.py {command}",
         "complete": complete,
-        "options": {key: value for key, value in dataclasses.asdict(config).items() if key != "workers"},
+        "options": {key: value for key, value in dataclasses.asdict(config).items() if key not in ("workers", "shard")},
         "image_size": [config.img_size] * 2 if getattr(config, "resize", True) else "as they came",
         "scenes": len(existing_scenes(output)),
         "skipped": skipped or {},
@@ -223,16 +233,17 @@ def read_records(output):
     path, records = Path(output) / RECORDS, {}
     if path.exists():
         with open(path, newline="", encoding="utf-8", errors="replace") as file:
-            rows = [row for row in csv.reader(file) if len(row) == 3 and row[2].endswith(".png")]
-        # as `plain_cell` wrote them
-        records = {cell[plain_cell(cell[1:]) == cell :]: (made_from, files) for cell, made_from, files in rows}
+            rows = (row for row in csv.reader(file) if len(row) == 3 and row[2].endswith(".png"))
+            # as `plain_cell` wrote them
+            records = {cell[plain_cell(cell[1:]) == cell :]: (made_from, intern(files))
+                       for cell, made_from, files in rows}
     return records
 
 
-def add_record(output, scene_id, made_from):
-    """Record that the scene's folder is complete."""
+def add_record(output, scene_id, made_from, tables=None):
+    """Record that the scene's folder is complete; `tables`: folder of the record, if not the data set."""
     row = plain_cell(scene_id), made_from, _files(Path(output) / scene_id)
-    append_rows(Path(output) / RECORDS, RECORD_COLUMNS, [row])
+    append_rows(Path(tables or output) / RECORDS, RECORD_COLUMNS, [row])
 
 
 def tidy_records(output, scene_ids):
@@ -265,23 +276,55 @@ def append_rows(path, columns, rows):
         file.write(text.getvalue().encode())
 
 
+def append_table(path, columns, table):
+    """Append the rows of another CSV file with the same columns, if there is one."""
+    if table.exists():
+        append_rows(path, columns, ())
+        with open(table, "rb") as source, open(path, "ab") as target:
+            source.readline()
+            shutil.copyfileobj(source, target)
+
+
 def tidy_rows(path, columns, scene_ids, key=0):
-    """Rewrite a CSV file that was appended to: only existing scenes, of each only the latest rows.
+    """Rewrite a CSV file that was appended to: existing scenes in the order of their ids, of each the latest rows.
+
+    Rows of a scene are appended together. Only their places are kept in memory.
 
     Args:
         key: column with a different value in every row of a scene; if a value repeats, the rows before are older.
     """
     if not path.exists():
         return
-    with open(path, newline="", encoding="utf-8", errors="replace") as file:
-        rows = list(csv.reader(file))
-    scene_ids, kept = set(scene_ids), {}
-    for row in rows:
-        if len(row) == len(columns) and row[0] in scene_ids:
-            before = kept.setdefault(row[0], [])
-            if any(row[key] == other[key] for other in before):
-                before.clear()
-            before.append(row)
-    record_written(path.parent, {path.name: path})  # as it has grown
-    with atomic_file(path, owned=True) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([columns, *(row for rows in kept.values() for row in rows)])
+    scene_ids, places, scene, keys = set(scene_ids), {}, None, set()
+    with open(path, "rb") as file:
+        for row, begin, end in _rows_with_places(file):
+            if len(row) != len(columns):
+                scene = None
+                continue
+            if row[0] != scene or row[key] in keys:
+                scene, first, keys = row[0], begin, set()
+            keys.add(row[key])
+            if scene in scene_ids:
+                places[scene] = first, end
+        record_written(path.parent, {path.name: path})  # as it has grown
+        with atomic_file(path, owned=True) as temporary, open(temporary, "wb") as tidy:
+            tidy.write((",".join(columns) + "\r\n").encode())
+            for scene in sorted(places):
+                first, end = places[scene]
+                file.seek(first)
+                tidy.write(file.read(end - first).removesuffix(b"\r\n") + b"\r\n")
+
+
+def _rows_with_places(file):
+    """(row, position of its first byte, position after it) of a CSV file that is open for bytes."""
+    begin = end = 0
+
+    def lines():
+        nonlocal end
+        for line in file:
+            end += len(line)
+            yield line.decode(errors="replace")
+
+    for row in csv.reader(lines()):
+        yield row, begin, end
+        begin = end

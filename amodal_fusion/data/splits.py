@@ -20,6 +20,8 @@ from amodal_fusion.files import check_ours, remove_ours, write_text
 LISTS = ("train_list.txt", "val_list.txt", "test_list.txt")
 THUMBNAIL = (8, 8)
 SAME_PHOTO = 2.5  # levels between thumbnails; JPEG and PNG of one photo stay below 1
+FEW = 64  # thumbnails that are compared one by one
+AT_ONCE = 1024  # photos that wait to be read
 
 
 @dataclass
@@ -88,12 +90,16 @@ def _divided(groups, shares, total, seed):
     lists = {name: [] for name in LISTS}
     for name, share in shares.items():
         size = max(1, round(share * total)) if share > 0 else 0
-        while len(order) > 1 and len(lists[name]) < size:
-            # a large group would displace most others; if all are large, take the smallest
-            fitting = (group for group in order if len(lists[name]) + len(groups[group]) <= max(size + 1, 1.5 * size))
-            group = next(fitting, None) or min(order, key=lambda group: len(groups[group]))
-            order.remove(group)
-            lists[name] += groups[group]
+        left, most = [], max(size + 1, 1.5 * size)  # a larger group would displace most others
+        for number, group in enumerate(order):
+            others = len(left) + len(order) - number - 1  # one group at least stays
+            fits = others and len(lists[name]) < size and len(lists[name]) + len(groups[group]) <= most
+            (lists[name].extend(groups[group]) if fits else left.append(group))
+        if len(left) > 1 and len(lists[name]) < size:  # all are large
+            smallest = min(left, key=lambda group: len(groups[group]))
+            left.remove(smallest)
+            lists[name] += groups[smallest]
+        order = left
     lists[LISTS[0]] = [scene_id for name in order for scene_id in groups[name]]
     return lists
 
@@ -125,24 +131,52 @@ def same_photo(data_dir, scene_ids):
             photo = read_image(Path(data_dir) / scene_id / "original.png", "RGB")
         except SceneError:
             return None
-        return resize(photo, THUMBNAIL).astype(np.float32).ravel()
+        return resize(photo, THUMBNAIL).ravel()
 
-    with ThreadPoolExecutor(8) as pool:
-        jobs = pool.map(thumbnail, scene_ids)
-        known = [(scene_id, small) for scene_id, small in
-                 zip(scene_ids, tqdm(jobs, "photos", len(scene_ids), disable=None, leave=False)) if small is not None]
-    if len(known) < 2:
-        return []
-    known.sort(key=lambda entry: entry[1].mean())  # twins are equally bright
-    thumbnails = np.stack([small for _, small in known])
-    brightness = thumbnails.mean(1)
-    ends = np.searchsorted(brightness, brightness + SAME_PHOTO, side="right")
+    known, thumbnails = [], np.empty((len(scene_ids), 3 * THUMBNAIL[0] * THUMBNAIL[1]), np.uint8)
+    with ThreadPoolExecutor(8) as pool, tqdm(
+            desc="photos", total=len(scene_ids), disable=None, leave=False) as progress:
+        for start in range(0, len(scene_ids), AT_ONCE):
+            part = scene_ids[start : start + AT_ONCE]
+            for scene_id, small in zip(part, pool.map(thumbnail, part)):
+                progress.update()
+                if small is not None:
+                    thumbnails[len(known)] = small
+                    known.append(scene_id)
     pairs, joined = [], {}
-    for i, end in enumerate(ends):
-        for j in i + 1 + np.flatnonzero((np.abs(thumbnails[i + 1 : end] - thumbnails[i]) <= SAME_PHOTO).all(1)):
-            if _join(joined, i, int(j)):
-                pairs.append(tuple(sorted((known[i][0], known[j][0]))))
+    for i, j in _near(thumbnails, np.arange(len(known))):
+        if _join(joined, i, j):
+            pairs.append(tuple(sorted((known[i], known[j]))))
     return sorted(pairs)
+
+
+def _near(thumbnails, members):
+    """Pairs of rows of `thumbnails` (n,192) that differ nowhere by more than SAME_PHOTO, among the rows `members`.
+
+    The rows are halved at the median of their widest column, again and again, so time grows as n log n; where too many
+    equal the median, in the middle of their range. Rows near a cut go to both halves; some pairs thus come twice. The
+    pairs connect all rows of one photo.
+    """
+    while len(members) > 1:
+        values = thumbnails[members]
+        low, high = values.min(0).astype(np.int16), values.max(0).astype(np.int16)
+        widest = int((high - low).argmax())
+        if high[widest] - low[widest] <= SAME_PHOTO:
+            yield from ((int(members[0]), int(other)) for other in members[1:])
+            return
+        column = values[:, widest].astype(np.float32)
+        for cut in (np.median(column), (low[widest] + high[widest]) / 2):
+            halves = members[column <= cut + SAME_PHOTO / 2], members[column >= cut - SAME_PHOTO / 2]
+            if len(members) > FEW and sum(map(len, halves)) < 1.2 * len(members):
+                break
+        else:
+            values = values.astype(np.int16)
+            for number, row in enumerate(values):
+                same = (np.abs(values[number + 1 :] - row) <= SAME_PHOTO).all(1)
+                yield from ((int(members[number]), int(members[number + 1 + other])) for other in np.flatnonzero(same))
+            return
+        smaller, members = sorted(halves, key=len)
+        yield from _near(thumbnails, smaller)
 
 
 def _join(joined, one, other):
@@ -157,5 +191,7 @@ def _join(joined, one, other):
 def _root(joined, name):
     """The group that contains group `name` now; `joined` maps a group to the one that it was joined to."""
     while name in joined:
-        name = joined[name]
+        above = joined[name]
+        joined[name] = joined.get(above, above)  # a shorter way for the next time
+        name = above
     return name

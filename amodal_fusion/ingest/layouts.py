@@ -19,7 +19,7 @@ FIELDS = {"id": r"(?P<id>.+)", "n": r"(?P<n>.+)", "d": r"(?P<d>\d+)", "dddd": r"
           "object": r"(?P<object>.+)"}
 
 
-@dataclass
+@dataclass(slots=True)
 class RawCompletion:
     """Files of one completion, not read yet."""
 
@@ -32,7 +32,7 @@ class RawCompletion:
     keep_alpha: bool = False  # its alpha is right, even if 255 everywhere: key nothing out
 
 
-@dataclass
+@dataclass(slots=True)
 class RawScene:
     """Files of one scene, not read yet."""
 
@@ -49,7 +49,7 @@ class RawScene:
     masked_photo: bool = False  # the hole may be blank in its photo already
 
 
-def find_raw_scenes(input_dir, photos_dir=None, unread=None):
+def find_raw_scenes(input_dir, photos_dir=None, unread=None, wanted=lambda _: True):
     """All raw scenes below `input_dir`, by the names of files and folders.
 
     A folder is read by the first entry of the table of layouts that it fits. Without one, file names tell the roles.
@@ -60,6 +60,7 @@ def find_raw_scenes(input_dir, photos_dir=None, unread=None):
         photos_dir: folder of the photos that scenes were made from, with the same names; for layouts without photos.
         unread: list, to which (folder, what is not read there) is added for pictures of other formats and for folders
             with pictures that give no scene.
+        wanted: function of a scene id; other scenes are not returned, and take no memory but for their folder.
 
     Returns:
         list of RawScene sorted by id, and a dict of faults (unreadable folders, bad names, two scenes with one id):
@@ -108,8 +109,9 @@ def find_raw_scenes(input_dir, photos_dir=None, unread=None):
                 other = scenes[scene.id].folder
                 faults[str(scene.folder)] = f"{scene.folder}: its id {scene.id} belongs to {other}, too; rename it"
             else:
-                scenes[scene.id] = scene
-    found = [scenes[scene_id] for scene_id in sorted(scenes) if not _is_in(scenes[scene_id].folder, leftovers)]
+                scenes[scene.id] = scene if wanted(scene.id) else RawScene(scene.id, scene.folder)
+    found = [scenes[scene_id] for scene_id in sorted(filter(wanted, scenes))
+             if not _is_in(scenes[scene_id].folder, leftovers)]
     if unread is not None:
         unread += [(folder, text) for folder, text in not_read if not _is_in(folder, leftovers)]
     return found, faults
