@@ -112,10 +112,12 @@ class AmodalFusionTransformer(nn.Module):
         del visible  # what is large goes when it has been used
         skips, x16 = self.encoder(padded, photo, hole, error, cues)  # strides 2, 4, 8; 16
         tokens, prior = self.transformer(x16, present), self.prior(cues)  # (B,M,C,H/16,W/16), (B,M,H/4,W/4)
-        logits = torch.cat([self.head(self.decoder(tokens[:, group], [x[group] for x in skips]), prior[:, group])
-                            for group in candidate_groups(padded)], 1)  # (B,M,H,W)
+        logits = []
+        for group in candidate_groups(padded):  # (B,M',C2,H/2,W/2) → (B,M',H,W)
+            x2 = self.decoder(tokens[:, group], [x[group] for x in skips])
+            logits.append(self.head(x2, prior[:, group]))
         del skips, error
-        logits = logits[..., : mask.shape[-2], : mask.shape[-1]]
+        logits = torch.cat(logits, 1)[..., : mask.shape[-2], : mask.shape[-1]]  # (B,M,H,W)
 
         fused = composite(logits, candidates, partial, mask)
         return {**fused, "fill": candidates[:, 0, :3], "logits": logits}

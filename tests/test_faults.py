@@ -21,7 +21,7 @@ from amodal_fusion.checkpoints import load_checkpoint, rng_state, set_rng_state
 from amodal_fusion.data.toy import write_dataset
 from amodal_fusion.distributed import own_gpu
 from amodal_fusion.errors import UserError, is_out_of_memory
-from amodal_fusion.files import temporary_path
+from amodal_fusion.files import record_written, temporary_path
 from amodal_fusion.training.loaders import read_batches
 from amodal_fusion.training.shutdown import Stopped, clean_shutdown, ignore_signals
 from tests.conftest import SCRIPT, arguments, records, wait_for
@@ -269,6 +269,7 @@ def test_log_is_complete_and_leftovers_are_removed(dataset, tmp_path):
     folder.mkdir()
     temporary_path(folder / "last.pth").write_bytes(b"half a checkpoint")
     (folder / "metrics.jsonl").write_text('{"kind": "train", "step": 1, "loss": 1}\n{"kind": "train", "st')
+    record_written(folder, {"metrics.jsonl": folder / "metrics.jsonl"})
     common = ("--epochs", 3, "--figure_scenes", 0, "--oracle_fade", 0.8)  # the oracle term is not in the last step
     succeed(SCRIPT, *arguments(dataset, folder, *common, "--log_every", 3))
     assert not [path.name for path in folder.iterdir() if ".tmp" in path.name]

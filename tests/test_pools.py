@@ -22,7 +22,7 @@ from amodal_fusion.data.images import read_image, write_image
 from amodal_fusion.data.scenes import read_scene
 from amodal_fusion.data.toy import draw_scene
 from amodal_fusion.errors import SceneError
-from amodal_fusion.files import lock_run_dir, temporary_path
+from amodal_fusion.files import lock_run_dir, record_written, temporary_path
 from amodal_fusion.ingest.report import REPORT_COLUMNS
 from amodal_fusion.pools import Failure, Helpers
 from tests.scripts import ROOT, Running, run, succeed
@@ -343,6 +343,7 @@ def test_scene_written_but_not_recorded_is_made_again(tmp_path):
     for name in whole:
         lines = (output / name).read_text().splitlines(keepends=True)
         (output / name).write_text("".join(line for line in lines if not line.startswith("b,")))
+    record_written(output, {name: output / name for name in whole})
     assert "2 already there, 1 are made again" in create(tree, output, start=succeed).stdout
     for name, content in whole.items():
         assert sorted((output / name).read_bytes().splitlines()) == sorted(content.splitlines())

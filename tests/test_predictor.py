@@ -347,5 +347,5 @@ def test_own_results_are_keyed_and_read_from_paths(predictor, tmp_path):
         predictor.fuse(scene.partial, scene.mask, tmp_path / "white.png")
     with pytest.raises(SceneError, match="mask: a picture in colour"):
         predictor.fuse(scene.partial, scene.original, scene.completions)
-    with pytest.raises(ConfigError, match="none of auto"):
+    with pytest.raises(ConfigError, match="not one of auto"):
         predictor.fuse(scene.partial, scene.mask, white, background="grey")

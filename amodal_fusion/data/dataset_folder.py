@@ -312,7 +312,7 @@ def tidy_rows(path, columns, scene_ids, key=0):
             for scene in sorted(places):
                 first, end = places[scene]
                 file.seek(first)
-                tidy.write(file.read(end - first).removesuffix(b"\r\n") + b"\r\n")
+                tidy.write(file.read(end - first).rstrip(b"\r\n") + b"\r\n")
 
 
 def _rows_with_places(file):
