@@ -58,12 +58,23 @@ def test_a_white_object_is_no_background(level, waves):
         assert (key_background(picture, "white")[0][..., 3] > 127)[inner].mean() > 0.8
 
 
-def test_a_soft_shadow_is_no_object():
+@pytest.mark.parametrize(("depth", "blur", "tint"), [(40, 12, 0), (60, 9, 0), (60, 5, 0), (40, 12, 3)])
+def test_a_soft_shadow_is_no_object(depth, blur, tint):
     picture, shape = drawn(lambda shape: cv2.circle(shape, (55, 55), 28, 255, -1))
-    cast = cv2.GaussianBlur(np.roll(shape.astype(np.float32), 14, (0, 1)), (0, 0), 12)[..., None]
-    picture = np.where(shape[..., None], picture, np.clip(picture - 40 * cast, 0, 255)).astype(np.uint8)
-    keyed = key_background(picture)[0][..., 3] > 127
+    cast = cv2.GaussianBlur(np.roll(shape.astype(np.float32), 14, (0, 1)), (0, 0), blur)[..., None]
+    picture = np.where(shape[..., None], picture, np.clip(picture - (depth, depth, depth + tint) * cast, 0, 255))
+    keyed = key_background(picture.astype(np.uint8))[0][..., 3] > 127
     assert keyed[shape].mean() > 0.95 and keyed[~shape].mean() < 0.04
+
+
+def test_gradual_shading_of_an_object_is_no_shadow():
+    """A pale bird: where its shadow is as dark, no edge divides them, but the bird is not quite neutral."""
+    y, x = np.mgrid[:128, :128]
+    darker = (20 + 0.2 * (x + y - 50))[..., None] * (1, 1.04, 1.09) + (0, 1, 2)
+    picture, shape = drawn(lambda shape: cv2.circle(shape, (55, 55), 28, 255, -1), 252 - darker)
+    cast = cv2.GaussianBlur(np.roll(shape.astype(np.float32), 14, (0, 1)), (0, 0), 7)[..., None]
+    picture = np.where(shape[..., None], picture, np.clip(picture - 60 * cast, 0, 255)).astype(np.uint8)
+    assert (key_background(picture)[0][..., 3] > 127)[shape].mean() > 0.9
 
 
 def test_a_textured_close_up_is_no_mask():

@@ -280,16 +280,27 @@ def _shadow(rgb, outside, colour, noise, spread):
     red, green, blue = cv2.split(np.float32(colour) - mean)  # how much darker than the background
     unequal = cv2.max(cv2.max(red, green), blue) - cv2.min(cv2.min(red, green), blue)
     neutral = (unequal <= 3 + 0.1 * green) & (green > -1) & (green < DARKEST_SHADOW) & (spread <= 2 * noise + 1.5)
-    slope = cv2.magnitude(*(cv2.Sobel(green, cv2.CV_32F, *order, scale=0.125) for order in ((1, 0), (0, 1))))
-    soft = (neutral & (slope <= 1.5 + 0.3 * noise) & ~outside).astype(np.uint8)
+    slope, wide = _slope(green), _slope(cv2.blur(green, (9, 9)))
+    is_flat = slope <= 1.5 + 0.3 * noise
+    is_gradual = is_flat | (slope <= 1.3 * wide)  # blurring halves the slope of an edge, not that of a shadow
+    soft = (neutral & is_gradual & ~outside).astype(np.uint8)
     soft = cv2.morphologyEx(soft, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     count, labels, boxes, _ = cv2.connectedComponentsWithStats(soft, connectivity=4)
     rim = _dilated(outside, 7) & ~outside & (soft > 0)
     begins = np.bincount(labels[rim], minlength=count)
-    gently = rim & (cv2.max(cv2.max(red, green), blue) <= 2 * EXACT + noise)
+    depth = 3 * cv2.min(slope, wide)  # of a shadow at the end of the rim, which is 3 pixels wide
+    gently = rim & (cv2.max(cv2.max(red, green), blue) <= 2 * EXACT + noise + depth)
     is_shadow = (begins >= 12) & (np.bincount(labels[gently], minlength=count) >= 0.7 * begins) & (boxes[:, 4] >= 40)
+    # shading of an object that is nearly neutral is as gradual
+    is_shadow &= ((np.bincount(labels[is_flat], minlength=count) >= 0.9 * boxes[:, 4])
+                  | (np.bincount(labels.ravel(), unequal.ravel(), count) <= (1.5 + noise / 2) * boxes[:, 4]))
     is_shadow[0] = False
     return _dilated(is_shadow[labels], 5) & neutral
+
+
+def _slope(plane):
+    """Length of the gradient of (H,W) float32, per pixel."""
+    return cv2.magnitude(*(cv2.Sobel(plane, cv2.CV_32F, *order, scale=0.125) for order in ((1, 0), (0, 1))))
 
 
 def _dilated(region, side):
