@@ -104,6 +104,17 @@ class _TextLoader(yaml.BaseLoader):
         return super().construct_mapping(node, deep)
 
 
+def yaml_fault(error):
+    """One line about a YAMLError: the line in the file, the problem and, for an alias, what to do."""
+    if getattr(error, "problem_mark", None) is None:
+        return " ".join(str(error).split())
+    began, line = getattr(error, "context_mark", None), error.problem_mark.line + 1
+    text = f"line {line}: {error.problem}"
+    if error.context:
+        text += f", {error.context}" + (f" that begins in line {began.line + 1}" if began else "")
+    return text + ("; quote a text that begins with *, as in '*>4'" if "alias" in text else "")
+
+
 def read_mapping(path):
     """The 'key: value' lines of a YAML file, with keys and values as text, or lists and dicts of text.
 
@@ -117,9 +128,10 @@ def read_mapping(path):
             raise ConfigError(f"more than {LARGEST_FILE >> 20} MiB, which is no file of options")
         values = yaml.load(content.decode("utf-8-sig"), _TextLoader) or {}  # only text, lists and dicts
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: cannot be read ({reason})") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+        raise ConfigError(f"{path}: not valid YAML: {yaml_fault(error)}") from None
     except RecursionError:
         raise ConfigError(f"{path}: endlessly nested lists; expected 'key: value' lines") from None
     except ConfigError as error:
@@ -136,6 +148,8 @@ def read_yaml(path, config_class):
         ConfigError: the file is missing or no YAML; a key is unknown or repeated, or its value has the wrong type.
     """
     path = os.path.expanduser(path)
+    if not os.path.exists(path):
+        raise ConfigError(f"{path}: no such file", "config")
     return check_values(read_mapping(path), config_class, path)
 
 
@@ -144,24 +158,28 @@ def check_values(values, config_class, source):
 
     Args:
         values: name of an option, alias or key of another program → text, or for a flag without a value True or False.
-        source: of the values, for messages.
+        source: of the values, for messages; "": the command line.
 
     Raises:
         ConfigError: names `source` and the key.
     """
     names, others = _names(config_class), _other_keys(config_class)
     checked, given_as = {}, {}
+    where, dashes = (f"{source}: ", "") if source else ("--", "--")
     for key, given in values.items():
         if key in others:
-            checked[key] = _converted(given, others[key][0], False, f"{source}: {key}")
+            checked[key] = _converted(given, others[key][0], False, where + key)
             continue
+        if key not in names and isinstance(given, dict):
+            raise ConfigError(f"{source}: unknown key {_shown(key)}, with keys below it; keys are flat here: write "
+                              "each as a line of its own, without indentation")
         if key not in names:
             raise ConfigError(f"{source}: unknown key {_shown(key)}; " + _hint(str(key), {**names, **others}))
         field, remark = names[key]
-        value = _checked(field, given, f"{source}: {key}")
+        value = _checked(field, given, where + key)
         if checked.get(field.name, value) != value:
-            raise ConfigError(f"{source}: {given_as[field.name]} and {key} are one option here, with two values; "
-                              "remove one of them")
+            raise ConfigError(f"{where}{given_as[field.name]} and {dashes}{key} are one option here, with two "
+                              "values; remove one of them")
         checked[field.name], given_as[field.name] = value, key
         note(remark and f"{key} is {field.name} here: {remark}")
     return checked
@@ -262,7 +280,7 @@ def _build(parser, config_class, given, unknown, path=None):
             hints = [hint.replace("'", "") for hint in hints if hint.startswith("did")]
             raise ConfigError(f"unrecognized arguments: {' '.join(unknown)}" + "".join(f"; {hint}" for hint in hints))
         values = read_yaml(path, config_class) if path else {}
-        values |= check_values(given, config_class, "command line")
+        values |= check_values(given, config_class, "")
         others = {name: values.pop(name) for name in _other_keys(config_class) if name in values}
         config = config_class(**values)
         for name, value in others.items():

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 
-from amodal_fusion.errors import UserError
+from amodal_fusion.errors import ConfigError, UserError
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]  # not on Windows
 MEETING = datetime.timedelta(minutes=10)  # limit for all processes to join
@@ -137,12 +137,12 @@ def launch_name():
 
 
 def check_gpus(wanted):
-    """Raise UserError unless the machine has `wanted` GPUs."""
+    """Raise ConfigError unless the machine has `wanted` GPUs."""
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted > found:
         usable = f"at most {found}, or 0 for the CPU" if found else "0 for the CPU"
-        raise UserError(f"{wanted} GPU{'s' * (wanted > 1)} asked for, but this machine has {found}; use {usable}",
-                        "gpus")
+        raise ConfigError(f"{wanted} GPU{'s' * (wanted > 1)} asked for, but this machine has {found}; use {usable}",
+                          "gpus")
 
 
 def launch(gpus):

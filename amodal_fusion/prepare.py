@@ -49,7 +49,7 @@ class CreateConfig(SplitOptions):
     keep_numbers: bool = option(False, "comp4.png stays comp4.png; otherwise the most useful completion is comp1.png",
                                 "data")
     resize: bool = option(False, "make every scene img_size × img_size; otherwise sizes stay", "data")
-    img_size: int = option(256, "side in pixels, with --resize", "data", least=16)
+    img_size: int | None = option(None, "side in pixels, with --resize; None: 256", "data", least=16)
     mask_hole: str = option("auto", "the mask's value in the hole; auto: found from the pixels of each scene",
                             "data", ("auto", "black", "white"))
     background: str = option("auto", "background of completions without alpha; auto keys out a flat border of "

@@ -455,7 +455,7 @@ def test_strip_as_completion_fails_one_scene(tmp_path):
 
 USAGE = [
     (TRAIN, ("--epochs", -1), "epochs: expected 1 or more, got -1"),
-    (TRAIN, ("--batch_size", 0), "batch_size: expected 1 or more"),
+    (TRAIN, ("--batch_size", 0), "error: --batch_size: expected 1 or more"),
     (TRAIN, ("--decoder_layers", 0), "decoder_layers: expected from 1 to 200"),  # 0: nothing would use the encoder
     (TRAIN, ("--ema_decay", 1.5), "ema_decay: expected from 0 to 1"),
     (TRAIN, ("--lr", "nan"), "lr: expected a finite number, got nan"),
@@ -464,7 +464,7 @@ USAGE = [
     (TRAIN, ("--epoch", 3), "unrecognized arguments: --epoch 3; did you mean epochs?"),
     (FUSE, ("--workers", -1), "workers: expected 0 or more"),
     (FUSE, ("--amp", "fp8"), "invalid choice: 'fp8'"),
-    (FUSE, (), "a folder is missing (--data_dir)"),
+    (FUSE, (), "give a folder (--data_dir)"),
     (PREPARE, ("create", "--val_fraction", 2), "val_fraction: expected from 0 to 1"),
     (PREPARE, ("check",), "check needs a folder (--data_dir)"),
     (PREPARE, ("destroy",), "invalid choice: 'destroy'"),

@@ -122,7 +122,7 @@ def wrong(capsys, *arguments, config_class=TrainConfig):
     (("--cpu",), "set gpus to 0 (--gpus)"),
     (("--nodes", 2, "--node_rank", 0), "torchrun --nnodes 2"),
     (("--node_rank", 1), "torchrun"),
-    (("--width", 128, "--d_model", 256), "width and d_model are one option here, with two values"),
+    (("--width", 128, "--d_model", 256), "--width and --d_model are one option here, with two values"),
     (("--d_model", 7.5), "d_model: expected a whole number, got '7.5'"),
     (("--lr", "inf"), "lr: expected a finite number, got inf"),
     (("--seed", "1e23"), "seed: expected a whole number, got '1e23'"),
@@ -173,6 +173,11 @@ MERGED = "a: &a {x: 1}\n" + "".join(
     ("epochs: !!python/object/apply:os.getcwd []", "epochs: expected a whole number, got a list"),
     ("# " + "x" * (1 << 20), "more than 1 MiB"),
     ("? [epochs]\n: 3", "not valid YAML"),
+    ("data_dir: [a\n", "not valid YAML: line 2: expected ',' or ']'"),
+    ("layers: [*>4]", "line 1: expected alphabetic or numeric character, but found '>', while scanning an alias that "
+                      "begins in line 1; quote a text that begins with *, as in '*>4'"),
+    ("model:\n  width: 32", "unknown key 'model', with keys below it; keys are flat here"),
+    ("data_dir: \x01", "special characters are not allowed"),
 ])
 def test_hostile_yaml(text, complaint, tmp_path):
     path = tmp_path / "config.yaml"
@@ -180,6 +185,11 @@ def test_hostile_yaml(text, complaint, tmp_path):
     with pytest.raises(ConfigError) as error:
         read_yaml(path, TrainConfig)
     assert str(error.value).startswith(f"{path}: ") and complaint in str(error.value) and len(str(error.value)) < 2000
+    assert "\n" not in str(error.value)
+
+
+def test_missing_yaml_names_flag(capsys):
+    assert "no.yaml: no such file (--config)" in wrong(capsys, "--config", "no.yaml")
 
 
 @pytest.mark.parametrize("text", ["made_by: 2024-13-45", "made_by: " + "9" * 5000, "[" * 3000, "made_by: [a]", "\xff"])

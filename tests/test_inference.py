@@ -296,7 +296,7 @@ def test_broken_scene_is_named_and_others_are_done(tmp_path, checkpoint, backbon
 def test_missing_gpu_is_reported(tmp_path, checkpoint, backbone):
     data = write_test_folder(tmp_path / "test")
     process = fuse(data, tmp_path / "out", checkpoint, backbone, "--gpus", 1)
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert "1 GPU asked for, but this machine has 0; use 0 for the CPU (--gpus)" in process.stderr
 
 

@@ -322,7 +322,7 @@ def test_faults_common_to_many_scenes_are_printed_once(capsys):
 
 
 def test_wrong_usage_of_holes_and_photos(tree, tmp_path):
-    for arguments in (("--cut_hole", "box", "--remove_object", "1"), ("--photos", tmp_path / "no"),
+    for arguments in (("--img_size", 64), ("--cut_hole", "box", "--remove_object", "1"), ("--photos", tmp_path / "no"),
                       ("--cut_hole", "round")):
         process = create(tree[0], tmp_path / "data", *arguments)
         assert process.returncode == 2 and arguments[0] in process.stderr

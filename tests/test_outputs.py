@@ -390,13 +390,16 @@ def test_locks_are_read_and_their_faults_named(tmp_path):
         assert list(map(str, parse_locks([text], "lock"))) == [text]
     assert parse_locks(["*>4", "*>5", "0>5"], "lock")[0] == Lock(ALL, 4)  # two are forgotten, in no circle
     for text, fault in (("x: [1>2]", "no scene 'x'"), ("no: [1<2]", "no: '1<2' is no lock"), ("no: [2>2]", "no lock"),
-                        ("no: [1>2, 2>3, 3>1]", "circle"), ("- 1>2", "expected lines"), ("no: [", "cannot be read"),
+                        ("no: [1>2, 2>3, 3>1]", "circle"), ("- 1>2", "expected lines"), ("no: [", "YAML: line 1: .*"),
+                        ("no: [*>4]", "line 1: .*quote"),
                         ("no: 1>2\nno: 2>3", "no is listed twice"),
                         ("no: ['*>*']", "no lock"), ("no: [1>2 in 3 4 5 6]", "no lock"), ("no: [2>*, 1>2]", "circle"),
                         ("no: ['*>2', 2>1]", "circle")):
         path.write_text(text)
         with pytest.raises(ConfigError, match=fault):
             read_locks(path, tmp_path)
+    with pytest.raises(ConfigError, match="none: no such file"):
+        read_locks(tmp_path / "none", tmp_path)
     with pytest.raises(ConfigError, match=r"lock: (1>2>3>1|2>3>1>2|3>1>2>3) is a circle"):
         parse_locks(["1>2", "2>3", "3>1"], "lock")
 

@@ -160,6 +160,7 @@ def agree_with_earlier_run(command, shaping, config, output):
     if command == "create":  # scenes without a hole may get one in this run
         earlier = {name: value for name, value in earlier.items()
                    if not (name == "seed" and not earlier["cut_hole"])
+                   and not (name == "img_size" and not earlier["resize"])  # it had no effect
                    and not (name in ("cut_hole", "remove_object") and value is None)}
     for name, value in earlier.items():
         if value != getattr(config, name):

@@ -1,7 +1,7 @@
 """Make a data set from a folder of raw results, with a report on every scene."""
 
 import csv
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -62,7 +62,7 @@ from amodal_fusion.pools import Failure, Helpers
 SHAPING = ("n_max_completions", "keep_numbers", "resize", "img_size", "mask_hole", "background", "cut_hole",
            "remove_object", "seed")
 
-
+DEFAULT_SIZE = 256  # with resize
 SKIPPED_COLUMNS = ("scene", "fault")
 TABLES = {RECORDS: RECORD_COLUMNS, "report.csv": REPORT_COLUMNS, "skipped.csv": SKIPPED_COLUMNS}
 
@@ -97,6 +97,8 @@ def create_dataset(config):
     shard = shard_of(config.shard)
     try:
         _check_options(config, output, shard)
+        if config.resize and config.img_size is None:
+            config = replace(config, img_size=DEFAULT_SIZE)
         created = _create_shard(config, output, shard) if shard else _create_all(config, output)
     except UserError as error:
         if shard:
@@ -211,6 +213,8 @@ def _check_options(config, output, shard):
     if shard and config.overwrite:
         raise ConfigError("shards only continue a data set; choose an empty output folder, or overwrite in a run "
                           "without shards", "overwrite", "shard")
+    if config.img_size is not None and not config.resize:
+        raise ConfigError("an image size has no effect without resizing; give both or none", "img_size", "resize")
     if config.cut_hole and config.remove_object:
         raise ConfigError("a scene gets one hole: cut it by a policy or remove an object, not both", "cut_hole",
                           "remove_object")

@@ -100,7 +100,7 @@ def check_options(config):
     """Raise ConfigError if the options contradict each other."""
     for name in ("data_dir", "output_dir"):
         if not getattr(config, name):
-            raise ConfigError("a folder is missing", name)
+            raise ConfigError("give a folder", name)
     if Path(config.data_dir).resolve() == Path(config.output_dir).resolve():
         raise ConfigError(f"{config.output_dir} is the folder of the scenes; choose another one", "output_dir")
     if config.handover:

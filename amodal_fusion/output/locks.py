@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import yaml
 
+from amodal_fusion.config import yaml_fault
 from amodal_fusion.errors import ConfigError, SceneError
 from amodal_fusion.model.blending import BLOCK, to_levels
 
@@ -78,8 +79,12 @@ def read_locks(path, data_dir):
             text = file.read()
         # all values as text: 0012 is a name
         node, table = (read(text, yaml.BaseLoader) for read in (yaml.compose, yaml.load))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML ({error})") from None
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file", "locks") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {yaml_fault(error)}", "locks") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})", "locks") from None
     if not isinstance(table, dict):
         raise ConfigError(f'{path}: expected lines of the form  scene: ["1>3"]')
     names = [key.value for key, _ in node.value]
