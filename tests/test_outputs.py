@@ -34,7 +34,7 @@ from amodal_fusion.output.locks import (
     to_slots,
     within,
 )
-from amodal_fusion.output.onnx_export import compare
+from amodal_fusion.output.onnx_export import check_sides, compare
 from amodal_fusion.output.order import find_order, front_to_back, mean_margins, order_of, write_order
 from amodal_fusion_transformer import load_model
 from amodal_fusion_transformer_inference import InferenceConfig
@@ -492,3 +492,26 @@ def test_onnx_equals_the_network_for_every_scene(tmp_path, checkpoint):
     model, _ = load_model(checkpoint)
     for size, completions in (((64, 96), 1), ((256, 256), 2), ((32, 304), 7)):  # below and above 16 tokens a side
         assert compare(model, path, size, completions) < 1e-4
+    for size in ((64, 90), (45, 96)):
+        with pytest.raises(Exception, match="height_and_width_must_be_multiples_of_16"):
+            compare(model, path, size, 2)
+
+
+def test_onnx_models_name_sides_that_16_does_not_divide():
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    from onnx import helper
+
+    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, (1, 1, "h", "w")) for name in ("mask", "out")]
+    node = helper.make_node("Neg", ["mask"], ["out"])
+    network = helper.make_model(helper.make_graph([node], "network", values[:1], values[1:]),
+                                opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    check_sides(network)
+    onnx.checker.check_model(network)
+    session = runtime.InferenceSession(network.SerializeToString(), providers=["CPUExecutionProvider"])
+    for size in ((32, 48), (32, 40), (33, 48)):
+        mask = np.ones((1, 1, *size), np.float32)
+        if size == (32, 48):
+            assert (session.run(None, {"mask": mask})[0] == -1).all()
+            continue
+        with pytest.raises(Exception, match="height_and_width_must_be_multiples_of_16__pad_the_pictures"):
+            session.run(None, {"mask": mask})
