@@ -254,3 +254,13 @@ def test_prior_takes_its_cues_by_name():
     for name in VisibleCues._fields:  # a cue counts exactly if it has a weight
         changed = prior(cues._replace(**{name: getattr(cues, name) + 1}))
         assert torch.equal(changed, logits) == (name not in PRIOR_WEIGHTS), name
+
+
+def test_joined_groups_export_for_any_number():
+    class Joined(torch.nn.Module):
+        def forward(self, x):
+            return layers.join_groups(([2 * x],), x.shape[0])[0]
+
+    count = torch.export.Dim("n", min=1, max=99)
+    program = torch.export.export(Joined(), (torch.rand(3, 4),), dynamic_shapes=({0: count},))
+    assert (program.module()(torch.ones(7, 4)) == 2).all()

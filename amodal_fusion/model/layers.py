@@ -142,7 +142,7 @@ def join_groups(groups, count):
     """Lists of tensors, one list per group of candidates → a list with those of all `count` candidates."""
     joined, start = [], 0
     for parts in groups:
-        stop = start + len(parts[0])
+        stop = start + parts[0].shape[0]  # len() would fix the number in an exported graph
         if stop - start == count:
             return parts
         if not joined:  # torch.cat would hold all parts beside the result
