@@ -497,7 +497,7 @@ def test_onnx_equals_the_network_for_every_scene(tmp_path, checkpoint):
             compare(model, path, size, 2)
 
 
-def test_onnx_models_name_sides_that_16_does_not_divide():
+def test_onnx_models_name_sides_to_pad():
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     from onnx import helper
 
