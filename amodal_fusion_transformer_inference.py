@@ -87,7 +87,7 @@ class InferenceConfig:
                               "network", least=0)
     amp: str = option("off", "half precision", "network", tuple(HALF_PRECISION))
     sharpness: float = option(1.0, "factor of the network's logits: above 1 the picture is more decided, less of a "
-                              "blend", "network", least=0, most=100)
+                              "blend", "network", least=0.01, most=100)
     batch_size: int = option(4, "scenes per forward pass; scenes of different sizes never share one",
                              "network", least=1)
     cuda_graph: bool = option(False, "on a GPU, start the kernels of a forward pass all at once, from the fourth batch "
@@ -146,7 +146,7 @@ class FusionPredictor:
         device: "auto" (a GPU if there is one), "cuda", "cuda:1" or "cpu".
         img_size: the network sees a scene at the area of img_size², px; None: as the checkpoint recommends.
         amp: "off", "bf16" or "fp16".
-        sharpness: factor of the logits; 0 gives all candidates at a pixel equal weight, a large one picks one.
+        sharpness: factor of the logits, 0.01 to 100; a small one blends all candidates, a large one picks one.
 
     Raises:
         UserError: the checkpoint cannot be used, the device does not exist, or a value is out of range.

@@ -93,12 +93,12 @@ def test_comfyui_node_keeps_its_conventions(node, checkpoint, predictor):
     names = kind.INPUT_TYPES()
     assert set(names["required"]) == {"image", "mask", "completions"} and len(kind.RETURN_TYPES) == 3
     run = getattr(kind(), kind.FUNCTION)
-    fused, inpaint_mask, weights = run(image, mask, completions, checkpoint=str(checkpoint))
-    assert fused.shape == (1, 48, 80, 3) and inpaint_mask.shape == (1, 48, 80) and weights.shape == (3, 48, 80)
+    fused, residual_mask, weights = run(image, mask, completions, checkpoint=str(checkpoint))
+    assert fused.shape == (1, 48, 80, 3) and residual_mask.shape == (1, 48, 80) and weights.shape == (3, 48, 80)
     expected = predictor.fuse(scene.partial, scene.mask, scene.completions)
     assert (fused[0] * 255 - torch.from_numpy(expected["fused"])).abs().max() <= 1
     assert torch.equal(fused[0][~mask[0].bool()], image[0][~mask[0].bool()])
-    assert set(inpaint_mask.unique().tolist()) <= {0, 1} and not inpaint_mask[mask == 0].any()
+    assert set(residual_mask.unique().tolist()) <= {0, 1} and not residual_mask[mask == 0].any()
     apart = run(image, mask, completions[..., :3], completions[..., 3], str(checkpoint))[0]
     assert torch.allclose(apart, fused, atol=1e-5)
     on_white = completions[..., :3] * completions[..., 3:] + 1 - completions[..., 3:]

@@ -187,12 +187,14 @@ def test_resumed_run_never_takes_other_outputs_as_own(tmp_path, checkpoint, back
         assert total.max() <= 1.0001
     assert (output / "summary.md").read_text() != text
 
-    # nor a table or a report of them, when this run makes none
+    # nor a table of them, when this run makes none; the report is written again
     process = fuse(data, output, checkpoint, backbone, "--no-figures", "--n_max_completions", 2, "--no-metrics",
                    "--report")
     assert process.returncode == 0 and (output / "metrics.csv").exists() and (output / "report.html").exists()
     process = fuse(data, output, checkpoint, backbone, "--no-figures", "--overwrite", "--no-metrics")
-    assert process.returncode == 0 and {path.name for path in output.iterdir() if path.is_file()} == {".lock", WRITTEN}
+    assert process.returncode == 0 and {path.name for path in output.iterdir() if path.is_file()} == {
+        ".lock", WRITTEN, "report.html"}
+    assert "metrics.csv, summary.md, summary.png removed" in process.stdout and "report: " in process.stdout
 
 
 def test_scene_that_fails_loses_its_earlier_outputs(tmp_path, checkpoint, backbone):

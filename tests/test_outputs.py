@@ -117,6 +117,9 @@ def test_handover_leaves_nothing_stale_and_touches_nothing_foreign(tmp_path):
     write_handover("mat", tmp_path / "other", data, output, ["wide"])
     with pytest.raises(SceneError, match="for another inpainter"):
         write_handover("lama", tmp_path / "other", data, output, ["wide"])
+    write_handover("lama", tmp_path / "several" / "hole", data, output, ["wide"], given="hole")
+    with pytest.raises(SceneError, match="of other given pictures"):
+        check_handover("lama", tmp_path / "several", data, output)
     with pytest.raises(SceneError, match=r"my_mask\.png: was not written by an earlier"):
         write_handover("lama", folder, data, output, ["wide"])
     assert (folder / "my_mask.png").exists()
@@ -441,11 +444,22 @@ def test_script_writes_the_requested_outputs(tmp_path, checkpoint, backbone):
     (tmp_path / "locks.yaml").write_text("two: [1>2]")
     said = fuse("--locks", tmp_path / "locks.yaml")
     assert "1 of 2 scenes are done" in said and locked("two") == [(1, 2)]
+    assert "1 scenes are recomputed: their locks changed" in said and "files or options" not in said
+    page = (output / "report.html").read_text(encoding="utf-8")  # the earlier page, written again
+    assert '"locks":["1>2"]' in page and '"id":"one"' in page and (output / "two" / "page.js").exists()
     assert not read_image(output / "two" / "weight_2.png", "L")[both()].any()
     assert (read_image(output / "two" / "fused.png", "RGB") != before)[both()].any()
     assert "2 of 2 scenes are done" in fuse("--locks", tmp_path / "locks.yaml", "--report")
 
+    files = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    (tmp_path / "locks.yaml").write_text("two: [1>9]")
+    process = run("amodal_fusion_transformer_inference.py", "--data_dir", data, "--output_dir", output, "--checkpoint",
+                  checkpoint, "--no-metrics", "--workers", 0, "--locks", tmp_path / "locks.yaml")
+    assert process.returncode == 2 and "locks.yaml: two: lock 1>9" in process.stderr and "(--locks)" in process.stderr
+    assert files == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     for options, fault in (({"inpaint_command": "x"}, "ask for one"),
+                           ({"clip_weights": "x"}, "CLIP"), ({"fid_weights": "y"}, "FID"),
+                           ({"handover_given": ("hole",)}, "only used by a handover"),
                            ({"handover": ("lamma", "to")}, "not one of lama"),
                            ({"handover": ("lama", str(tmp_path))}, "choose another folder")):
         with pytest.raises(ConfigError, match=fault):
@@ -453,6 +467,8 @@ def test_script_writes_the_requested_outputs(tmp_path, checkpoint, backbone):
     with pytest.raises(ConfigError, match="single scene"):
         list_locks("1>2", None, data, ["one", "two"])
     assert list_locks("1>2, 0>3", None, data, ["one"]) == {"one": [Lock(1, 2), Lock(0, 3)]}
+    with pytest.raises(ConfigError, match=r"one: lock 0>3: the completions of the scene are 1, 2$"):
+        list_locks("1>2, 0>3", None, data, ["one"], 2)
 
 
 def test_flat_names_are_those_of_the_earlier_scripts(tmp_path, checkpoint):
@@ -480,6 +496,12 @@ def test_flat_names_are_those_of_the_earlier_scripts(tmp_path, checkpoint):
     masked = read_image(output / "shop_comp5_masked.png", "RGB")
     colours = np.rint(scene.completions[1][..., :3] * (scene.completions[1][..., 3:] / 255.0))
     assert np.array_equal(masked, np.where(scene.mask[..., None], colours, 0)) and masked.any()
+    (data / "shop_2").mkdir()
+    write_scene(data / "shop_2", draw_scene(4, 64, 1, "shop_2"))
+    both = flat | {f"shop_2_{name}.png" for name in ("fused", "visualization", "weight1", "comp1_masked")}
+    assert fuse("--flat_names") == both
+    (tmp_path / "locks.yaml").write_text("shop_2: [0>1]")
+    assert fuse("--locks", tmp_path / "locks.yaml") == flat  # those of the other scene stay
     (output / "mine_fused.png").write_bytes(b"mine")
     assert fuse("--overwrite") == {"mine_fused.png"}  # flat files would show the results of before
 

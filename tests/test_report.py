@@ -174,6 +174,9 @@ def test_corrected_picture_is_what_the_script_writes(tmp_path):
                     " button').id = 'front'")
         browser.click("#front")
         browser.click_text("Forget", "#panel .candidates li:nth-child(4)")  # of neither of these two
+        browser.mouse([browser.place("#lines", *point) for point in ((.2, .2), (.7, .2))])  # a line is no region
+        browser.run("open.region && act('0>*', false)")
+        assert len(browser.run("open.scene.now")) == 2 and browser.run("open.region") is None
         browser.mouse([browser.place("#lines", *point) for point in ((.2, .2), (.7, .2), (.7, .6), (.2, .7))])
         browser.click_text("None of these here", "#panel")
         corrected = {first: saved_picture(browser, first)}

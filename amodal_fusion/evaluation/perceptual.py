@@ -39,10 +39,8 @@ def find_backbone(net, weights=None):
         return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, progress=False)
     except Exception as error:
         raise LpipsUnavailable(
-            f"LPIPS needs torchvision's ImageNet weights and could not download them ({error}). Fetch {url} and put "
-            f"it at {cached}, or give the path of the file; training works without LPIPS when its weight is 0.",
-            "lpips_weights", "lpips_weight"
-        ) from None
+            f"torchvision's weights could not be downloaded ({error}); put {url} at {cached}, or name the file",
+            "lpips_weights") from None
 
 
 class PerceptualLoss(nn.Module):
@@ -103,6 +101,9 @@ def load_perceptual(config, process):
     """PerceptualLoss on every rank, or None. Local rank 0 goes first, so each machine downloads once."""
     if config.lpips_weight == 0:
         return None
-    loss = PerceptualLoss(config.lpips_net, config.lpips_weights) if local_rank() == 0 else None
+    try:
+        loss = PerceptualLoss(config.lpips_net, config.lpips_weights) if local_rank() == 0 else None
+    except LpipsUnavailable as error:
+        raise LpipsUnavailable(f"{error}; a weight of 0 trains without LPIPS", *error.options, "lpips_weight") from None
     process.any(False)  # the others wait here
     return (loss or PerceptualLoss(config.lpips_net, config.lpips_weights)).to(process.device)

@@ -141,7 +141,9 @@ def summarize(table, intervals, photo):
     for metric, where in (("psnr", "in the hole"), ("psnr_overlap", "in the overlap")):
         if metric in metrics:
             best, gap = gap_with_interval(table, photo, metric)
-            lines += ["", f"Gap closed {where}, from the best rule ({best}) to the oracle: {_cell('psnr', gap)}"]
+            lines += ["", f"Gap closed {where}, from the best rule ({best}) to the oracle: "
+                          + ("– (the rule is better: blending at soft edges can beat one choice per pixel)"
+                             if math.isnan(gap[0]) else _cell("psnr", gap))]
     if "winner_accuracy" in table:
         lines += ["", f"Winner is the oracle's at {intervals['winner_accuracy'][0]:.0%} of the overlap."]
     lines += _inpainted(table, intervals, photo)
@@ -153,7 +155,8 @@ def summarize(table, intervals, photo):
                 means = {method: table[f"{method}_psnr"][inside].mean() for method in METHODS}
                 best, gap = _best_rule_and_gap(means)
                 lines.append(_row(f"{low:g} ≤ … < {high:g}", inside.sum(), f"{means['ours']:.2f}",
-                                  f"{means[best]:.2f} ({best})", f"{means['oracle']:.2f}", f"{gap:.2f}"))
+                                  f"{means[best]:.2f} ({best})", f"{means['oracle']:.2f}",
+                                  "–" if math.isnan(gap) else f"{gap:.2f}"))
     return "\n".join(lines) + "\n"
 
 

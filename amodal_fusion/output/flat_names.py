@@ -19,7 +19,7 @@ from amodal_fusion.data.images import read_image, write_image
 from amodal_fusion.data.scenes import completion_paths, numbers_of
 from amodal_fusion.files import ours_in, publish, remove_ours
 
-NAME = re.compile(r".+_(fused|visualization|weight\d+|comp\d+_masked)\.png", re.DOTALL)
+NAME = re.compile(r"(?P<scene>.+)_(fused|visualization|weight\d+|comp\d+_masked)\.png", re.DOTALL)
 
 
 def write_flat(data_dir, output_dir, scene_ids, workers=1):
@@ -58,8 +58,16 @@ def _write_scene(data, output, stem):
     return 2 + 2 * len(numbered)
 
 
-def remove_flat(output_dir, keep=()):
-    """Remove what earlier runs wrote here under flat names, except the names in `keep`."""
-    for name in ours_in(Path(output_dir)):
-        if NAME.fullmatch(name) and name not in keep:
-            remove_ours(Path(output_dir) / name)
+def remove_flat(output_dir, keep=(), scene_ids=None):
+    """Remove what earlier runs wrote here under flat names, except the names in `keep`; returns how many.
+
+    Args:
+        scene_ids: only the files of these scenes; None: of all.
+    """
+    found = ((name, NAME.fullmatch(name)) for name in ours_in(Path(output_dir)))
+    chosen = None if scene_ids is None else set(scene_ids)
+    stale = [name for name, match in found
+             if match and name not in keep and (chosen is None or match["scene"] in chosen)]
+    for name in stale:
+        remove_ours(Path(output_dir) / name)
+    return len(stale)

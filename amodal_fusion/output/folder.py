@@ -20,13 +20,13 @@ from amodal_fusion.errors import ConfigError, LpipsUnavailable, SceneError, User
 from amodal_fusion.evaluation.inpainters import GIVEN, PATCHMATCH, check_command
 from amodal_fusion.evaluation.perceptual import PerceptualLoss
 from amodal_fusion.evaluation.tables import METHODS
-from amodal_fusion.files import check_ours, ignores_case, take_output
+from amodal_fusion.files import check_ours, ignores_case, ours_in, take_output
 from amodal_fusion.output.flat_names import remove_flat, write_flat
 from amodal_fusion.output.handover import check_handover, write_handover
-from amodal_fusion.output.html_report import command_of, write_report
+from amodal_fusion.output.html_report import command_of, rewrite_report, write_report
 from amodal_fusion.output.locks import list_locks
 from amodal_fusion.output.records import read_record, remove_outputs, state_of
-from amodal_fusion.output.results import Results, parse_results
+from amodal_fusion.output.results import Results, check_results
 from amodal_fusion.output.run_tables import TABLES, remove_stale, write_failures, write_table
 from amodal_fusion.output.scene_reader import MOST_CANDIDATE_PIXELS, SceneReader, batches, count_candidates
 from amodal_fusion.output.scene_writer import SceneWriter
@@ -45,7 +45,8 @@ def run_folder(config, predictor, made_by, process):
     output_dir = Path(config.output_dir)
     command = check_command(config.inpaint_command) if config.inpaint_command else None
     scene_ids, has_originals = on_main(process, list_scenes, config)
-    locks = on_main(process, list_locks, config.lock, config.locks, config.data_dir, scene_ids)
+    locks = on_main(process, list_locks, config.lock, config.locks, config.data_dir, scene_ids,
+                    config.n_max_completions)
     held = []  # the lock, held until the function returns
     on_main(process, lambda: held.append(take_output(output_dir)))
     on_main(process, check_names, config, scene_ids, has_originals)
@@ -67,12 +68,10 @@ def run_folder(config, predictor, made_by, process):
         results = Results(config, fused, perceptual) if config.results and has_originals else None
         text = (write_table(output_dir, fused, made_by, config.group_by, results)
                 if config.metrics and has_originals else None)
-        if todo:  # tables and report of earlier runs are out of date
-            remove_stale(output_dir, (() if text else TABLES) + (() if config.report else ("report.html",)))
-            if not config.flat_names:
-                remove_flat(output_dir)
+        if todo and not text:
+            remove_stale(output_dir)
         print((text or "") + f"{len(todo) - len(failed)} scenes fused into {output_dir}")
-        write_folder_outputs(config, fused, results.rows if results else {})
+        write_folder_outputs(config, fused, todo, results.rows if results else {})
     finally:
         for scene_id in failed:  # outputs of an earlier run are out of date
             remove_outputs(output_dir / scene_id)
@@ -103,12 +102,16 @@ def check_options(config):
             raise ConfigError("give a folder", name)
     if Path(config.data_dir).resolve() == Path(config.output_dir).resolve():
         raise ConfigError(f"{config.output_dir} is the folder of the scenes; choose another one", "output_dir")
-    if config.handover:
-        check_handover(*config.handover, config.data_dir, config.output_dir)
+    for _, folder in handover_folders(config):
+        check_handover(config.handover[0], folder, config.data_dir, config.output_dir)
     wrong = sorted(set(config.handover_given) - set(GIVEN))
     if wrong or not config.handover_given:
         raise ConfigError(f"{', '.join(wrong) or 'nothing'}: expected some of {', '.join(GIVEN)}", "handover_given")
-    parse_results(config.results or ())
+    if config.handover_given != ("guide",) and not config.handover:
+        raise ConfigError("what is given is only used by a handover; ask for one", "handover")
+    check_results(config.results or ())
+    if (config.clip_weights or config.fid_weights) and not config.results:
+        raise ConfigError("CLIP similarity and FID are only measured of results; name some", "results")
     if config.results and not config.metrics:
         raise ConfigError("results are measured in the metrics, which are off", "results", "metrics")
     if config.inpaint_command and not config.evaluate:
@@ -208,9 +211,13 @@ def find_work(config, scene_ids, writer):
     todo = [scene_id for scene_id in scene_ids if states[scene_id] != "done"]
     if len(todo) < len(scene_ids):
         print(f"{len(scene_ids) - len(todo)} of {len(scene_ids)} scenes are done (--overwrite recomputes them)")
-    changed = sum(states[scene_id] == "changed" for scene_id in todo)
-    if changed:
-        print(f"{changed} scenes are recomputed: their files changed, or outputs are missing")
+    changed = [scene_id for scene_id in todo if states[scene_id] == "changed"]
+    relocked = sum(read_record(output_dir / scene_id)["asked"].get("locks") != writer.asked(scene_id)["locks"]
+                   for scene_id in changed)
+    for count, reason in ((relocked, "their locks changed"),
+                          (len(changed) - relocked, "their files or options changed, or outputs are missing")):
+        if count:
+            print(f"{count} scenes are recomputed: {reason}")
     return todo
 
 
@@ -308,17 +315,36 @@ def predict_group(predictor, group, progress):
         yield scene_id, scene, scene_logits.numpy(), digest
 
 
-def write_folder_outputs(config, scene_ids, results):
-    """Write the handover folders and the report of all fused scenes; results: scene id → metrics of inpainters."""
-    if config.handover:
-        consumer, place = config.handover
-        for given in dict.fromkeys(config.handover_given):
-            folder = Path(place) / given if len(config.handover_given) > 1 else place
-            count, whole = write_handover(consumer, folder, config.data_dir, config.output_dir, scene_ids, config.seam,
-                                          given)
-            print(f"{count} scenes written to {folder}, {whole} with nothing left to draw; see its README.txt")
+def handover_folders(config):
+    """(what the inpainter is given, folder for it), … of --handover."""
+    if not config.handover:
+        return []
+    place, several = Path(config.handover[1]), len(config.handover_given) > 1
+    return [(given, place / given if several else place) for given in dict.fromkeys(config.handover_given)]
+
+
+def write_folder_outputs(config, scene_ids, todo, results):
+    """Write the handover folders, flat files and the report of all fused scenes.
+
+    Without the options for them, those of earlier runs are kept, but for what the scenes `todo` made out of date.
+
+    Args:
+        results: scene id → metrics of inpainters.
+    """
+    for given, folder in handover_folders(config):
+        count, whole = write_handover(config.handover[0], folder, config.data_dir, config.output_dir, scene_ids,
+                                      config.seam, given)
+        print(f"{count} scenes written to {folder}, {whole} with nothing left to draw; see its README.txt")
     if config.flat_names:
         print(f"{write_flat(config.data_dir, config.output_dir, scene_ids, config.workers)} files with flat names")
+    else:
+        removed = remove_flat(config.output_dir, scene_ids=todo)
+        if removed:
+            print(f"{removed} files with flat names removed, of scenes that were recomputed; --flat_names writes them")
+    page = None
     if config.report:
         page = write_report(config.data_dir, config.output_dir, scene_ids, config.workers, command_of(config), results)
+    elif todo and "report.html" in ours_in(Path(config.output_dir)):
+        page = rewrite_report(config.data_dir, config.output_dir, scene_ids, config.workers)
+    if page:
         print(f"report: {page}")

@@ -88,12 +88,19 @@ def check_handover(consumer, folder, *others):
 
     Raises:
         ConfigError: unknown consumer, or `folder` contains one of `others`, whose masks LaMa would find.
+        SceneError: as in `write_handover`.
     """
     if consumer not in CONSUMERS:
         raise ConfigError(f"{consumer!r} is not one of {', '.join(CONSUMERS)}", "handover")
     for other in others:
         if Path(other).resolve().is_relative_to(Path(folder).resolve()):
             raise ConfigError(f"{folder}: {other} lies in this folder; choose another folder", "handover")
+    check_places(Path(folder), set(places_of(consumer, Path(folder)).values()))
+
+
+def places_of(consumer, folder):
+    """The folders of the consumer's pictures and masks: image and mask → Path."""
+    return {name: (folder / getattr(CONSUMERS[consumer], name)).parent for name in ("image", "mask")}
 
 
 def write_handover(consumer, folder, data_dir, output_dir, scene_ids, seam=3, given="guide"):
@@ -117,7 +124,7 @@ def write_handover(consumer, folder, data_dir, output_dir, scene_ids, seam=3, gi
     rules, folder = CONSUMERS[consumer], Path(folder)
     scene_ids = [i for i in scene_ids if (Path(output_dir) / i / "fused.png").exists()]
     names = file_names(scene_ids, consumer)
-    places = {name: (folder / pattern).parent for name, pattern in (("image", rules.image), ("mask", rules.mask))}
+    places = places_of(consumer, folder)
     check_places(folder, set(places.values()))
 
     with ExitStack() as stack:
@@ -141,15 +148,18 @@ def write_handover(consumer, folder, data_dir, output_dir, scene_ids, seam=3, gi
 def check_places(folder, places):
     """Raise SceneError if an inpainter would read pictures in `places` that no earlier handover wrote.
 
-    Also if an earlier handover into `folder` was for another inpainter: its pictures would remain.
+    Also if an earlier handover into `folder` was for another inpainter, or of several kinds of given pictures: its
+    pictures would remain.
     """
     layouts = {(folder / pattern).parent for consumer in CONSUMERS.values()
                for pattern in (consumer.image, consumer.mask)}
     for place in sorted((layouts | {folder / given for given in GIVEN}) - places):
         left = [name for name in ours_in(place) if name.endswith(".png")]
         if left:
-            raise SceneError(f"{place / left[0]}: written by an earlier handover for another inpainter; "
-                             "choose an empty folder", "handover")
+            before = (f"of other given pictures ({place.name} and more)" if place.name in GIVEN else
+                      "for another inpainter")
+            raise SceneError(f"{place / left[0]}: written by an earlier handover {before}; choose an empty folder",
+                             "handover")
     check_ours([folder / name for name in ("README.txt", "scenes.csv")])
     for place in sorted(places):
         if place.is_dir():

@@ -8,6 +8,7 @@ import base64
 import json
 import math
 import os
+import re
 import shlex
 import sys
 import zlib
@@ -72,6 +73,23 @@ def write_report(data_dir, output_dir, scene_ids, workers=1, command="", results
     page = (PAGE / "report.html").read_text(encoding="utf-8").replace("@SCRIPT@", script).replace("@REPORT@", text)
     write_text(output_dir / "report.html", page, owned=True)
     return output_dir / "report.html"
+
+
+def rewrite_report(data_dir, output_dir, scene_ids, workers=1):
+    """Write the page of an earlier run again, of which scenes were recomputed: its scenes and `scene_ids`, its command.
+
+    Returns:
+        path of the page.
+
+    Raises:
+        SceneError: as in `describe_scene`.
+    """
+    text = (Path(output_dir) / "report.html").read_text(encoding="utf-8")
+    match = re.search(r'<script type="application/json" id="report">(.*?)</script>', text, re.DOTALL)
+    earlier = json.loads(match[1]) if match else {"scenes": [], "command": ""}
+    shown = dict.fromkeys([*(scene["id"] for scene in earlier["scenes"]), *scene_ids])
+    left = [scene_id for scene_id in shown if (Path(data_dir) / scene_id / "mask.png").exists()]
+    return write_report(data_dir, output_dir, left, workers, earlier["command"])
 
 
 def command_of(config):

@@ -20,6 +20,7 @@ import numpy as np
 import yaml
 
 from amodal_fusion.config import yaml_fault
+from amodal_fusion.data.scenes import completion_paths, numbers_of
 from amodal_fusion.errors import ConfigError, SceneError
 from amodal_fusion.model.blending import BLOCK, to_levels
 
@@ -96,17 +97,26 @@ def read_locks(path, data_dir):
     return {scene_id: parse_locks(texts, f"{path}: {scene_id}") for scene_id, texts in table.items()}
 
 
-def list_locks(lock, path, data_dir, scene_ids):
+def list_locks(lock, path, data_dir, scene_ids, max_completions=None):
     """{scene id: list of Lock}, from a text or a file.
 
     Raises:
-        ConfigError: a text with more than one scene; or as in `parse_locks` and `read_locks`.
+        ConfigError: a text with more than one scene; a scene does not have a completion, or has it behind the first
+            `max_completions`; or as in `parse_locks` and `read_locks`.
     """
     if lock and (path or len(scene_ids) != 1):
         raise ConfigError("a lock is for a single scene; for more write a file with a line per scene", "lock", "locks")
     if lock:
-        return {scene_ids[0]: parse_locks(lock.split(","), f"lock {lock}")}
-    return read_locks(path, data_dir) if path else {}
+        locks = {scene_ids[0]: parse_locks(lock.split(","), f"lock {lock}")}
+    else:
+        locks = read_locks(path, data_dir) if path else {}
+    for scene_id, listed in locks.items():  # before outputs of earlier runs are touched
+        paths = completion_paths(Path(data_dir) / scene_id)[:max_completions]
+        try:
+            to_slots(listed, numbers_of(paths) or range(1, len(paths) + 1))
+        except SceneError as error:
+            raise ConfigError(f"{path or data_dir}: {scene_id}: {error}", "lock" if lock else "locks") from None
+    return locks
 
 
 def pairs_of(locks, count):

@@ -37,6 +37,17 @@ def parse_results(specs):
     return parsed
 
 
+def check_results(specs):
+    """Check, before scenes are fused, that --results names folders of results.
+
+    Raises:
+        ConfigError: as in `parse_results`. SceneError: a folder has no usable scenes.csv.
+    """
+    for _, folder in parse_results(specs):
+        for part in parts_of(folder):
+            read_table(part)
+
+
 class Results:
     """The results of all inpainters for the scenes of one run.
 

@@ -6,7 +6,7 @@ import sys
 
 from amodal_fusion.data.names import photo_of
 from amodal_fusion.evaluation.tables import write_metrics
-from amodal_fusion.files import atomic_file, plain_cell, remove_ours
+from amodal_fusion.files import atomic_file, ours_in, plain_cell, remove_ours
 from amodal_fusion.output.records import made_alike, read_record
 
 MOST_PRINTED = 20
@@ -34,10 +34,13 @@ def write_table(output_dir, scene_ids, made_by, group_by=None, results=None):
     return write_metrics(output_dir, rows(), *([results.of_sets] if results else []))
 
 
-def remove_stale(output_dir, names):
-    """Remove tables and reports of earlier runs about scenes that were recomputed."""
-    for name in names:
+def remove_stale(output_dir):
+    """Remove the tables of earlier runs, about scenes that were recomputed."""
+    stale = [name for name in ours_in(output_dir) if name in TABLES]
+    for name in stale:
         remove_ours(output_dir / name)
+    if stale:
+        print(f"{', '.join(stale)} removed, because scenes were recomputed; --metrics writes them")
 
 
 def write_failures(output_dir, failed):

@@ -19,12 +19,12 @@ def predictor_of(checkpoint):
 
 
 class AmodalFusion:
-    """Photo, hole and completions → fused picture, weights and the mask for an inpainting node."""
+    """Photo, hole and completions → fused picture, the mask of what no completion fills, and weights."""
 
     CATEGORY = "image/inpaint"
     FUNCTION = "fuse"
     RETURN_TYPES = ("IMAGE", "MASK", "MASK")
-    RETURN_NAMES = ("fused", "inpaint_mask", "weights")
+    RETURN_NAMES = ("fused", "residual_mask", "weights")
     DESCRIPTION = ("Completions: a batch of pictures of the photo's size, with alpha (Join Image with Alpha), with "
                    "completion_masks, or on a flat background.")
 
@@ -40,7 +40,7 @@ class AmodalFusion:
         """One scene: image (1,H,W,3), mask (1,H,W), completions (N,H,W,3 or 4), completion_masks (N,H,W).
 
         Returns:
-            fused (1,H,W,3); inpaint_mask (1,H,W), 1 where no completion has the largest weight; weights (N,H,W).
+            fused (1,H,W,3); residual_mask (1,H,W), 1 where no completion has the largest weight; weights (N,H,W).
 
         Raises:
             ValueError: shapes do not fit together.

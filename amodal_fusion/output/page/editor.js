@@ -232,13 +232,13 @@ function choices() {
   const {scene} = open, found = candidates(), winner = found[0].number;
   const only = make("input", {type: "checkbox", id: "only", checked: open.drawn, onchange: event => { open.drawn = event.target.checked; }});
   const list = make("ol", {className: "candidates"});
-  for (const {number, weight} of found) {
+  for (const [i, {number, weight}] of found.entries()) {
     const entry = number && entryOf(scene, number), colour = colourOf(scene, number);
     const thumb = make("i", {}, ...(entry ? [make("img", {src: inData(scene, entry.file), alt: ""})] : []));
     thumb.style.borderColor = colour;
     const bar = make("div", {className: "bar"});
     bar.style.cssText = `width: ${100 * weight}%; background: ${colour}`;
-    const item = make("li", {}, thumb, make("div", {}, make("b", {}, entry ? entry.name : "none of them"), " ",
+    const item = make("li", {}, thumb, make("div", {}, make("b", {}, `${i + 1}. ${entry ? entry.name : "none of them"}`), " ",
       make("span", {className: "soft"}, entry && entry.name !== `comp${number}` ? `${number} · ` : "", percent(weight)), bar, buttons(number, winner, found)));
     item.dataset.number = number;
     list.append(item);
@@ -268,6 +268,7 @@ function buttons(number, winner, found) {
 // Add a lock: on the whole picture, or on the region if the box is checked
 function act(pair, everywhere) {
   const {scene, pixels, region} = open;
+  if (region && region.length < 3) return;
   const polygon = (!everywhere || open.drawn) && region ? region.flatMap(([x, y]) => [Math.round(x * pixels.scale[0]), Math.round(y * pixels.scale[1])]) : [];
   decide(scene, withLock(scene, polygon.length ? `${pair} in ${polygon.join(" ")}` : pair));
   recompose();
@@ -331,8 +332,12 @@ $("#lines").onpointerup = () => {
   if (!stroke) return;
   const {corners, moved} = stroke;
   stroke = null;
-  if (moved) open.region = simplify([corners[0].map(Math.round), ...corners.slice(1)]);
-  else choose(...corners[0].map(Math.floor));
+  if (moved) {
+    const region = simplify([corners[0].map(Math.round), ...corners.slice(1)]);
+    // the script refuses fewer than three corners, and a line has no pixels to decide about
+    if (region.length < 3 || !within(region, open.pixels).length) Object.assign(open, {region: null, drawn: false});
+    else open.region = region;
+  } else choose(...corners[0].map(Math.floor));
   show();
 };
 $("#lines").onpointercancel = () => { stroke = null; };
@@ -380,7 +385,7 @@ $("#undo").onclick = undo;
 $("#save-picture").onclick = savePicture;
 $("#editor").onclose = () => draw(); // cards show corrected and finished scenes
 
-// Keys. In an open scene the number of a candidate in the list puts it in front
+// Keys. In an open scene the place of a candidate in the list puts it in front
 const KEYS = {ArrowRight: () => step(1), n: () => step(1), ArrowLeft: () => step(-1), p: () => step(-1), d: toggleDone, u: undo,
   s: savePicture, x: () => open.region && act("0>*", false)};
 addEventListener("keydown", event => {
