@@ -21,7 +21,7 @@ from amodal_fusion.data.images import read_image, write_image
 from amodal_fusion.data.scenes import write_scene
 from amodal_fusion.data.toy import draw_scene
 from amodal_fusion.errors import ConfigError
-from amodal_fusion.evaluation.tables import METHODS, gap_with_interval, mean_and_interval, write_metrics
+from amodal_fusion.evaluation.tables import METHODS, gap_with_interval, mean_and_interval, summarize, write_metrics
 from amodal_fusion.files import WRITTEN, lock_run_dir, write_text
 from amodal_fusion.output.records import input_digest, state_of, write_record
 from amodal_fusion_transformer_inference import FusionPredictor
@@ -127,6 +127,10 @@ def test_the_gap_has_an_interval_over_photos():
     assert low < gap < high and (high - low) / 2 == pytest.approx(1.96 * 2 / 2 / 20, rel=0.25)
     for photos in (1, 4):  # too few for an interval
         assert np.isnan(gap_with_interval(table, np.arange(400) % photos, "psnr")[1][1:]).all()
+    table["visible_fit_psnr"] = table["oracle_psnr"] + 1
+    text = summarize(table | {name: np.full(400, 0.2) for name in ("hole", "completions", "overlap")},
+                     {}, np.arange(400))
+    assert "nan" not in text and "to the oracle: – (the rule is better" in text and "| – |" in text
 
 
 def test_metrics_without_values_are_left_out_of_table(tmp_path):

@@ -123,7 +123,8 @@ def bootstrap(columns, photo, draws=1000):
 
 def _percentiles(resampled):
     """The 2.5th and 97.5th of samples (D,C), (C,) each; nan without any."""
-    return np.nanpercentile(resampled, [2.5, 97.5], 0) if len(resampled) else np.full((2, resampled.shape[1]), math.nan)
+    known = not np.isnan(resampled).all()  # False without samples, too
+    return np.nanpercentile(resampled, [2.5, 97.5], 0) if known else np.full((2, resampled.shape[1]), math.nan)
 
 
 def summarize(table, intervals, photo):
