@@ -46,7 +46,13 @@ from amodal_fusion.training.loaders import load_data
 from amodal_fusion.training.loop import TrainStep, evaluate, train_one_epoch
 from amodal_fusion.training.optimizers import USUAL_RATES, choose_optimizer
 from amodal_fusion.training.run import Run
-from amodal_fusion.training.run_folder import check_export, checkpoint_to_resume, claim_files, lock_checkpoint_dir
+from amodal_fusion.training.run_folder import (
+    check_export,
+    check_inputs,
+    checkpoint_to_resume,
+    claim_files,
+    lock_checkpoint_dir,
+)
 from amodal_fusion.training.shutdown import Stopped, StopSignal, clean_shutdown
 
 # ----------------------------------------------------------------------------
@@ -503,13 +509,16 @@ def build_model(config):
     return AmodalFusionTransformer(**{name: config[name] for name in MODEL_OPTIONS})
 
 
-def load_model(path):
+def load_model(path, *options):
     """The network of a checkpoint with its averaged weights, in eval mode, and the stored config.
+
+    Args:
+        path, options: as in `load_checkpoint`.
 
     Raises:
         UserError: see `load_checkpoint`; or the weights are not those of this network.
     """
-    state = load_checkpoint(path)
+    state = load_checkpoint(path, *options)
     try:
         config, weights = state["config"], averaged_weights(state)
         checked = {name: config[name] for name in (*MODEL_OPTIONS, "img_size")}
@@ -531,8 +540,10 @@ def take_shape(config, checkpoint, process):
     Returns:
         the network of `init_from`; None if a checkpoint is resumed.
     """
-    weights, stored = load_model(config.init_from) if checkpoint is None else (None, load_checkpoint(checkpoint))
-    stored = stored if checkpoint is None else stored.get("config", {})
+    if checkpoint is None:
+        weights, stored = load_model(config.init_from, "init_from")
+    else:
+        weights, stored = None, load_checkpoint(checkpoint, "resume").get("config", {})
     for name in MODEL_OPTIONS:
         if type(stored.get(name)) is int and stored[name] != getattr(config, name):
             if process.is_main:
@@ -589,6 +600,7 @@ def main(build=build_model):
             raise ConfigError("no data set: name its folder", "data_dir")
         if config.export:
             check_export(config)
+        check_inputs(config)
         train(config, distributed.join(config.gpus), stop_signal, build)
 
 

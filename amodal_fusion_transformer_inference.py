@@ -164,7 +164,7 @@ class FusionPredictor:
         if str(device).startswith("cuda") and not found:
             raise ConfigError(f"device {device}: there is no GPU; use the device cpu", "device")
         with torch.random.fork_rng(devices=[]):  # building the network must not change the caller's random state
-            self.model, self.config = load_model(checkpoint or SHIPPED)
+            self.model, self.config = load_model(checkpoint or SHIPPED, "checkpoint")
         self.digest = weights_digest(self.model)
         try:
             self.device = torch.device(("cuda" if found else "cpu") if device == "auto" else device)

@@ -64,15 +64,32 @@ def check_writable(path):
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def load_checkpoint(path):
+def check_archive(path, *options):
+    """Raise UserError unless `path` is an archive, as checkpoints are; its content is not read.
+
+    Args:
+        options: names of the options that name the file, for the message.
+    """
+    if not os.path.exists(path):
+        raise UserError(f"{path}: no such checkpoint", *options)
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: is not a regular file", *options)
+    if os.access(path, os.R_OK) and not zipfile.is_zipfile(path):
+        raise UserError(f"{path}: not a whole checkpoint: it is another kind of file, or its end is missing; use "
+                        "another one", *options)
+
+
+def load_checkpoint(path, *options):
     """Read a checkpoint onto the CPU.
+
+    Args:
+        options: as in `check_archive`.
 
     Raises:
         UserError: the file is missing, damaged, holds code, is no checkpoint of this program, or has weights that are
             not finite.
     """
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise UserError(f"{path}: is not a regular file")
+    check_archive(path, *options)
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch.load ignores the checksums that torch.save wrote (pytorch#126952)
@@ -81,12 +98,10 @@ def load_checkpoint(path):
         state = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint") from None
     except pickle.UnpicklingError:
         raise UserError(f"{path}: holds pickled code, which is never run; only plain weights are read") from None
     except Exception as error:  # damaged archives raise many kinds of errors
-        raise UserError(f"{path}: not a whole checkpoint ({error}); use another one") from None
+        raise UserError(f"{path}: not a whole checkpoint ({error}); use another one", *options) from None
     if isinstance(state, dict) and "model_state_dict" in state:
         raise UserError(f"{path}: weights of another program's network (model_state_dict), which has other layers; "
                         "train this network on your data, best from the shipped weights", "init_from")

@@ -80,6 +80,12 @@ def test_training_on_packed_data_is_the_same(data, tmp_path):
     for other in others:
         assert all(torch.equal(first["model"][name], other["model"][name]) for name in first["model"])
         assert str(first["metrics"]) == str(other["metrics"])  # NaN included
+    # the folder's run goes on with the packed set
+    process = succeed(SCRIPT, *arguments(tmp_path / "pack", tmp_path / "folder", "--max_steps", 3, "--resume", "auto"))
+    best = tmp_path / "folder" / "best_model.pth"
+    assert process.stdout.endswith("finished at step 3; raise --epochs or --max_steps to go on\n"
+                                   f"best weights: {best}\n")
+    assert "data_dir" in process.stdout and "cannot be compared" not in process.stdout
 
 
 def test_processes_pack_into_one_cache(data, tmp_path):

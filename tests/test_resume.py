@@ -207,6 +207,18 @@ def test_losses_of_other_validation_scenes_are_not_compared(dataset, tmp_path):
     assert "other validation" not in succeed(SCRIPT, *arguments(data, folder, "--epochs", 3, "--resume", "auto")).stdout
 
 
+@pytest.mark.parametrize(("option", "content", "complaint", "status"), [
+    ("--resume", None, "no such checkpoint (--resume)", 1),
+    ("--init_from", None, "no such checkpoint (--init_from)", 1),
+    ("--init_from", "text", "another kind of file, or its end is missing; use another one (--init_from)", 1),
+    ("--data_dir", None, "no such folder (--data_dir)", 2), ("--val_dir", "text", "no such folder (--val_dir)", 2)])
+def test_missing_inputs_leave_no_folder(option, content, complaint, status, dataset, tmp_path):
+    if content:
+        (tmp_path / "given").write_text(content)
+    process = run(SCRIPT, *arguments(dataset, tmp_path / "run", option, tmp_path / "given"))
+    assert process.returncode == status and complaint in process.stderr and not (tmp_path / "run").exists()
+
+
 NODES = """
 import datetime, os, runpy, sys, time
 import torch.distributed as dist

@@ -39,6 +39,12 @@ def is_packed(folder):
     return (Path(folder) / INDEX).is_file()
 
 
+def source_of(folder):
+    """The data set that a packed set was made from; of another folder the folder itself. A resolved Path."""
+    index = read_json(Path(folder) / INDEX) or {}
+    return Path(index.get("folder", folder)).resolve()
+
+
 def to_record(scene):
     """Scene with an original → 1-D uint8: the pictures without their zeros.
 
@@ -251,7 +257,7 @@ def pack_scenes(writer, scene_ids, workers, process=None):
     lock, refusal = begin(writer) if rank == 0 else (None, None)
     refusal = gather(refusal)[0]
     if refusal:
-        raise ConfigError(refusal)
+        raise ConfigError(refusal, "cache" if process else "output_dir")
     mine = shards[rank::world_size]
     with Helpers(writer, workers) as helpers:
         outcomes = [outcome for _, outcome in tqdm(helpers.map(mine, 2 * workers), "pack", len(mine),

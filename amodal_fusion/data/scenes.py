@@ -23,7 +23,7 @@ import numpy as np
 
 from amodal_fusion.data.images import FEW, border, comment_of, open_picture, read_image, resize, write_image
 from amodal_fusion.data.names import printable
-from amodal_fusion.errors import SceneError
+from amodal_fusion.errors import ConfigError, SceneError
 from amodal_fusion.files import write_text
 
 # Stands in the header of a prepared completion: its alpha is final. A completed background may have a flat border, and
@@ -117,11 +117,11 @@ def find_scenes(data_dir):
     """Ids of all folders below `data_dir` that hold a mask.png or a partial.png, sorted.
 
     Raises:
-        SceneError: there is no such folder or it holds no scene.
+        ConfigError: there is no such folder. SceneError: it holds no scene.
     """
     data_dir = Path(data_dir)
     if not data_dir.is_dir():
-        raise SceneError(f"{data_dir}: no such folder")
+        raise ConfigError(f"{data_dir}: no such folder", "data_dir")
     scene_ids = sorted(
         path.name for path in data_dir.iterdir()
         if not path.name.startswith(".") and any(_may_hold(path, name) for name in ("mask.png", "partial.png"))

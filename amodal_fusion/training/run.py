@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from amodal_fusion import distributed
 from amodal_fusion.checkpoints import export_weights, load_checkpoint, rng_state, save_checkpoint, set_rng_state
+from amodal_fusion.data.packed import source_of
 from amodal_fusion.errors import UserError, message_of
 from amodal_fusion.evaluation.figures import draw_curves, draw_scenes
 from amodal_fusion.files import atomic_file, record_written, write_text
@@ -176,6 +177,8 @@ class Run:
                   + ", as CUDA graphs" * graphs, flush=True)
             if self.config.cuda_graph and not graphs:
                 print("note: cuda_graph has no effect here: it needs one GPU, and bf16 or fp32")
+            if self.finished:
+                print(f"finished at step {self.step}; raise --epochs or --max_steps to go on")
 
     def begin_epoch(self):
         """Start the next epoch."""
@@ -224,9 +227,11 @@ class Run:
                 self.board = add_figure(self.board, path, self.step)
 
     def export(self):
-        """Write the weights for `export` at the end of the run, also if it ended earlier."""
+        """Print where the best weights are and write those for `export`, at the end of the run or if it had ended."""
+        best = self.folder / "best_model.pth"  # missing if a finished run of another folder was resumed
+        if self.process.is_main and best.exists():
+            print(f"best weights: {best}")
         if self.process.is_main and self.config.export:
-            best = self.folder / "best_model.pth"  # missing if a finished run of another folder was resumed
             export_weights(best if best.exists() else self.folder / "last.pth", self.config.export,
                            self.config.init_from, self.config.init_share, inference_size=self.config.inference_size)
             print(f"exported to {self.config.export}")
@@ -296,7 +301,7 @@ class Run:
                     temporary.write_bytes(b"".join(kept))
 
     def _restore(self, path, model_options):
-        state = load_checkpoint(path)
+        state = load_checkpoint(path, "resume")
         if "optimizer" not in state:
             raise UserError(f"{path}: weights alone, no training run to resume; start a new run from them", "init_from")
         try:
@@ -311,7 +316,7 @@ class Run:
             raise UserError(f"{path}: training cannot resume from this state ({error!r}); use another file") from None
         if changed and self.process.is_main:
             print(f"resumed from {path} with other options: {', '.join(changed.values())}", flush=True)
-        self._keep_best(changed)
+        self._keep_best(changed, state["config"])
         self.previous_scenes = self.scenes
         self.check_batch()
 
@@ -366,9 +371,14 @@ class Run:
             changed["validation scenes"] = "other validation scenes"
         return changed
 
-    def _keep_best(self, changed):
+    def _keep_best(self, changed, then):
         """Reset the best loss if it is no longer comparable; its weights are kept under another name."""
-        best, judged = self.folder / "best_model.pth", not changed.keys().isdisjoint(self.LOSS_DEPENDS_ON)
+        differs = set(changed).intersection(self.LOSS_DEPENDS_ON)
+        for name in differs & {"data_dir", "val_dir"}:  # a folder and its packed set have the same scenes
+            before, now = then[name], getattr(self.config, name)
+            if isinstance(before, str) and now and source_of(before) == source_of(now):
+                differs.remove(name)
+        best, judged = self.folder / "best_model.pth", bool(differs)
         if judged or not best.exists():
             self.best = math.inf  # not comparable, or the weights are in another folder
         if judged and best.exists() and self.process.is_main:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from amodal_fusion import distributed
-from amodal_fusion.checkpoints import check_writable, load_checkpoint
+from amodal_fusion.checkpoints import check_archive, check_writable, load_checkpoint
 from amodal_fusion.errors import ConfigError, UserError
 from amodal_fusion.files import (
     WRITTEN,
@@ -20,6 +20,7 @@ from amodal_fusion.files import (
     temporary_path,
     write_text,
 )
+from amodal_fusion.training.loaders import uses_layers_alone
 
 
 def lock_checkpoint_dir(config, process):
@@ -96,6 +97,25 @@ def claim_files(config, checkpoint):
         names = ("metrics.jsonl", *(() if (folder / WRITTEN).exists() else ("best_model.pth", "curves.png")))
         record_written(folder, {name: folder / name for name in names if (folder / name).is_file()})
     check_ours((best, log), (log,))
+
+
+def check_inputs(config):
+    """Check that what the run reads is there, before its folder is made.
+
+    Raises:
+        ConfigError: a folder of scenes is missing. UserError: the checkpoint to begin from is missing or none.
+    """
+    composed = config.synthesize or uses_layers_alone(config)
+    for own in ("val_dir",) if composed else ("train_dir", "val_dir"):
+        name = own if getattr(config, own) else "data_dir"
+        if not Path(getattr(config, name)).is_dir():
+            raise ConfigError(f"{getattr(config, name)}: no such folder", name)
+    if distributed.restarted():
+        return  # the run's folder has a newer checkpoint
+    if config.resume not in (None, "auto"):
+        check_archive(config.resume, "resume")
+    elif config.init_from and not (config.resume and (Path(config.checkpoint_dir) / "last.pth").exists()):
+        check_archive(config.init_from, "init_from")
 
 
 def check_export(config):
