@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from amodal_fusion import distributed
 from amodal_fusion.checkpoints import averaged_weights, check_shapes, load_checkpoint
 from amodal_fusion.config import ANY_NUMBER, check_values, option, parse
-from amodal_fusion.errors import ConfigError, UserError
+from amodal_fusion.errors import UserError
 from amodal_fusion.evaluation.metrics import overlap_region
 from amodal_fusion.evaluation.perceptual import load_perceptual
 from amodal_fusion.model.backbone import ImageNetFeatures
@@ -46,13 +46,7 @@ from amodal_fusion.training.loaders import load_data
 from amodal_fusion.training.loop import TrainStep, evaluate, train_one_epoch
 from amodal_fusion.training.optimizers import USUAL_RATES, choose_optimizer
 from amodal_fusion.training.run import Run
-from amodal_fusion.training.run_folder import (
-    check_export,
-    check_inputs,
-    checkpoint_to_resume,
-    claim_files,
-    lock_checkpoint_dir,
-)
+from amodal_fusion.training.run_folder import check_start, checkpoint_to_resume, claim_files, lock_checkpoint_dir
 from amodal_fusion.training.shutdown import Stopped, StopSignal, clean_shutdown
 
 # ----------------------------------------------------------------------------
@@ -595,12 +589,7 @@ def main(build=build_model):
     config = parse(TrainConfig, __doc__, yaml_file=True)
     stop_signal = StopSignal()
     with clean_shutdown(config, stop_signal):
-        has_scenes = config.train_dir or config.synthesize or (config.layers and config.layers_share == 1)
-        if not config.data_dir and not (config.val_dir and has_scenes):
-            raise ConfigError("no data set: name its folder", "data_dir")
-        if config.export:
-            check_export(config)
-        check_inputs(config)
+        check_start(config)
         train(config, distributed.join(config.gpus), stop_signal, build)
 
 

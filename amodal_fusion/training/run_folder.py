@@ -99,13 +99,18 @@ def claim_files(config, checkpoint):
     check_ours((best, log), (log,))
 
 
-def check_inputs(config):
-    """Check that what the run reads is there, before its folder is made.
+def check_start(config):
+    """Check what the run reads and exports, before its folder is made.
 
     Raises:
-        ConfigError: a folder of scenes is missing. UserError: the checkpoint to begin from is missing or none.
+        ConfigError: a folder of scenes is missing. UserError: the checkpoint to begin from is missing or none, or as
+            in `check_export`.
     """
     composed = config.synthesize or uses_layers_alone(config)
+    if not config.data_dir and not (config.val_dir and (config.train_dir or composed)):
+        raise ConfigError("no data set: name its folder", "data_dir")
+    if config.export:
+        check_export(config)
     for own in ("val_dir",) if composed else ("train_dir", "val_dir"):
         name = own if getattr(config, own) else "data_dir"
         if not Path(getattr(config, name)).is_dir():
