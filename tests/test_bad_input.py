@@ -358,7 +358,7 @@ def test_folders_that_cannot_be_read_or_written(cases, tmp_path):
                               (TRAIN, ("--data_dir", tmp_path / "no", "--checkpoint_dir", tmp_path / "run",
                                        "--gpus", 0))):
         process = run(script, *arguments)
-        assert process.returncode == 1 and str(tmp_path / "no") in process.stderr
+        assert process.returncode == 2 and f"{tmp_path / 'no'}: no such folder (--data_dir)" in process.stderr
         assert process.stderr.startswith("error: ")
 
 

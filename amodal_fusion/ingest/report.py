@@ -1,6 +1,7 @@
 """The report of `create`: a summary on the screen, a row per completion in report.csv, a figure."""
 
 import csv
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -106,7 +107,9 @@ def print_alike(kind, messages, folders, where):
         text = message.replace(folders.get(scene_id, scene_id), "").replace(scene_id, "")
         alike[text] += 1
         if alike[text] <= SHOWN_ALIKE:
-            print(f"{kind}: {scene_id}: " + message.replace("\n", "\n     "))
+            folder = re.escape(folders.get(scene_id, scene_id))  # names the scene again
+            shown = re.sub(rf"^{folder}(/|: )", "", message, flags=re.MULTILINE)
+            print(f"{kind}: {scene_id}: " + shown.replace("\n", "\n     "))
     for text, count in alike.items():
         if count > SHOWN_ALIKE:
             print(f"{kind}: {count - SHOWN_ALIKE} more scenes{where}: " + " ".join(text.split()).lstrip(": "))
