@@ -88,11 +88,15 @@ def test_missing_shard_is_told_and_made(results, whole, tmp_path):
     assert contents(data) == contents(whole) and not hidden(data)
 
 
-def test_killed_shard_resumes(results, whole, tmp_path):
-    data = tmp_path / "data"
+def test_killed_shard_resumes(results, tmp_path):
+    results, data, whole = shutil.copytree(results, tmp_path / "results"), tmp_path / "data", tmp_path / "whole"
+    for number in range(60):  # a shard must not end before it is stopped
+        shutil.copytree(results / "s00", results / f"t{number:02d}")
+    succeed(SCRIPT, *arguments(results, whole))
     table = data / ".shard_1_of_2" / "made_from.csv"
     running = Running(SCRIPT, *arguments(results, data, "--shard", "1/2"))
     wait_for(lambda: table.exists() and table.read_text().count("\n") > 1)
+    os.kill(running.pid, signal.SIGSTOP)
     second = run(SCRIPT, *arguments(results, data, "--shard", "1/2"))
     os.kill(running.pid, signal.SIGKILL)
     assert running.finish().returncode == -signal.SIGKILL
