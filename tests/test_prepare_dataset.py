@@ -132,8 +132,9 @@ def test_create_reports_all_bad_scenes_and_keeps_others(user_tree, tmp_path):
     assert set(skipped) == {"a__abbey__00000001", "a__airport__00000001", "b__bakery__00000002"}
     assert "comp2.png" in skipped["a__abbey__00000001"] and "empty file" in skipped["b__bakery__00000002"]
     assert "another photo" in skipped["a__airport__00000001"]
-    for fault in skipped.values():
-        assert fault.splitlines()[0] in process.stdout
+    for scene, fault in skipped.items():  # printed without the scene's folder
+        assert f"bad: {scene}: " in process.stdout
+        assert fault.splitlines()[0].rpartition("/")[2] in process.stdout
     assert sum(path.is_dir() for path in data.iterdir()) == 2
     assert create(user_tree, tmp_path / "again", "--max_bad", 0.7).returncode == 0
 
