@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from amodal_fusion.checkpoints import load_checkpoint, save_checkpoint
 from amodal_fusion.data.scenes import find_scenes, read_scene
+from amodal_fusion.data.tensors import as_tensor
 from amodal_fusion.errors import exit_with_message
 from amodal_fusion.evaluation.inpainters import OPENCV, PATCHMATCH, grow, inpaint, inpaint_opencv, run_command
 from amodal_fusion.evaluation.markdown import print_table
@@ -33,11 +34,6 @@ from amodal_fusion.output.scene_reader import count_candidates, network_size
 from amodal_fusion_transformer_inference import SHIPPED, FusionPredictor
 
 SEAM = 3  # px, as --seam
-
-
-def as_tensor(picture):
-    """(H,W,3) uint8 → (1,3,H,W) in [0,1]."""
-    return torch.tensor(picture).permute(2, 0, 1)[None].float() / 255
 
 
 def fuse(predictor, scene):

@@ -81,9 +81,12 @@ def completion_paths(folder):
 
 
 def numbers_of(paths):
-    """[comp1.png, comp4.png] → [1, 4]; None where comp0.png or comp01.png beside comp1.png leave no number for each."""
+    """[comp1.png, comp4.png] → [1, 4].
+
+    1 … N where comp0.png, or comp01.png beside comp1.png, leave no number for each.
+    """
     numbers = [int(path.stem.removeprefix("comp")) for path in paths]
-    return numbers if len({0, *numbers}) > len(numbers) else None
+    return numbers if len({0, *numbers}) > len(numbers) else list(range(1, len(paths) + 1))
 
 
 def stem_of(source):

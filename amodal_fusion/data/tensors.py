@@ -44,6 +44,11 @@ def to_floats(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             for name, t in batch.items()}
 
 
+def as_tensor(picture: np.ndarray) -> torch.Tensor:
+    """A single picture (H,W,C) uint8 → (1,C,H,W) float32 in [0,1]."""
+    return torch.tensor(picture).permute(2, 0, 1)[None].float() / 255
+
+
 def to_tensors(scene: Scene, slots: int) -> dict[str, torch.Tensor]:
     """A Scene → the network's tensors without a batch, its completions padded to `slots`, and its original."""
     return to_floats(to_uint8(scene, slots))

@@ -49,7 +49,7 @@ def _write_scene(data, output, stem):
     shutil.copyfile(output / "figure.png", place("visualization"))
     hole = read_image(data / "mask.png", "L") >= 128
     paths = completion_paths(data)
-    numbered = [(number, path) for number, path in zip(numbers_of(paths) or range(1, len(paths) + 1), paths)
+    numbered = [(number, path) for number, path in zip(numbers_of(paths), paths)
                 if (output / f"weight_{number}.png").exists()]
     for number, path in numbered:
         weight = colormaps["viridis"](read_image(output / f"weight_{number}.png", "L"))[..., :3]

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from amodal_fusion.data.images import read_image, resize, write_image
 from amodal_fusion.data.scenes import read_large
+from amodal_fusion.data.tensors import as_tensor
 from amodal_fusion.errors import ConfigError, SceneError
 from amodal_fusion.evaluation.inpainters import GIVEN, grow
 from amodal_fusion.evaluation.rules import visible_error
@@ -193,11 +194,11 @@ def read_given(given, data, output, seam):
 def paint_visible_fit(data, max_completions=None):
     """The rule visible fit of `apply_rules`, one completion at a time: picture (H,W,3), and what none covers, (H,W)."""
     scene = read_large(data, max_completions)
-    partial = torch.from_numpy(scene.partial).permute(2, 0, 1)[None].float() / 255
+    partial = as_tensor(scene.partial)
     mask = torch.from_numpy(scene.mask)[None, None].float()
 
     def error(completion):
-        rgba = torch.tensor(completion).permute(2, 0, 1)[None, None].float() / 255
+        rgba = as_tensor(completion)[None]
         return visible_error({"partial": partial, "mask": mask, "completions": rgba}).item()
 
     colours, covered = fill_pixels(scene), np.zeros(scene.mask.sum(), bool)

@@ -156,10 +156,10 @@ def describe_scene(data, output):
 def _completions(data, output):
     """[{file, number, name}] of the completions that have a weight map."""
     paths = completion_paths(data)
-    numbers = numbers_of(paths) or range(1, len(paths) + 1)
     sources = sources_of(data, paths) or [None] * len(paths)
     return [{"file": path.name, "number": number, "name": stem_of(source or path.name)}
-            for path, number, source in zip(paths, numbers, sources) if (output / f"weight_{number}.png").exists()]
+            for path, number, source in zip(paths, numbers_of(paths), sources)
+            if (output / f"weight_{number}.png").exists()]
 
 
 def _undecided(output, completions, hole):

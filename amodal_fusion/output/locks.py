@@ -113,7 +113,7 @@ def list_locks(lock, path, data_dir, scene_ids, max_completions=None):
     for scene_id, listed in locks.items():  # before outputs of earlier runs are touched
         paths = completion_paths(Path(data_dir) / scene_id)[:max_completions]
         try:
-            to_slots(listed, numbers_of(paths) or range(1, len(paths) + 1))
+            to_slots(listed, numbers_of(paths))
         except SceneError as error:
             raise ConfigError(f"{path or data_dir}: {scene_id}: {error}", "lock" if lock else "locks") from None
     return locks

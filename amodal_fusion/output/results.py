@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from amodal_fusion.data.images import IMAGE_SUFFIXES, read_image, resize
+from amodal_fusion.data.tensors import as_tensor
 from amodal_fusion.errors import ConfigError, SceneError
 from amodal_fusion.evaluation.image_networks import load_clip, load_fid
 from amodal_fusion.evaluation.inpainters import GIVEN
@@ -182,8 +183,3 @@ def read_result(path, row):
         raise SceneError(f"{path}: {size[0]}×{size[1]} pixels; expected {right}×{bottom}, as handed over, or "
                          f"{width}×{height}, as the scene {row['scene']}")
     return resize(picture[top:bottom, left:right], (height, width))
-
-
-def as_tensor(picture):
-    """(H,W,3) uint8 → (1,3,H,W) in [0,1]."""
-    return torch.tensor(picture).permute(2, 0, 1)[None].float() / 255

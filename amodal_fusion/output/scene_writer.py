@@ -9,7 +9,7 @@ import torch
 
 from amodal_fusion.data.images import resize, write_image
 from amodal_fusion.data.scenes import read_large
-from amodal_fusion.data.tensors import to_tensors
+from amodal_fusion.data.tensors import as_tensor, to_tensors
 from amodal_fusion.errors import SceneError
 from amodal_fusion.evaluation.figures import TILE, draw_scene
 from amodal_fusion.evaluation.rules import best_rule
@@ -77,27 +77,27 @@ class SceneWriter:
         if idle:
             print(f"note: {scene_id}: lock {', '.join(map(str, idle))} changes nothing; the two do not overlap in the "
                   "hole", file=sys.stderr, flush=True)
-        row = None
+        row, made = None, make_guide(scene, blend, self.guide_confidence, self.min_region)
         if exact:
-            row = self.measure(scene, blend)
+            row = self.measure(scene, blend, made)
         elif wanted:
             row = self.measure_smaller(scene, logits, locks)
         with scene_outputs(folder) as stage:
             write_outputs(stage, scene, blend, describe(scene_id, row), self.figures)
             write_unlocked(stage, scene, blend, unlocked)
-            guide, inpaint_mask = make_guide(scene, blend, self.guide_confidence, self.min_region)
-            write_image(stage / "guide.png", guide)
-            write_image(stage / "inpaint_mask.png", inpaint_mask.astype(np.uint8) * 255)
+            write_image(stage / "guide.png", made[0])
+            write_image(stage / "inpaint_mask.png", made[1].astype(np.uint8) * 255)
             write_order(stage / "order.json", scene, order_of(scene, blend, logits, locks))
             write_record(stage, self.made_by, digest, row, self.asked(scene_id))
             write_image(stage / WHOLE, blend.fused(scene.partial))
 
-    def measure(self, scene, blend):
+    def measure(self, scene, blend, made):
+        """`evaluate_scene`; `made`: guide and inpainting mask of `make_guide`, which only an evaluation needs."""
         result = as_result(scene, blend)
         if self.evaluate:
-            guide, todo = make_guide(scene, blend, self.guide_confidence, self.min_region)
-            result["guide"] = torch.from_numpy(guide).permute(2, 0, 1)[None].float() / 255
-            result["inpaint_mask"] = torch.from_numpy(todo)[None, None].float()
+            guide, inpaint_mask = made
+            result["guide"] = as_tensor(guide)
+            result["inpaint_mask"] = torch.from_numpy(inpaint_mask)[None, None].float()
         return evaluate_scene(scene.id, result, self.perceptual, self.evaluate, self.inpaint_command, self.seam)
 
     def measure_smaller(self, scene, logits, locks=()):
@@ -111,7 +111,8 @@ class SceneWriter:
         photo = photo_digest(np.moveaxis(scene.original, -1, 0))  # equal for all holes of the photo, at any scale
         blend = blend_hole(small, torch.from_numpy(logits))
         lock_blend(locks, small, blend, np.divide(small.mask.shape, scene.mask.shape)[::-1])
-        return self.measure(small, blend) | {"scale": scale, "photo": photo}
+        made = make_guide(small, blend, self.guide_confidence, self.min_region) if self.evaluate else None
+        return self.measure(small, blend, made) | {"scale": scale, "photo": photo}
 
 
 def measured_scale(scene):
